@@ -1,0 +1,37 @@
+"""Every check and test: `nox` runs all of them, `nox -s tests` one."""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+nox.options.sessions = ["check", "tests"]
+nox.options.error_on_missing_interpreters = True
+nox.options.reuse_existing_virtualenvs = True
+
+CONSTRAINTS = ("-c", "constraints.txt")
+
+
+@nox.session
+def check(session: nox.Session) -> None:
+    """Lint, format, strict types and import layers."""
+    session.install(*CONSTRAINTS, "-e", ".[check,test]", "nox")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("lint-imports")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests of the core, in an environment with only the core installed."""
+    session.install(*CONSTRAINTS, ".[test]")
+    # One thread per forward: more than the cores is ruinous, and results repeat to the bit.
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    arguments = session.posargs or ["--durations=10"]
+    session.run("pytest", *arguments, env={**environment, **_keep("CI", "HYPOTHESIS_PROFILE")})
+
+
+def _keep(*names: str) -> dict[str, str]:
+    return {name: os.environ[name] for name in names if name in os.environ}

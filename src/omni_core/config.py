@@ -1,0 +1,252 @@
+"""What an engine is built from: one validated, immutable object, filled from four sources."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydantic_settings.exceptions import SettingsError
+
+from omni_core.errors import ConfigError, closest
+from omni_core.validation import Int, PositiveInt, Seconds, explain
+
+DEFAULT_FILE = "omni.toml"
+ENV_PREFIX = "OMNI_"
+# Environment variables with our prefix that are no fields of the configuration.
+OTHER_ENVIRONMENT = frozenset({"OMNI_PLUGINS_DISABLE"})
+
+
+def _as_text(value: Any) -> Any:
+    """Take a path or a torch.dtype where its name is expected."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value).__module__ == "torch" and type(value).__name__ in ("dtype", "device"):
+        return str(value).removeprefix("torch.")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+
+
+def _name_or_class(value: Any) -> Any:
+    if not isinstance(value, (str, type)) or value == "":
+        raise ValueError("give a registered name, an import path pkg.mod:Class, or a class")
+    return value
+
+
+ExecutorChoice = Annotated[Any, BeforeValidator(_name_or_class)]
+DtypeName = Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(_as_text)]
+
+
+class OmniDiffusionConfig(BaseSettings):
+    """Everything an engine needs to know.
+
+    Values come, strongest first, from keyword arguments, `OMNI_*` environment variables, `omni.toml` in the
+    working directory (or the file given to `from_file`), and the defaults below. `sources()` tells which.
+
+    Raises:
+        ConfigError: A value is impossible or a field unknown; the message names the closest valid one.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+    )
+
+    model: Text | None = Field(
+        None,
+        min_length=1,
+        description="A folder in diffusers layout, a hub id, or an import path pkg.mod:factory of a function that "
+        "returns a pipeline. Unset: the small model that ships with omni.",
+    )
+    model_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further keywords for DiffusionPipeline.from_pretrained (variant, revision, …) or the factory.",
+    )
+    executor_class: ExecutorChoice = Field(
+        "inline", description="How the work is executed: a registered name, or an import path pkg.mod:Class."
+    )
+    executor_options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of that executor, validated by its own options model."
+    )
+    device: Text = Field("auto", min_length=1, description="auto, cpu, cuda, cuda:1, mps, …")
+    dtype: DtypeName = Field("auto", description="Precision. auto is float32 on CPU and bfloat16 on accelerators.")
+    max_num_seqs: PositiveInt = Field(
+        8, le=4096, description="Requests that one replica works on at a time; further ones wait."
+    )
+    data_parallel_size: PositiveInt = Field(1, description="Independent replicas of the model.")
+    cfg_parallel_size: PositiveInt = Field(1, description="Ranks that share the rows of one forward.")
+    ulysses_degree: PositiveInt = Field(1, description="Ranks of Ulysses sequence parallelism.")
+    ring_degree: PositiveInt = Field(1, description="Ranks of ring attention.")
+    tensor_parallel_size: PositiveInt = Field(1, description="Ranks of tensor parallelism.")
+    max_retries: Int = Field(
+        2, ge=0, le=100, description="Times a request is run again after the worker under it died."
+    )
+    step_timeout_s: Seconds | None = Field(
+        None, description="Seconds after which a worker that does not answer is taken for dead."
+    )
+    startup_timeout_s: Seconds = Field(600.0, description="Seconds that loading the pipeline may take.")
+    compile: bool | dict[str, Any] = Field(
+        False, description="Compile the denoiser with torch.compile; a table holds its keyword arguments."
+    )
+    cache: str | dict[str, Any] | None = Field(None, description="Step cache of diffusers (enable_cache).")
+    offload: Literal["none", "model", "sequential", "group"] = Field(
+        "none", description="Keep weights in host memory and move them to the accelerator when needed."
+    )
+    attention_backend: str | None = Field(None, description="Attention implementation, as diffusers names it.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with a model from a hub.")
+    request_defaults: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the pipeline for requests that do not set them."
+    )
+    worker_extension_cls: str | None = Field(
+        None, description="Import path pkg.mod:Class whose methods are added to every worker."
+    )
+    num_threads: PositiveInt | None = Field(
+        None, description="CPU threads of each worker's forward passes. Unset: chosen by the executor."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="Least level logged.")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="console for people, json for machines; auto is console."
+    )
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __init__(self, **values: Any) -> None:
+        recorded: list[tuple[str, dict[str, Any]]] = []
+        token = _recorded.set(recorded)
+        try:
+            _refuse_misspelled_environment()
+            super().__init__(**values)
+        except pydantic.ValidationError as error:
+            raise ConfigError(explain(error, "configuration", type(self).model_fields)) from error
+        except SettingsError as error:
+            raise ConfigError(f"Invalid configuration: {error}: {error.__cause__}") from error
+        finally:
+            _recorded.reset(token)
+        for name in type(self).model_fields:
+            self._sources[name] = next((source for source, found in recorded if name in found), "default")
+
+    @classmethod
+    def from_file(cls, file: str | os.PathLike[str], **values: Any) -> OmniDiffusionConfig:
+        """Build a configuration from a TOML file other than `omni.toml`; arguments and environment go before it.
+
+        Raises:
+            ConfigError: The file cannot be read, or what it says is invalid.
+        """
+        path = Path(file)
+        if not path.is_file():
+            raise ConfigError(f"There is no configuration file at {path}.")
+        token = _file.set(path)
+        try:
+            return cls(**values)
+        finally:
+            _file.reset(token)
+
+    def sources(self) -> dict[str, str]:
+        """Return for each field where its value came from: argument, environment NAME, file PATH, or default."""
+        return dict(self._sources)
+
+    def replace(self, **values: Any) -> OmniDiffusionConfig:
+        """Return a copy with some values changed, validated again; sources of the others are kept.
+
+        Raises:
+            ConfigError: A value is impossible or a field unknown.
+        """
+        unchanged = {name: getattr(self, name) for name in type(self).model_fields if name not in values}
+        copy = type(self)(**unchanged, **values)
+        for name in unchanged:
+            copy._sources[name] = self._sources[name]
+        return copy
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: arguments, environment, file."""
+        arguments = init_settings.init_kwargs if isinstance(init_settings, InitSettingsSource) else {}
+        return (
+            _Arguments(settings_cls, arguments),
+            _Environment(settings_cls),
+            _File(settings_cls, _file.get()),
+        )
+
+
+# What each source of the configuration under construction provided, strongest first.
+_recorded: contextvars.ContextVar[list[tuple[str, dict[str, Any]]]] = contextvars.ContextVar("_recorded")
+_file: contextvars.ContextVar[Path] = contextvars.ContextVar("_file", default=Path(DEFAULT_FILE))
+
+
+class _Arguments(InitSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        _recorded.get().append(("argument", found))
+        return found
+
+
+class _Environment(EnvSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        for name in found:
+            _recorded.get().append((f"environment {ENV_PREFIX}{name.upper()}", {name: found[name]}))
+        return found
+
+
+class _File(TomlConfigSettingsSource):
+    def __init__(self, settings_cls: type[BaseSettings], path: Path) -> None:
+        self._path = path
+        try:
+            super().__init__(settings_cls, path)
+        except (ValueError, OSError) as error:  # tomllib.TOMLDecodeError is a ValueError
+            raise ConfigError(f"The configuration file {path} cannot be read: {error}") from error
+
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        _recorded.get().append((f"file {self._path}", found))
+        return found
+
+
+def unknown_environment(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Return the `OMNI_*` variables that are set and that mean nothing to omni."""
+    fields = OmniDiffusionConfig.model_fields
+    names = os.environ if environment is None else environment
+    return sorted(
+        name
+        for name in names
+        if name.startswith(ENV_PREFIX)
+        and name not in OTHER_ENVIRONMENT
+        and name.removeprefix(ENV_PREFIX).lower().split("__")[0] not in fields
+    )
+
+
+def _refuse_misspelled_environment() -> None:
+    # Other software uses the prefix too (NVIDIA Omniverse), so only a near miss is an error.
+    for name in unknown_environment():
+        near = closest(name.removeprefix(ENV_PREFIX), OmniDiffusionConfig.model_fields)
+        if near is not None:
+            raise ConfigError(
+                f"The environment variable {name} sets no field of the configuration. "
+                f"Did you mean {ENV_PREFIX}{near.upper()}? Unset or rename {name}."
+            )

@@ -1,0 +1,1 @@
+"""The engine: takes requests from any thread, schedules them, and hands their results back."""

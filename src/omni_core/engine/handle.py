@@ -1,0 +1,165 @@
+"""What a caller holds of a submitted request."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omni_core.errors import EngineClosedError
+from omni_core.outputs import OmniRequestOutput
+from omni_core.request import OmniDiffusionRequest
+
+EventKind = Literal["queued", "started", "step", "finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEvent:
+    """Something that happened to a request.
+
+    Attributes:
+        kind: `"queued"`, `"started"`, `"step"` or `"finished"`. The last comes once, whatever the end was.
+        request_id: Which request.
+        step: Denoising steps done.
+        num_steps: Steps in all; 0 while not known.
+        preview: A small picture of the state so far, where one was asked for.
+        output: The end of the request; set on `"finished"`.
+    """
+
+    kind: EventKind
+    request_id: str
+    step: int = 0
+    num_steps: int = 0
+    preview: Any = None
+    output: OmniRequestOutput | None = None
+
+
+class RequestHandle:
+    """A submitted request: wait for it, follow it, abort it. Every method may be called from any thread.
+
+    Attributes:
+        request: What was submitted.
+    """
+
+    def __init__(self, request: OmniDiffusionRequest, abort: Callable[[str], None]) -> None:
+        self.request = request
+        self._abort = abort
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._events: list[RequestEvent] = []
+        self._output: OmniRequestOutput | None = None
+        self._callbacks: list[Callable[[RequestHandle], None]] = []
+
+    def __repr__(self) -> str:
+        state = self._output.finish_reason if self._output else (self._events[-1].kind if self._events else "new")
+        return f"<RequestHandle {self.request_id} {state}>"
+
+    @property
+    def request_id(self) -> str:
+        """Id of the request."""
+        return self.request.request_id
+
+    def done(self) -> bool:
+        """Whether the request has ended."""
+        return self._output is not None
+
+    def result(self, timeout: float | None = None) -> OmniRequestOutput:
+        """Wait for the end of the request.
+
+        Args:
+            timeout: Seconds to wait; None waits until it ends, as every request does, by an error if need be.
+
+        Returns:
+            The output, also of a request that failed or was aborted: see `finish_reason` and `raise_for_error()`.
+
+        Raises:
+            TimeoutError: It has not ended yet. It goes on; abort it or ask again.
+            EngineClosedError: This process was forked from the engine's, and will never hear of the end.
+        """
+        self._refuse_forked()
+        with self._changed:
+            if not self._changed.wait_for(self.done, timeout):
+                raise TimeoutError(f"Request {self.request_id!r} has not ended within {timeout:g} s; it goes on.")
+            assert self._output is not None
+            return self._output
+
+    def events(self, timeout: float | None = None) -> Iterator[RequestEvent]:
+        """Yield every event of the request, from the first to `"finished"`, waiting for those to come.
+
+        Each call begins with the first event again.
+
+        Args:
+            timeout: Most seconds to wait for the next event.
+
+        Raises:
+            TimeoutError: The next event did not come in time.
+        """
+        self._refuse_forked()
+        position = 0
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: len(self._events) > position, timeout):  # noqa: B023
+                    raise TimeoutError(f"Request {self.request_id!r}: no event within {timeout:g} s; it goes on.")
+                event = self._events[position]
+            position += 1
+            yield event
+            if event.kind == "finished":
+                return
+
+    def abort(self) -> None:
+        """End the request at its next denoiser call, or before it starts. Does nothing once it has ended."""
+        self._abort(self.request_id)
+
+    def add_done_callback(self, callback: Callable[[RequestHandle], None]) -> None:
+        """Call `callback(handle)` when the request ends: in the engine's thread, or at once if it has ended.
+
+        The callback must be quick: the engine waits for it.
+        """
+        with self._changed:
+            if self._output is None:
+                self._callbacks.append(callback)
+                return
+        callback(self)
+
+    def _refuse_forked(self) -> None:
+        if os.getpid() != self._pid:
+            raise EngineClosedError(f"Request {self.request_id!r} runs in the process that this one was forked from.")
+
+    def _add_event(self, event: RequestEvent) -> None:
+        with self._changed:
+            if self._output is None:
+                self._events.append(event)
+                self._changed.notify_all()
+
+    def _finish(self, output: OmniRequestOutput) -> list[Callable[[RequestHandle], None]]:
+        """Set the output; return the callbacks that are due. Only the first call has an effect."""
+        with self._changed:
+            if self._output is not None:
+                return []
+            last = self._events[-1] if self._events else None
+            self._events.append(
+                RequestEvent(
+                    "finished",
+                    self.request_id,
+                    step=last.step if last else 0,
+                    num_steps=last.num_steps if last else 0,
+                    output=output,
+                )
+            )
+            self._output = output
+            self._changed.notify_all()
+            callbacks, self._callbacks = self._callbacks, []
+            return callbacks
+
+
+def wait_all(handles: list[RequestHandle], timeout: float | None) -> list[OmniRequestOutput]:
+    """Wait for several requests and return their outputs in order.
+
+    Raises:
+        TimeoutError: One of them has not ended within `timeout` seconds from now.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    return [handle.result(None if deadline is None else max(0.0, deadline - time.monotonic())) for handle in handles]

@@ -1,0 +1,296 @@
+"""The executor contract: how work reaches the model. See docs/PLUGIN_AUTHORS.md.
+
+The engine decides *what* runs next; an executor decides *where*, and owns the workers, their health and their end.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from omni_core.config import OmniDiffusionConfig
+from omni_core.errors import ConfigError, ExecutorError, OmniError, StartupError
+from omni_core.hookspecs import Hooks
+from omni_core.log import get_logger
+from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
+from omni_core.pipeline_info import PipelineInfo
+from omni_core.request import OmniDiffusionRequest
+from omni_core.serial_thread import SerialThread
+
+log = get_logger(__name__)
+
+# Options that change how the work is executed: an executor honours one only if it says so.
+PARALLEL_OPTIONS = frozenset(
+    {"data_parallel_size", "cfg_parallel_size", "ulysses_degree", "ring_degree", "tensor_parallel_size"}
+)
+# Options that our DiffusionWorker honours wherever it runs.
+WORKER_OPTIONS = frozenset({"compile", "offload", "attention_backend", "worker_extension_cls", "num_threads"})
+OPTIONS_TO_DECLARE = PARALLEL_OPTIONS | WORKER_OPTIONS | {"step_timeout_s", "cache"}
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorContext:
+    """What the engine hands to an executor besides the configuration.
+
+    Attributes:
+        options: `executor_options`, validated: an instance of the executor's own options model, or None.
+        plugins: The plugins of this engine.
+        pipeline: The pipeline object given to the engine, if one was.
+    """
+
+    options: Any = None
+    plugins: Hooks | None = None
+    pipeline: Any = None
+
+
+class DiffusionExecutor(ABC):
+    """Runs requests on one or more replicas of a model.
+
+    A subclass writes five methods: `_init_executor`, `collective_rpc`, `execute_model`, `check_health` and
+    `shutdown`. Everything else is derived from them::
+
+        class RemoteExecutor(DiffusionExecutor):
+            def _init_executor(self):
+                self.client = connect(self.options.address)
+
+            def execute_model(self, requests):
+                return [self.client.run(request) for request in requests]
+
+            def collective_rpc(self, method, timeout=None, args=(), kwargs=None, unique_reply_rank=None):
+                replies = [self.client.call(method, args, kwargs or {}, timeout)]
+                return replies if unique_reply_rank is None else replies[unique_reply_rank]
+
+            def check_health(self):
+                self.client.ping()
+
+            def shutdown(self):
+                self.client.close()
+
+    An executor whose workers run omni's `DiffusionWorker` also overrides `execute_step` and sets
+    `runs_diffusion_worker`; it then gets progress and abort at every denoising step.
+
+    Attributes:
+        supported_options: Names of the configuration fields in `OPTIONS_TO_DECLARE` that the executor honours.
+            Another one that is set is refused at start-up.
+        runs_diffusion_worker: Whether the workers are omni's own, so that their pipeline can be asked what it takes,
+            and running requests can be aborted between two steps.
+        accepts_pipeline: Whether it takes a pipeline object (`DiffusionEngine(config, pipeline=…)`).
+        config: The configuration of the engine.
+        options: `executor_options` as an instance of the options model of the executor's `ExecutorSpec`.
+        plugins: The plugins of the engine.
+
+    Args:
+        config: The configuration of the engine.
+        context: What the engine hands over besides.
+
+    Raises:
+        ConfigError: The configuration asks for what this executor cannot do.
+        StartupError: It could not start; what it had started is shut down again.
+    """
+
+    supported_options: ClassVar[frozenset[str]] = frozenset()
+    runs_diffusion_worker: ClassVar[bool] = False
+    accepts_pipeline: ClassVar[bool] = False
+
+    def __init__(self, config: OmniDiffusionConfig, context: ExecutorContext | None = None) -> None:
+        context = context or ExecutorContext()
+        self.config = config
+        self.options = context.options
+        self.plugins = context.plugins
+        self._pipeline = context.pipeline
+        self._sleep_lock = threading.Lock()
+        self._sleep_level = 0
+        self._wake_listeners: list[Callable[[], None]] = []
+        self._close_lock = threading.Lock()
+        self._closed = False
+        self._step_threads: dict[int, SerialThread] = {}
+        self._refuse_unsupported_options()
+        try:
+            self._init_executor()
+        except BaseException as error:
+            try:
+                self.close()
+            except Exception:
+                log.warning("clean-up after a failed start failed too", executor=self.name, exc_info=True)
+            if isinstance(error, OmniError) or not isinstance(error, Exception):
+                raise
+            raise StartupError(f"The executor {self.name} could not start: {type(error).__name__}: {error}") from error
+
+    # What a subclass writes.
+
+    @abstractmethod
+    def _init_executor(self) -> None:
+        """Start the workers and load the model; return when requests can be served.
+
+        `config`, `options` and `plugins` are set. If it raises, `shutdown` is called.
+        """
+
+    @abstractmethod
+    def collective_rpc(
+        self,
+        method: str | Callable[..., Any],
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Any:
+        """Call a method on every worker.
+
+        Args:
+            method: Name of a method of the worker, or a callable that gets the worker as its first argument.
+            timeout: Seconds to wait for the replies; None waits until they come.
+            args: Further positional arguments.
+            kwargs: Keyword arguments.
+            unique_reply_rank: Rank whose reply alone is wanted. The call runs on all ranks all the same.
+
+        Returns:
+            A list with one result per rank of every replica, or one result if `unique_reply_rank` is given.
+
+        Raises:
+            RPCError: The call raised in a worker, or the worker has no such method.
+            RPCTimeoutError: A reply did not come in time.
+        """
+
+    @abstractmethod
+    def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
+        """Run whole requests to their end.
+
+        Returns:
+            One output per request, in their order. A request that fails has `finish_reason="error"` and does not
+            disturb the others.
+        """
+
+    @abstractmethod
+    def check_health(self) -> None:
+        """Return if requests can be served, within a second, even while all workers are busy.
+
+        Raises:
+            ExecutorError: They cannot; the message says why.
+        """
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """End every worker and release what the executor holds. Also called after a start that failed half-way."""
+
+    # What is derived.
+
+    @property
+    def name(self) -> str:
+        """Name of the executor in messages."""
+        return type(self).__name__
+
+    @property
+    def num_replicas(self) -> int:
+        """Number of replicas that `execute_step` can address."""
+        return self.config.data_parallel_size
+
+    def execute_step(self, replica: int, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
+        """Do what the scheduler asks of one replica.
+
+        This version hands whole requests to `execute_model`, in a thread per replica, and reports when all of them
+        have ended; a request that runs cannot be aborted. An executor that can advance requests step by step
+        overrides it.
+
+        Args:
+            replica: Index of the replica, from 0 to `num_replicas - 1`.
+            scheduler_output: What to take up, what to give up, and how far to go.
+
+        Returns:
+            A future of what was done. It fails only if the replica as a whole failed.
+        """
+        if not scheduler_output.new_requests:
+            nothing_done: Future[StepOutput] = Future()
+            nothing_done.set_result(StepOutput())
+            return nothing_done
+        if replica not in self._step_threads:
+            self._step_threads[replica] = SerialThread(f"omni-{self.name}-{replica}")
+        return self._step_threads[replica].submit(self._execute_whole_requests, scheduler_output.new_requests)
+
+    def _execute_whole_requests(self, requests: list[OmniDiffusionRequest]) -> StepOutput:
+        outputs = self.execute_model(list(requests))
+        if [output.request_id for output in outputs] != [request.request_id for request in requests]:
+            raise ExecutorError(
+                f"{self.name}.execute_model broke its contract: it must return one output per request, in order. "
+                f"Asked for {[request.request_id for request in requests]}, "
+                f"got {[output.request_id for output in outputs]}."
+            )
+        return StepOutput(started=[request.request_id for request in requests], finished=outputs)
+
+    def describe_pipeline(self) -> PipelineInfo | None:
+        """Return what the pipeline takes, so that a bad request is refused before it is sent; None if not known."""
+        if not self.runs_diffusion_worker:
+            return None
+        info: PipelineInfo = self.collective_rpc("describe_pipeline", unique_reply_rank=0)
+        return info
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether the workers are asleep: requests then wait."""
+        return self._sleep_level > 0
+
+    def sleep(self, level: int = 1) -> None:
+        """Free accelerator memory until `wake_up`. Requests that arrive meanwhile wait.
+
+        Args:
+            level: 1 moves the weights to host memory, 2 drops them.
+
+        Raises:
+            ValueError: There is no such level.
+        """
+        if level not in (1, 2):
+            raise ValueError(f"sleep level {level!r} does not exist: 1 moves weights to host memory, 2 drops them")
+        with self._sleep_lock:
+            if self._sleep_level >= level:
+                return
+            before, self._sleep_level = self._sleep_level, level
+            try:
+                self.collective_rpc("sleep", kwargs={"level": level})
+            except BaseException:
+                self._sleep_level = before
+                raise
+
+    def wake_up(self) -> None:
+        """Bring the weights back and serve the requests that waited. Does nothing if awake."""
+        with self._sleep_lock:
+            if self._sleep_level == 0:
+                return
+            self.collective_rpc("wake_up")
+            self._sleep_level = 0
+        for listener in list(self._wake_listeners):
+            listener()
+
+    def on_wake_up(self, listener: Callable[[], None]) -> None:
+        """Call `listener()` each time that the workers were woken up."""
+        self._wake_listeners.append(listener)
+
+    def close(self) -> None:
+        """Call `shutdown` once, whoever asks and however often, and end the threads of `execute_step`."""
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            self.shutdown()
+        finally:
+            for thread in self._step_threads.values():
+                thread.close(timeout=5.0)
+
+    def _refuse_unsupported_options(self) -> None:
+        fields = type(self.config).model_fields
+        for name in sorted(OPTIONS_TO_DECLARE - self.supported_options):
+            value = getattr(self.config, name)
+            if value != fields[name].get_default():
+                raise ConfigError(
+                    f"The executor {self.name} does not support {name} = {value!r} "
+                    f"(set by {self.config.sources().get(name, 'argument')}). "
+                    f"Remove it, or choose another executor_class."
+                )
+        if self._pipeline is not None and not self.accepts_pipeline:
+            raise ConfigError(
+                f"The executor {self.name} cannot take a pipeline object: its workers load the pipeline themselves. "
+                "Set model to a folder, a hub id or an import path pkg.mod:factory."
+            )

@@ -1,0 +1,109 @@
+"""The embedded default: one worker in this process, in a thread of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, ClassVar
+
+from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
+from omni_core.executor import WORKER_OPTIONS, DiffusionExecutor
+from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
+from omni_core.request import OmniDiffusionRequest
+from omni_core.serial_thread import SerialThread
+
+# Seconds that closing waits for the denoiser call that is running; the thread is a daemon and holds nothing up.
+_CLOSE_TIMEOUT_S = 30.0
+
+
+class InlineExecutor(DiffusionExecutor):
+    """Runs one `DiffusionWorker` in this process.
+
+    Steps and calls take their turns in the worker's thread, so a call waits at most for the step that is running.
+    """
+
+    supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS
+    runs_diffusion_worker: ClassVar[bool] = True
+    accepts_pipeline: ClassVar[bool] = True
+
+    def _init_executor(self) -> None:
+        self._worker: Any = None
+        self._thread = SerialThread("omni-inline-worker")
+        loading = self._thread.submit(self._make_worker)
+        try:
+            loading.result(self.config.startup_timeout_s)
+        except FutureTimeoutError:
+            if loading.done():  # a TimeoutError of the loading itself
+                raise
+            raise StartupError(
+                f"Loading the pipeline took more than startup_timeout_s = {self.config.startup_timeout_s:g} s."
+            ) from None
+
+    def _make_worker(self) -> None:
+        from omni_core.worker.worker import worker_class
+
+        self._worker = worker_class(self.config)(self.config, hooks=self.plugins, pipeline=self._pipeline)
+
+    def execute_step(self, replica: int, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
+        """Advance the running requests by `num_steps` denoiser calls."""
+        return self._submit(self._execute_step, scheduler_output)
+
+    def _execute_step(self, scheduler_output: SchedulerOutput) -> StepOutput:
+        output: StepOutput = self._worker.execute_step(scheduler_output)
+        return output
+
+    def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
+        """Run whole requests to their end; the engine's own requests wait meanwhile."""
+        outputs: list[OmniRequestOutput] = self._submit(lambda: self._worker.execute_model(list(requests))).result()
+        return outputs
+
+    def collective_rpc(
+        self,
+        method: str | Callable[..., Any],
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Any:
+        """Call a method of the one worker, between two steps."""
+        if unique_reply_rank not in (None, 0):
+            raise RPCError(f"There is no rank {unique_reply_rank}: the inline executor has one worker, rank 0.")
+        name = method if isinstance(method, str) else getattr(method, "__name__", repr(method))
+        future = self._submit(lambda: self._worker.call(method, args, kwargs))
+        try:
+            result = future.result(timeout)
+        except OmniError:
+            raise
+        except FutureTimeoutError as error:
+            if future.done():
+                raise RPCError(f"The call {name!r} raised {type(error).__name__}: {error}") from error
+            future.cancel()
+            raise RPCTimeoutError(
+                f"The call {name!r} did not return within {timeout:g} s. If it has begun, it runs on in this process "
+                "and its result is dropped."
+            ) from None
+        except Exception as error:
+            raise RPCError(f"The call {name!r} raised {type(error).__name__}: {error}") from error
+        return [result] if unique_reply_rank is None else result
+
+    def check_health(self) -> None:
+        """Return if the worker's thread is there to take work."""
+        if self._worker is None or not self._thread.is_alive:
+            raise ExecutorError("The inline worker is gone: the executor was shut down, or never started.")
+
+    def shutdown(self) -> None:
+        """End running requests where they stand, then the thread."""
+        # A pipeline that is still loading cannot be stopped: it is let go of once it has loaded.
+        self._thread.close(_CLOSE_TIMEOUT_S if self._worker is not None else 0.0, last=self._close_worker)
+
+    def _close_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        try:
+            return self._thread.submit(function, *args)
+        except RuntimeError as error:
+            raise ExecutorError("The inline worker is gone: the executor was shut down.") from error

@@ -1,0 +1,144 @@
+"""What comes back: outputs for the user, and step outputs for the scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omni_core.errors import OmniError, RequestAbortedError, RequestTimeoutError
+from omni_core.request import OmniDiffusionRequest
+
+EndReason = Literal["aborted", "timeout"]
+FinishReason = Literal["finished", "aborted", "error", "timeout"]
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Where the time of one request went.
+
+    Attributes:
+        queue_s: Seconds from submission until a worker began.
+        encode_s: Seconds from there to the first denoiser call (prompt encoding, preparation).
+        denoise_s: Seconds from the first denoiser call to the end of the last.
+        decode_s: Seconds from there to the end (decoding, post-processing).
+        num_steps: Denoising steps done.
+        mean_rows: Mean number of rows of the forwards that this request took part in.
+        num_retries: Times the request was run again because a worker died.
+    """
+
+    queue_s: float = 0.0
+    encode_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+    num_steps: int = 0
+    mean_rows: float = 0.0
+    num_retries: int = 0
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from submission to the end."""
+        return self.queue_s + self.encode_s + self.denoise_s + self.decode_s
+
+
+@dataclass(slots=True)
+class OmniRequestOutput:
+    """The end of one request, whatever way it ended.
+
+    Attributes:
+        request_id: Which request this answers.
+        seed: The seed it was run with: the same seed and arguments give the same output again.
+        finish_reason: `"finished"`, `"aborted"`, `"error"` or `"timeout"`.
+        output: Every field of the pipeline's own output by its name (`images`, `frames`, `audios`, …), in the form
+            that `output_type` asked for. Empty unless finished.
+        error: Why there is no output. None if finished.
+        metrics: Where the time went.
+    """
+
+    request_id: str
+    seed: int
+    finish_reason: FinishReason
+    output: dict[str, Any] = field(default_factory=dict)
+    error: OmniError | None = None
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+
+    @property
+    def images(self) -> list[Any]:
+        """The pictures, one entry each: `PIL.Image.Image`, or an array `[H, W, C]`, or a tensor `[C, H, W]`.
+
+        Empty if the pipeline makes no pictures or the request did not finish.
+        """
+        images = self.output.get("images")
+        return [] if images is None else list(images)
+
+    @classmethod
+    def ended(
+        cls, request: OmniDiffusionRequest, reason: EndReason, metrics: RequestMetrics | None = None
+    ) -> OmniRequestOutput:
+        """Return the output of a request that was given up before it finished."""
+        metrics = metrics or RequestMetrics()
+        where = f"Request {request.request_id!r}"
+        after = f"after {metrics.num_steps} denoising steps"
+        error: OmniError
+        if reason == "aborted":
+            error = RequestAbortedError(f"{where} was aborted {after}.")
+        else:
+            error = RequestTimeoutError(
+                f"{where} did not finish within its timeout_s = {request.timeout_s} and was ended {after}."
+            )
+        return cls(request.request_id, request.seed, reason, error=error, metrics=metrics)
+
+    @classmethod
+    def failed(
+        cls, request: OmniDiffusionRequest, error: OmniError, metrics: RequestMetrics | None = None
+    ) -> OmniRequestOutput:
+        """Return the output of a request that ended with an error."""
+        return cls(request.request_id, request.seed, "error", error=error, metrics=metrics or RequestMetrics())
+
+    def raise_for_error(self) -> OmniRequestOutput:
+        """Raise `error` if there is one, else return this output, so that calls can be chained."""
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+@dataclass(slots=True)
+class StepProgress:
+    """How far one request is: `step` denoising steps done of `num_steps` (0 while not known).
+
+    `preview` is a small picture of the state so far, where one was asked for.
+    """
+
+    request_id: str
+    step: int
+    num_steps: int
+    preview: Any = None
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What one `execute_step` of one replica did.
+
+    Attributes:
+        started: Ids of the requests that a worker began to work on.
+        progress: Newest progress of each request that moved on.
+        finished: Outputs of the requests that ended in it, failures and aborts among them.
+    """
+
+    started: list[str] = field(default_factory=list)
+    progress: list[StepProgress] = field(default_factory=list)
+    finished: list[OmniRequestOutput] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class SchedulerOutput:
+    """What one replica shall do next; the argument of `execute_step`.
+
+    Attributes:
+        new_requests: Requests to take up beside those already running there.
+        ended_requests: Running requests to give up, and why. Each must come back in `StepOutput.finished`.
+        num_steps: Denoiser calls to run, per running request, before reporting back.
+    """
+
+    new_requests: list[OmniDiffusionRequest] = field(default_factory=list)
+    ended_requests: dict[str, EndReason] = field(default_factory=dict)
+    num_steps: int = 1

@@ -1,0 +1,160 @@
+"""From an installed entry point to a plugin whose hooks are known to be sound."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import pluggy
+
+from omni_core.errors import PluginError, did_you_mean
+from omni_core.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, ExecutorSpec
+from omni_core.plugins.records import is_import_path, normalise
+
+
+def installed_entry_points() -> list[importlib.metadata.EntryPoint]:
+    """Return the entry points of our group, even if some distribution's metadata cannot be read."""
+    try:
+        return list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+    except Exception:  # one unreadable entry_points.txt, anywhere in the environment, fails the call above for all
+        return _readable_entry_points()
+
+
+def _readable_entry_points() -> list[importlib.metadata.EntryPoint]:
+    found: list[importlib.metadata.EntryPoint] = []
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        try:
+            name = normalise(distribution.metadata["Name"])
+            ours = [point for point in distribution.entry_points if point.group == ENTRY_POINT_GROUP]
+        except Exception:  # noqa: S112  # not ours to report: most such distributions have nothing to do with omni
+            continue
+        if name not in seen:  # a later one of the same name is shadowed on sys.path
+            found.extend(ours)
+        seen.add(name)
+    return found
+
+
+def identity(entry_point: importlib.metadata.EntryPoint) -> tuple[str | None, str | None]:
+    """Return name and version of the distribution that an entry point came with, None where it does not say."""
+    try:
+        metadata = entry_point.dist.metadata if entry_point.dist is not None else None
+        return (metadata["Name"], metadata["Version"]) if metadata is not None else (None, None)
+    except Exception:  # metadata that is missing or mangled must not stop the discovery
+        return None, None
+
+
+def load(entry_point: importlib.metadata.EntryPoint) -> Any:
+    """Import what an entry point names. Raises whatever the import raises."""
+    if entry_point.pattern.match(entry_point.value) is None:
+        raise PluginError(
+            f"Its entry point says {entry_point.value!r}, which is no import path pkg.mod or pkg.mod:name."
+        )
+    return entry_point.load()
+
+
+def admit(manager: pluggy.PluginManager, plugin: Any, name: str) -> tuple[ExecutorSpec, ...]:
+    """Register a plugin, or leave `manager` as it was and raise.
+
+    Args:
+        manager: Where to register it.
+        plugin: A module, or another object with methods marked `hookimpl`.
+        name: Its name in `manager`.
+
+    Returns:
+        The executors that it offers.
+
+    Raises:
+        PluginError: It cannot be meant so. What its own code and pluggy raise comes through unchanged.
+    """
+    if plugin is None or isinstance(plugin, type):
+        raise PluginError(f"{plugin!r} is no plugin: give a module, or an instance of a class.")
+    if manager.has_plugin(name):
+        raise PluginError(f"There already is a plugin {name!r}.")
+    taken = manager.get_name(plugin)
+    if taken is not None:
+        raise PluginError(f"{_call_it(plugin)} is already registered as {taken!r}.")
+    _refuse_unmarked(manager, plugin)
+    try:
+        manager.register(plugin, name)
+        for hook_name, implementation in implementations(manager, plugin):
+            _check_implementation(manager, hook_name, implementation)
+        return _collect_executors(manager, plugin)
+    except BaseException:
+        if manager.get_plugin(name) is plugin:
+            manager.unregister(name=name)
+        raise
+
+
+def implementations(manager: pluggy.PluginManager, plugin: Any) -> list[tuple[str, pluggy.HookImpl]]:
+    """Return the name and the implementation of each hook that a registered plugin implements."""
+    return [
+        (caller.name, implementation)
+        for caller in manager.get_hookcallers(plugin) or ()
+        for implementation in caller.get_hookimpls()
+        if implementation.plugin is plugin
+    ]
+
+
+def _refuse_unmarked(manager: pluggy.PluginManager, plugin: Any) -> None:
+    # Without the decorator pluggy passes over a hook in silence, and its author wonders why it is never called.
+    for hook_name in vars(manager.hook):
+        function = inspect.getattr_static(plugin, hook_name, None)
+        marks = (f"{PROJECT_NAME}_impl", f"{PROJECT_NAME}_spec")
+        function = getattr(function, "__func__", function)  # staticmethod, classmethod
+        if inspect.isfunction(function) and not any(hasattr(function, mark) for mark in marks):
+            raise PluginError(f"{hook_name} has no decorator and would never be called. Put @hookimpl above it.")
+
+
+def _check_implementation(manager: pluggy.PluginManager, hook_name: str, implementation: pluggy.HookImpl) -> None:
+    caller: pluggy.HookCaller = getattr(manager.hook, hook_name)
+    if caller.spec is None:
+        if implementation.optionalhook:
+            return
+        known = [name for name, other in vars(manager.hook).items() if other.spec is not None]
+        raise PluginError(f"There is no hook {hook_name!r}.{did_you_mean(hook_name, known)}")
+    function = implementation.function
+    if implementation.wrapper or implementation.hookwrapper:
+        raise PluginError(f"{hook_name} is a wrapper: each plugin is called by itself here, there is nothing to wrap.")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise PluginError(f"{hook_name} is `async def`: hooks are plain functions, nothing would await it.")
+    if inspect.isgeneratorfunction(function) and hook_name != "omni_register_executors":
+        raise PluginError(f"{hook_name} contains `yield`: calling it would run none of it.")
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            raise PluginError(f"{hook_name}: pluggy fills no keyword-only arguments. Remove the * before {parameter}.")
+
+
+def _collect_executors(manager: pluggy.PluginManager, plugin: Any) -> tuple[ExecutorSpec, ...]:
+    specs: list[ExecutorSpec] = []
+    for hook_name, implementation in implementations(manager, plugin):
+        if hook_name == "omni_register_executors":
+            answer: Any = implementation.function()
+            if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
+                raise PluginError(f"omni_register_executors gave {answer!r} where a list of ExecutorSpec is expected.")
+            for spec in answer:
+                _check_spec(spec, specs)
+                specs.append(spec)
+    return tuple(specs)
+
+
+def _check_spec(spec: Any, earlier: list[ExecutorSpec]) -> None:
+    if not isinstance(spec, ExecutorSpec):
+        raise PluginError(f"omni_register_executors gave {spec!r} where an ExecutorSpec is expected.")
+    name = spec.name
+    if not isinstance(name, str) or not name or ":" in name or any(char.isspace() for char in name):
+        raise PluginError(f"{name!r} cannot name an executor: give a word without ':' and spaces.")
+    if not is_import_path(spec.target):
+        raise PluginError(f"The target {spec.target!r} of executor {name!r} is no import path pkg.mod:Class.")
+    if spec.options is not None and not is_import_path(spec.options):
+        raise PluginError(f"The options {spec.options!r} of executor {name!r} are no import path pkg.mod:Class.")
+    if type(spec.api) is not int or not isinstance(spec.summary, str):
+        raise PluginError(f"In the ExecutorSpec {name!r}, api is a whole number and summary is text.")
+    if any(other.name == name for other in earlier):
+        raise PluginError(f"The plugin registers the executor {name!r} twice.")
+
+
+def _call_it(plugin: Any) -> str:
+    return f"Module {plugin.__name__}" if inspect.ismodule(plugin) else repr(plugin)

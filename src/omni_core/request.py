@@ -1,0 +1,90 @@
+"""What a user asks for: one call of the pipeline."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from typing import Any
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from omni_core.errors import RequestError
+from omni_core.validation import Float, Int, PositiveInt, Seconds, explain
+
+# Arguments of diffusers pipelines that a request sets through a field of its own, and that field.
+FIELD_OF_ARGUMENT = {
+    "num_images_per_prompt": "num_outputs_per_prompt",
+    "num_videos_per_prompt": "num_outputs_per_prompt",
+    "num_waveforms_per_prompt": "num_outputs_per_prompt",
+    "batch_size": "num_outputs_per_prompt",
+    "generator": "seed",
+}
+
+
+class OmniDiffusionRequest(BaseModel):
+    """One call of the pipeline, with its own seed, size, steps and guidance.
+
+    A field left at None is not passed on: the model's own default holds (the `request_defaults` of the
+    configuration or of the model folder, else the pipeline's).
+
+    Raises:
+        RequestError: A value is impossible or a field unknown; the message names the closest valid one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+    prompt: str | None = Field(None, description="What to generate. None for pipelines that take no prompt.")
+    negative_prompt: str | None = Field(None, description="What to steer away from, where guidance is on.")
+    height: PositiveInt | None = Field(None, le=65536, description="Height in pixels.")
+    width: PositiveInt | None = Field(None, le=65536, description="Width in pixels.")
+    num_inference_steps: PositiveInt | None = Field(None, le=100_000, description="Number of denoising steps.")
+    guidance_scale: Float | None = Field(None, description="Weight of classifier-free guidance.")
+    num_outputs_per_prompt: PositiveInt = Field(
+        1, le=1024, description="Pictures, videos or waveforms made from this request."
+    )
+    seed: Int = Field(
+        default_factory=lambda: secrets.randbelow(2**32),
+        ge=0,
+        lt=2**63,
+        description="Seed of the random generator. A request without one gets one, and its output reports it.",
+    )
+    output_type: str | None = Field(
+        None, min_length=1, description="Form of the output, as the pipeline knows it: pil, np, pt, latent."
+    )
+    priority: Int = Field(0, description="Requests with a larger number go first.")
+    timeout_s: Seconds | None = Field(
+        None, description="Seconds from submission after which the request ends with finish_reason='timeout'."
+    )
+    request_id: str = Field(
+        default_factory=lambda: uuid.uuid4().hex[:16],
+        pattern=r"^[\w.:-]{1,128}$",
+        description="Name of the request in logs, events and errors; unique among the requests in flight.",
+    )
+    extra_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further keywords of the pipeline: image, mask_image, num_frames, class_labels, strength, …",
+    )
+
+    def __init__(self, **values: Any) -> None:
+        # A request made with seed=None means "choose one", as leaving it out does.
+        if values.get("seed", 0) is None:
+            del values["seed"]
+        try:
+            super().__init__(**values)
+        except pydantic.ValidationError as error:
+            raise RequestError(explain(error, "request", type(self).model_fields)) from error
+
+    @field_validator("extra_args")
+    @classmethod
+    def _keep_fields_out_of_extra_args(cls, extra_args: dict[str, Any]) -> dict[str, Any]:
+        for name in extra_args:
+            if name in cls.model_fields:
+                raise ValueError(f"{name!r} is a field of the request itself; set {name}=…")
+            if name in FIELD_OF_ARGUMENT:
+                raise ValueError(f"{name!r} is set by the request's field {FIELD_OF_ARGUMENT[name]!r}")
+            if name == "return_dict":
+                raise ValueError("'return_dict' is always on: the fields of the output are in OmniRequestOutput.output")
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} is not the name of an argument")
+        return extra_args

@@ -1,0 +1,110 @@
+"""One daemon thread that runs calls in the order in which they were handed over."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class SerialThread:
+    """Runs calls one after another in one thread of its own.
+
+    Unlike `concurrent.futures.ThreadPoolExecutor` its thread is a daemon, so that a call which never ends cannot
+    keep the interpreter from exiting, and a call made from within the thread runs at once instead of waiting for
+    itself.
+
+    Args:
+        name: Name of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._last: Callable[[], Any] = _nothing
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller runs in this thread."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread still takes calls."""
+        return self._thread.is_alive() and not self._closed.is_set()
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run `function(*args, **kwargs)` after all calls before it.
+
+        Returns:
+            A future of its result. Cancelling it before its turn leaves the call out.
+
+        Raises:
+            RuntimeError: The thread was closed.
+        """
+        future: Future[T] = Future()
+
+        def call() -> T:
+            return function(*args, **kwargs)
+
+        if self.is_current:
+            _settle(future, call)
+            return future
+        with self._lock:
+            if self._closed.is_set():
+                raise RuntimeError(f"the thread {self._thread.name} is closed")
+            self._calls.put((future, call))
+        return future
+
+    def close(self, timeout: float | None = None, last: Callable[[], Any] | None = None) -> bool:
+        """Take no more calls, cancel those that wait, and wait for the running one.
+
+        Args:
+            timeout: Seconds to wait; None waits until it is done.
+            last: What the thread does before it ends. Only the first call of `close` sets it.
+
+        Returns:
+            Whether the thread has ended.
+        """
+        with self._lock:
+            if not self._closed.is_set():
+                self._last = last or _nothing
+                self._closed.set()
+                self._calls.put((Future(), _nothing))  # wakes the thread if it is idle
+        if not self.is_current:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            future, call = self._calls.get()
+            if self._closed.is_set():
+                future.cancel()
+            else:
+                _settle(future, call)
+            del future, call  # an idle thread must not keep the last call's result alive
+        while not self._calls.empty():
+            self._calls.get()[0].cancel()
+        _settle(Future(), self._last)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _settle(future: Future[T], call: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    except BaseException as error:  # the future carries it to whoever asked
+        future.set_exception(error)
+    else:
+        future.set_result(result)

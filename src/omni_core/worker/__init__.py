@@ -1,0 +1,1 @@
+"""What runs wherever the work is executed: loading a pipeline and advancing requests through it."""

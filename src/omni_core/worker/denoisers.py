@@ -1,0 +1,107 @@
+"""Finding the denoisers of any pipeline, and making copies of the pipeline in which calling one suspends the task.
+
+Nothing here knows a model by name. A denoiser is a module that the pipeline calls as a function during denoising:
+transformers, UNets, ControlNets, priors. Text and image encoders are left out because they belong to `transformers`,
+autoencoders because a pipeline calls their `encode` and `decode`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# Gets the real module and the arguments of a call that a pipeline made; returns what the pipeline shall get.
+DenoiserCall = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def find_denoisers(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """Return the denoisers of `pipeline` by attribute name, those of pipelines inside it as `outer.inner`."""
+    found: dict[str, torch.nn.Module] = {}
+    for name, value in vars(pipeline).items():
+        if _is_denoiser(value):
+            found[name] = value
+        elif _is_pipeline(value):
+            found.update({f"{name}.{inner}": module for inner, module in find_denoisers(value).items()})
+    return found
+
+
+class SuspendablePipeline:
+    """Makes the copy of a pipeline in which one request runs.
+
+    A copy shares every component with the original, but has schedulers of its own (they hold the state of one run)
+    and stand-ins for the denoisers. A stand-in is of a subclass of the denoiser's class and shares its parameters
+    and attributes, so `isinstance`, `.config`, `.dtype` and the like behave; only calling it is different.
+
+    Args:
+        pipeline: The loaded pipeline. It is not changed.
+        on_call: What calling a stand-in does instead of running the module.
+    """
+
+    def __init__(self, pipeline: Any, on_call: DenoiserCall) -> None:
+        self._pipeline = pipeline
+        self._stand_ins: dict[int, torch.nn.Module] = {}
+        for module in find_denoisers(pipeline).values():
+            if id(module) not in self._stand_ins:
+                self._stand_ins[id(module)] = _stand_in(module, on_call)
+
+    def copy(self, **attributes: Any) -> Any:
+        """Return a copy for one request, with `attributes` set on it and on the pipelines inside it."""
+        return self._copy(self._pipeline, attributes, {})
+
+    def _copy(self, pipeline: Any, attributes: dict[str, Any], schedulers: dict[int, Any]) -> Any:
+        twin = copy.copy(pipeline)
+        # Straight into __dict__: DiffusionPipeline.__setattr__ would write the stand-ins' class into the config.
+        for name, value in vars(pipeline).items():
+            if id(value) in self._stand_ins:
+                twin.__dict__[name] = self._stand_ins[id(value)]
+            elif _is_pipeline(value):
+                twin.__dict__[name] = self._copy(value, attributes, schedulers)
+            elif _is_scheduler(value):
+                if id(value) not in schedulers:
+                    schedulers[id(value)] = copy.deepcopy(value)
+                twin.__dict__[name] = schedulers[id(value)]
+        twin.__dict__.update(attributes)
+        return twin
+
+
+def schedulers_of(pipeline: Any) -> list[Any]:
+    """Return the schedulers of `pipeline` and of the pipelines inside it, each once."""
+    found: dict[int, Any] = {}
+    for value in vars(pipeline).values():
+        if _is_scheduler(value):
+            found[id(value)] = value
+        elif _is_pipeline(value):
+            found.update({id(scheduler): scheduler for scheduler in schedulers_of(value)})
+    return list(found.values())
+
+
+def _is_denoiser(value: Any) -> bool:
+    if not isinstance(value, torch.nn.Module) or isinstance(value, torch.jit.ScriptModule):
+        return False
+    from transformers import PreTrainedModel
+
+    return not isinstance(value, PreTrainedModel) and not hasattr(value, "decode")
+
+
+def _is_pipeline(value: Any) -> bool:
+    from diffusers import DiffusionPipeline
+
+    return isinstance(value, DiffusionPipeline)
+
+
+def _is_scheduler(value: Any) -> bool:
+    return callable(getattr(value, "set_timesteps", None)) and callable(getattr(value, "step", None))
+
+
+def _stand_in(module: torch.nn.Module, on_call: DenoiserCall) -> torch.nn.Module:
+    def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        return on_call(module, args, kwargs)
+
+    real = type(module)
+    body = {"__call__": __call__, "__module__": real.__module__, "__qualname__": real.__qualname__}
+    stand_in: torch.nn.Module = object.__new__(type(real.__name__, (real,), body))
+    stand_in.__dict__ = module.__dict__
+    return stand_in
