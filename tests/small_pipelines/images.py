@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -175,3 +176,16 @@ def flux() -> Any:
         tokenizer_2=t5_tokenizer(),
         transformer=transformer.eval(),
     )
+
+
+def heavy() -> Any:
+    """160 MiB of weights that do not take long to compute with."""
+    pipeline = ddpm()
+    pipeline.unet.ballast = torch.nn.Parameter(torch.zeros(40 * 2**20))
+    return pipeline
+
+
+def slow() -> Any:
+    """Takes longer to load than a test waits for it."""
+    threading.Event().wait(1.0)
+    return ddpm()

@@ -211,12 +211,16 @@ def _prepare(pipeline: Any, config: OmniDiffusionConfig, device: torch.device) -
     denoisers = find_denoisers(pipeline)
     if config.attention_backend is not None:
         for name, module in denoisers.items():
-            set_backend = functools.partial(module.set_attention_backend, config.attention_backend)
+            set_backend = functools.partial(_set_attention_backend, module, config.attention_backend)
             attempt(f"attention_backend = {config.attention_backend!r} for {name}", set_backend)
     if config.compile:
         options = config.compile if isinstance(config.compile, dict) else {}
         for name, module in denoisers.items():
             attempt(f"compile for {name}", functools.partial(module.compile, **options))
+
+
+def _set_attention_backend(module: Any, name: str) -> None:
+    module.set_attention_backend(name)
 
 
 def _offload(pipeline: Any, kind: str, device: torch.device) -> None:

@@ -76,7 +76,7 @@ class PipelineTask:
     def end(self, reason: EndReason) -> None:
         """End the request at the denoiser call where it stands; `finally` blocks of the pipeline run. Sets `output`."""
         for _ in range(_MAX_THROWS):
-            if self.output is not None or not self.is_started:
+            if not self.is_started or self._greenlet.dead:
                 break
             self._enter(TaskEnded)
         self.output = OmniRequestOutput.ended(self.request, reason, self._final_metrics())
@@ -145,7 +145,9 @@ class PipelineTask:
         """Suspend, and run the module once resumed. Called by the stand-ins, inside the task."""
         if self._first_call_at is None:
             self._first_call_at = time.monotonic()
-        self._greenlet.parent.switch()
+        hub = self._greenlet.parent
+        assert hub is not None
+        hub.switch()
         self._is_decoding = False
         result = module(*args, **kwargs)
         self._last_call_at = time.monotonic()
@@ -178,6 +180,6 @@ def _pipeline_error(request: OmniDiffusionRequest, error: Exception) -> Pipeline
     if isinstance(error, torch.OutOfMemoryError):
         hint = " Ask for a smaller picture or fewer outputs, lower max_num_seqs, or set offload."
     return PipelineError(
-        f"Request {request.request_id!r}: the pipeline raised {type(error).__name__}: {error}.{hint}",
+        f"Request {request.request_id!r}: the pipeline raised {type(error).__name__}: {str(error).rstrip('.')}.{hint}",
         worker_traceback=text,
     )

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from invalid_values import WRONG_CONFIG_VALUES, invalid_configurations
+from omni_core import OmniDiffusionConfig
+from omni_core.config import unknown_environment
+from omni_core.errors import ConfigError
+
+
+def test_every_field_has_wrong_values_to_draw_from() -> None:
+    assert set(WRONG_CONFIG_VALUES) == set(OmniDiffusionConfig.model_fields)
+
+
+@settings(max_examples=500)
+@given(invalid_configurations())
+def test_an_invalid_configuration_is_an_error_of_ours(drawn: tuple[str, dict[str, Any]]) -> None:
+    name, values = drawn
+    with pytest.raises(ConfigError) as caught:
+        OmniDiffusionConfig(**values)
+    assert name in str(caught.value) or repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"max_num_seq": 3}, "Did you mean 'max_num_seqs'"),
+        ({"dtype": "bfloat"}, "Did you mean 'bfloat16'"),
+        ({"max_num_seqs": 0}, "closest valid value is 1"),
+        ({"offload": "modle"}, "Did you mean 'model'"),
+        ({"executor_class": 3}, "registered name"),
+    ],
+)
+def test_messages_name_the_closest_valid(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        OmniDiffusionConfig(**values)
+
+
+def test_sources_and_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("omni.toml").write_text("max_num_seqs = 2\ndtype = 'float16'\nmax_retries = 7\n[executor_options]\na = 1\n")
+    monkeypatch.setenv("OMNI_DTYPE", "bfloat16")
+    monkeypatch.setenv("OMNI_MAX_NUM_SEQS", "3")
+    monkeypatch.setenv("OMNI_EXECUTOR_OPTIONS__B", "2")
+    config = OmniDiffusionConfig(max_num_seqs=4)
+    assert (config.max_num_seqs, config.dtype, config.max_retries, config.device) == (4, "bfloat16", 7, "auto")
+    assert config.executor_options == {"a": 1, "b": "2"}
+    sources = config.sources()
+    assert sources["max_num_seqs"] == "argument"
+    assert sources["dtype"] == "environment OMNI_DTYPE"
+    assert sources["max_retries"] == "file omni.toml"
+    assert sources["device"] == "default"
+    assert set(sources) == set(OmniDiffusionConfig.model_fields)
+
+
+def test_another_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("max_num_seqs = 5")
+    config = OmniDiffusionConfig.from_file(file, dtype="float32")
+    assert (config.max_num_seqs, config.dtype) == (5, "float32")
+    assert config.sources()["max_num_seqs"] == f"file {file}"
+    with pytest.raises(ConfigError, match="no configuration file"):
+        OmniDiffusionConfig.from_file(tmp_path / "missing.toml")
+    for text, words in [("max_num_seqs = ", "cannot be read"), ("max_num_seq = 3", "Did you mean 'max_num_seqs'")]:
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            OmniDiffusionConfig.from_file(file)
+
+
+def test_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_KIT_ALLOW_ROOT", "1")  # NVIDIA Omniverse's
+    assert unknown_environment() == ["OMNI_KIT_ALLOW_ROOT"]
+    OmniDiffusionConfig()
+    for name, value, words in [
+        ("OMNI_MAX_NUM_SEQ", "3", "Did you mean OMNI_MAX_NUM_SEQS"),
+        ("OMNI_EXECUTOR_OPTIONS", "{", "executor_options"),
+        ("OMNI_DTYPE", "float31", "Did you mean 'float32'"),
+    ]:
+        with monkeypatch.context() as patch, pytest.raises(ConfigError, match=words):
+            patch.setenv(name, value)
+            OmniDiffusionConfig()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["max_num_seqs", "max_retries"]), st.integers(1, 100))
+def test_the_environment_says_the_same_as_an_argument(monkeypatch: pytest.MonkeyPatch, name: str, value: int) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv(f"OMNI_{name.upper()}", str(value))
+        assert getattr(OmniDiffusionConfig(), name) == getattr(OmniDiffusionConfig(**{name: value}), name) == value
+
+
+def test_replace_keeps_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_DTYPE", "float16")
+    config = OmniDiffusionConfig().replace(max_num_seqs=3)
+    assert (config.dtype, config.max_num_seqs) == ("float16", 3)
+    assert config.sources()["dtype"] == "environment OMNI_DTYPE"
+    assert config.sources()["max_num_seqs"] == "argument"
+    with pytest.raises(ConfigError):
+        config.replace(max_num_seqs=0)
+
+
+def test_forms_that_people_use() -> None:
+    config = OmniDiffusionConfig(model=Path("models/sd"), dtype=torch.float16, device=torch.device("cpu"))
+    assert (config.model, config.dtype, config.device) == ("models/sd", "float16", "cpu")
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_every_field_is_described() -> None:
+    for name, field in OmniDiffusionConfig.model_fields.items():
+        assert field.description, name

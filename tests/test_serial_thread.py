@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import pytest
+
+from omni_core.serial_thread import SerialThread
+
+
+def test_calls_run_in_order_and_in_one_thread() -> None:
+    thread = SerialThread("omni-test")
+    seen: list[tuple[int, str]] = []
+    futures = [thread.submit(lambda i=i: seen.append((i, threading.current_thread().name))) for i in range(100)]
+    for future in futures:
+        future.result(10)
+    assert seen == [(i, "omni-test") for i in range(100)]
+    assert thread.submit(lambda: 1 // 1).result(10) == 1
+    with pytest.raises(ZeroDivisionError):
+        thread.submit(lambda: 1 // 0).result(10)
+    assert thread.close(10)
+
+
+def test_a_call_from_within_runs_at_once() -> None:
+    thread = SerialThread("omni-test")
+    assert thread.submit(lambda: thread.submit(lambda: (thread.is_current, 3)).result(0)).result(10) == (True, 3)
+    assert thread.close(10)
+
+
+def test_closing_waits_cancels_and_does_the_last_thing() -> None:
+    thread = SerialThread("omni-test")
+    begun, release, last = threading.Event(), threading.Event(), threading.Event()
+
+    def block() -> bool:
+        begun.set()
+        return release.wait(20)
+
+    running = thread.submit(block)
+    waiting = thread.submit(lambda: 3)
+    assert begun.wait(10)
+    assert not thread.close(timeout=0.01, last=last.set)
+    assert not thread.is_alive
+    with pytest.raises(RuntimeError, match="closed"):
+        thread.submit(lambda: 3)
+    release.set()
+    assert thread.close(10)
+    assert running.result(0) is True
+    assert waiting.cancelled()
+    assert last.is_set()
+
+
+def test_an_idle_thread_holds_nothing() -> None:
+    class Thing:
+        pass
+
+    thread = SerialThread("omni-test")
+    thing = Thing()
+    held = weakref.ref(thing)
+    future = thread.submit(lambda x: x, thing)
+    future.result(10)
+    thread.submit(lambda: None).result(10)
+    del thing, future
+    gc.collect()
+    assert held() is None
+    assert thread.close(10)
