@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import greenlet
@@ -25,7 +26,7 @@ def state() -> tuple[Any, ...]:
 CONTEXTS = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.float16),
+    "autocast": functools.partial(torch.autocast, "cpu", dtype=torch.float16),
     "nothing": torch.enable_grad,
 }
 
