@@ -21,7 +21,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError
 
 from omni_core.errors import ConfigError, closest
-from omni_core.validation import Int, PositiveInt, Seconds, explain
+from omni_core.validation import Int, Milliseconds, PositiveInt, Seconds, explain
 
 DEFAULT_FILE = "omni.toml"
 ENV_PREFIX = "OMNI_"
@@ -107,7 +107,22 @@ class OmniDiffusionConfig(BaseSettings):
     compile: bool | dict[str, Any] = Field(
         False, description="Compile the denoiser with torch.compile; a table holds its keyword arguments."
     )
-    cache: str | dict[str, Any] | None = Field(None, description="Step cache of diffusers (enable_cache).")
+    cache: str | dict[str, Any] | None = Field(
+        None,
+        description="Step cache of diffusers: the name of its configuration (FirstBlockCacheConfig), or a table with "
+        "name and its arguments.",
+    )
+    stacking: Literal["verified", "trusted", "off"] = Field(
+        "verified",
+        description="Run denoiser calls of several requests as one forward pass: after checking each kind of call "
+        "once, without checking, or never.",
+    )
+    max_batch_wait_ms: Milliseconds = Field(
+        0.0, description="Milliseconds for which an idle replica waits for more requests to begin together."
+    )
+    max_waiting: PositiveInt | None = Field(
+        None, description="Most requests that may wait; a further one is refused with EngineOverloadedError."
+    )
     offload: Literal["none", "model", "sequential", "group"] = Field(
         "none", description="Keep weights in host memory and move them to the accelerator when needed."
     )

@@ -97,6 +97,10 @@ class EngineDeadError(EngineError):
     """The engine stopped because of a fault of its own; the message and the cause say which."""
 
 
+class EngineOverloadedError(EngineError):
+    """More requests wait than `max_waiting` allows; try again later."""
+
+
 class RequestAbortedError(OmniError):
     """A request ended because somebody aborted it."""
 

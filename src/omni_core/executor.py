@@ -28,8 +28,10 @@ PARALLEL_OPTIONS = frozenset(
     {"data_parallel_size", "cfg_parallel_size", "ulysses_degree", "ring_degree", "tensor_parallel_size"}
 )
 # Options that our DiffusionWorker honours wherever it runs.
-WORKER_OPTIONS = frozenset({"compile", "offload", "attention_backend", "worker_extension_cls", "num_threads"})
-OPTIONS_TO_DECLARE = PARALLEL_OPTIONS | WORKER_OPTIONS | {"step_timeout_s", "cache"}
+WORKER_OPTIONS = frozenset(
+    {"compile", "cache", "stacking", "offload", "attention_backend", "worker_extension_cls", "num_threads"}
+)
+OPTIONS_TO_DECLARE = PARALLEL_OPTIONS | WORKER_OPTIONS | {"step_timeout_s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class DiffusionExecutor(ABC):
             Another one that is set is refused at start-up.
         runs_diffusion_worker: Whether the workers are omni's own, so that their pipeline can be asked what it takes,
             and running requests can be aborted between two steps.
+        can_interrupt: Whether `interrupt` has an effect, so that several waves can be asked for in one call.
         accepts_pipeline: Whether it takes a pipeline object (`DiffusionEngine(config, pipeline=…)`).
         config: The configuration of the engine.
         options: `executor_options` as an instance of the options model of the executor's `ExecutorSpec`.
@@ -94,6 +97,7 @@ class DiffusionExecutor(ABC):
 
     supported_options: ClassVar[frozenset[str]] = frozenset()
     runs_diffusion_worker: ClassVar[bool] = False
+    can_interrupt: ClassVar[bool] = False
     accepts_pipeline: ClassVar[bool] = False
 
     def __init__(self, config: OmniDiffusionConfig, context: ExecutorContext | None = None) -> None:
@@ -209,6 +213,15 @@ class DiffusionExecutor(ABC):
         if replica not in self._step_threads:
             self._step_threads[replica] = SerialThread(f"omni-{self.name}-{replica}")
         return self._step_threads[replica].submit(self._execute_whole_requests, scheduler_output.new_requests)
+
+    def interrupt(self, replica: int) -> None:  # noqa: B027  # to be overridden where it means something
+        """Let a running `execute_step` of several waves return after the one that is running. Returns at once.
+
+        An executor that cannot do this gets one wave at a time: see `can_interrupt`.
+
+        Args:
+            replica: Index of the replica.
+        """
 
     def _execute_whole_requests(self, requests: list[OmniDiffusionRequest]) -> StepOutput:
         outputs = self.execute_model(list(requests))

@@ -114,6 +114,23 @@ class StepProgress:
     preview: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardReport:
+    """One group of denoiser calls that were run together.
+
+    Attributes:
+        kind: Number of the kind of call.
+        request_ids: Whose calls they were.
+        rows: Rows of all of them.
+        seconds: How long it took.
+    """
+
+    kind: int
+    request_ids: tuple[str, ...]
+    rows: int
+    seconds: float
+
+
 @dataclass(slots=True)
 class StepOutput:
     """What one `execute_step` of one replica did.
@@ -122,11 +139,17 @@ class StepOutput:
         started: Ids of the requests that a worker began to work on.
         progress: Newest progress of each request that moved on.
         finished: Outputs of the requests that ended in it, failures and aborts among them.
+        forwards: What was run, in order.
+        start_seconds: Seconds that each request that was started took to its first denoiser call.
+        kinds: For each request that waits for a denoiser call, a number: calls of equal number run together.
     """
 
     started: list[str] = field(default_factory=list)
     progress: list[StepProgress] = field(default_factory=list)
     finished: list[OmniRequestOutput] = field(default_factory=list)
+    forwards: list[ForwardReport] = field(default_factory=list)
+    start_seconds: list[float] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -136,9 +159,62 @@ class SchedulerOutput:
     Attributes:
         new_requests: Requests to take up beside those already running there.
         ended_requests: Running requests to give up, and why. Each must come back in `StepOutput.finished`.
-        num_steps: Denoiser calls to run, per running request, before reporting back.
+        waves: What to run before reporting back: in each wave, each of the named requests advances by one denoiser
+            call (a request that was not started is started first). Requests that no wave names are parked.
     """
 
     new_requests: list[OmniDiffusionRequest] = field(default_factory=list)
     ended_requests: dict[str, EndReason] = field(default_factory=dict)
-    num_steps: int = 1
+    waves: list[tuple[str, ...]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class StackingStats:
+    """What stacking did so far, in one worker.
+
+    Attributes:
+        calls: Denoiser calls that requests made.
+        forwards: Forward passes that served them.
+        rows: Rows in all those passes.
+        verified: Kinds of calls that were found right to stack.
+        refused: For each kind that runs alone, what it is and why.
+    """
+
+    calls: int = 0
+    forwards: int = 0
+    rows: int = 0
+    verified: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean_rows(self) -> float:
+        """Mean rows of a forward pass."""
+        return self.rows / self.forwards if self.forwards else 0.0
+
+    def __add__(self, other: StackingStats) -> StackingStats:
+        return StackingStats(
+            self.calls + other.calls,
+            self.forwards + other.forwards,
+            self.rows + other.rows,
+            self.verified + other.verified,
+            {**self.refused, **other.refused},
+        )
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """What an engine does and did.
+
+    Attributes:
+        waiting: Requests that no replica has taken up.
+        running: Requests that a replica works on.
+        parked: Requests that gave their place to one of higher priority.
+        ended: Requests that have ended, by `finish_reason`.
+        stacking: What stacking did, in all replicas; None if the executor cannot tell.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    parked: int = 0
+    ended: dict[str, int] = field(default_factory=dict)
+    stacking: StackingStats | None = None

@@ -52,6 +52,9 @@ class OmniDiffusionRequest(BaseModel):
     output_type: str | None = Field(
         None, min_length=1, description="Form of the output, as the pipeline knows it: pil, np, pt, latent."
     )
+    preview_every: PositiveInt | None = Field(
+        None, description="Steps between two small preview pictures in the events. Unset: none."
+    )
     priority: Int = Field(0, description="Requests with a larger number go first.")
     timeout_s: Seconds | None = Field(
         None, description="Seconds from submission after which the request ends with finish_reason='timeout'."

@@ -1,38 +1,89 @@
-"""Which request runs next, and where. Pure Python: no torch, no threads, no clock."""
+"""Which requests advance next, and where. Pure Python: no torch, no threads, no clock of its own.
+
+Each replica works on up to `max_num_seqs` requests at a time, and time is shared between them: every request is
+charged the seconds of the forward passes that served it, split between those that shared a pass, and the one that was
+charged least goes next, with all whose calls can run together with its own. A large request thus gets its share and no
+more, and requests that stack well get far for theirs. (Known as fair queueing with virtual time.)
+"""
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from dataclasses import dataclass, field
 
 from omni_core.outputs import EndReason, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
 
+# Seconds that one call of `execute_step` aims at when it may run several waves, and the most waves of one call.
+_STEP_SECONDS = 0.05
+_MOST_WAVES = 32
+# Weight of the newest measurement in the running means.
+_NEWEST = 0.3
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request that a replica has taken up, or is about to.
+
+    Attributes:
+        request: Which.
+        arrival: Its place in the order of arrival.
+        charged: Seconds of forward passes that it was charged.
+        cost: What its last pass charged it.
+        kind: Number of the kind of call that it waits for; None if it waits for none, or was not started.
+        is_started: Whether the replica was told to start it.
+        is_parked: Whether it gave its place to one of higher priority.
+    """
+
+    request: OmniDiffusionRequest
+    arrival: int
+    charged: float = 0.0
+    cost: float = 0.0
+    kind: int | None = None
+    is_started: bool = False
+    is_parked: bool = False
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Sorts by priority, then by arrival."""
+        return (-self.request.priority, self.arrival)
+
 
 @dataclass(slots=True)
 class _Replica:
-    running: dict[str, OmniDiffusionRequest] = field(default_factory=dict)
+    running: dict[str, _Running] = field(default_factory=dict)
     ended: dict[str, EndReason] = field(default_factory=dict)
+    wave_seconds: float = 0.0
+    start_seconds: float = 0.0
+
+    @property
+    def active(self) -> list[_Running]:
+        """Those that have a place."""
+        return [one for one in self.running.values() if not one.is_parked]
 
 
 class Scheduler:
     """Keeps the waiting queue, and what runs on each replica.
 
-    Waiting requests go by priority, then by arrival. The same calls in the same order give the same schedule.
+    The same calls in the same order give the same schedule.
 
     Args:
         num_replicas: Number of replicas to spread requests over.
-        max_num_seqs: Most requests that one replica works on at a time.
+        max_num_seqs: Most requests that one replica advances at a time. Parked ones do not count.
+        max_batch_wait_s: Seconds for which an idle replica waits for more requests to begin together.
     """
 
-    def __init__(self, num_replicas: int, max_num_seqs: int) -> None:
+    def __init__(self, num_replicas: int, max_num_seqs: int, max_batch_wait_s: float = 0.0) -> None:
         self._max_num_seqs = max_num_seqs
+        self._max_batch_wait_s = max_batch_wait_s
         self._replicas = [_Replica() for _ in range(num_replicas)]
-        self._arrival = itertools.count()
+        self._arrivals = itertools.count()
         # Entries of ended requests stay in the heap until they come to its top: `_waiting` says which still wait.
         self._queue: list[tuple[int, int, str]] = []
-        self._waiting: dict[str, OmniDiffusionRequest] = {}
+        self._waiting: dict[str, tuple[OmniDiffusionRequest, int]] = {}
+        self._batch_since: float | None = None
 
     @property
     def num_waiting(self) -> int:
@@ -41,13 +92,26 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Requests that a replica works on."""
+        """Requests that a replica has taken up, parked ones among them."""
         return sum(len(replica.running) for replica in self._replicas)
 
-    def add_request(self, request: OmniDiffusionRequest) -> None:
-        """Let a request wait for its turn."""
-        self._waiting[request.request_id] = request
-        heapq.heappush(self._queue, (-request.priority, next(self._arrival), request.request_id))
+    @property
+    def num_parked(self) -> int:
+        """Requests that gave their place to one of higher priority."""
+        return sum(one.is_parked for replica in self._replicas for one in replica.running.values())
+
+    def add_request(self, request: OmniDiffusionRequest, now: float = 0.0) -> None:
+        """Let a request wait for its turn.
+
+        Args:
+            request: Which.
+            now: Seconds on the caller's clock.
+        """
+        if not self._waiting:
+            self._batch_since = now
+        arrival = next(self._arrivals)
+        self._waiting[request.request_id] = (request, arrival)
+        heapq.heappush(self._queue, (-request.priority, arrival, request.request_id))
 
     def end_request(self, request_id: str, reason: EndReason) -> bool:
         """End a request early.
@@ -63,34 +127,50 @@ class Scheduler:
                 replica.ended.setdefault(request_id, reason)
         return False
 
-    def schedule(self, replica_index: int, asleep: bool = False) -> SchedulerOutput | None:
+    def batch_deadline(self) -> float | None:
+        """Return until when idle replicas wait for company, on the clock of `add_request`; None if they do not."""
+        if self._max_batch_wait_s <= 0 or not self._waiting or self._batch_since is None:
+            return None
+        return self._batch_since + self._max_batch_wait_s
+
+    def schedule(
+        self, replica_index: int, now: float = math.inf, *, asleep: bool = False, most_waves: int = 1
+    ) -> SchedulerOutput | None:
         """Return what a replica shall do next, or None if there is nothing for it to do.
 
         Args:
             replica_index: Which replica.
+            now: Seconds on the clock of `add_request`.
             asleep: Whether its workers sleep: then requests only end.
+            most_waves: Waves to run at most in this call.
         """
         replica = self._replicas[replica_index]
         if asleep:
             if not replica.ended:
                 return None
             ended, replica.ended = replica.ended, {}
-            return SchedulerOutput(ended_requests=ended, num_steps=0)
-        new_requests = []
-        # A fair share each, so that the replica that asks first does not take all and leave the others idle.
-        share = -(-(self.num_waiting + self.num_running) // len(self._replicas))
-        while len(replica.running) < min(self._max_num_seqs, share) and self._waiting:
-            request = self._pop_waiting()
-            replica.running[request.request_id] = request
-            new_requests.append(request)
+            return SchedulerOutput(ended_requests=ended)
+        new_requests = self._admit(replica, now)
         if not replica.running:
             return None
         ended, replica.ended = replica.ended, {}
-        return SchedulerOutput(new_requests, ended, num_steps=1)
+        going_on = [one for one in replica.active if one.request.request_id not in ended]
+        return SchedulerOutput(new_requests, ended, self._plan(replica, going_on, most_waves))
 
     def update_from_output(self, replica_index: int, step_output: StepOutput) -> None:
-        """Free the places of the requests that ended in a step."""
+        """Charge the forward passes of a step, and free the places of the requests that ended in it."""
         replica = self._replicas[replica_index]
+        for forward in step_output.forwards:
+            share = forward.seconds / len(forward.request_ids)
+            for request_id in forward.request_ids:
+                if (one := replica.running.get(request_id)) is not None:
+                    one.charged += share
+                    one.cost = share
+            replica.wave_seconds = _mean(replica.wave_seconds, forward.seconds)
+        for seconds in step_output.start_seconds:
+            replica.start_seconds = _mean(replica.start_seconds, seconds)
+        for request_id, one in replica.running.items():
+            one.kind = step_output.kinds.get(request_id)
         for output in step_output.finished:
             replica.running.pop(output.request_id, None)
             replica.ended.pop(output.request_id, None)
@@ -98,10 +178,102 @@ class Scheduler:
     def take_running(self, replica_index: int) -> list[OmniDiffusionRequest]:
         """Take all running requests away from a replica that failed, and return them."""
         replica, self._replicas[replica_index] = self._replicas[replica_index], _Replica()
-        return list(replica.running.values())
+        return [one.request for one in replica.running.values()]
 
-    def _pop_waiting(self) -> OmniDiffusionRequest:
+    def _admit(self, replica: _Replica, now: float) -> list[OmniDiffusionRequest]:
+        """Give places to the most urgent, parking less urgent ones if need be. Returns the requests that are new."""
+        new_requests: list[OmniDiffusionRequest] = []
+        # A fair share each, so that the replica that asks first does not take all and leave the others idle.
+        share = -(-(self.num_waiting + self.num_running) // len(self._replicas))
         while True:
-            _, _, request_id = heapq.heappop(self._queue)
-            if (request := self._waiting.pop(request_id, None)) is not None:
-                return request
+            waiting = self._first_waiting()
+            if waiting is not None and not replica.running and not self._is_batch_complete(now):
+                waiting = None
+            parked = min((one for one in replica.running.values() if one.is_parked), key=_urgency, default=None)
+            from_waiting = waiting is not None and (
+                parked is None or (-waiting[0].priority, waiting[1]) < parked.urgency
+            )
+            candidate = waiting[0] if from_waiting and waiting is not None else (parked.request if parked else None)
+            if candidate is None:
+                return new_requests
+            if from_waiting and len(replica.running) - self._parked_count(replica) >= share:
+                if not self._would_preempt(replica, candidate):
+                    return new_requests
+            active = replica.active
+            if len(active) >= self._max_num_seqs:
+                if not self._would_preempt(replica, candidate):
+                    return new_requests
+                max(active, key=_urgency).is_parked = True
+            # One that joins is as far as the least far: it neither waits for the others nor makes them wait.
+            charged = min((one.charged for one in replica.active), default=0.0)
+            if from_waiting and waiting is not None:
+                request, arrival = waiting
+                del self._waiting[request.request_id]
+                replica.running[request.request_id] = _Running(request, arrival, charged)
+                new_requests.append(request)
+            elif parked is not None:
+                parked.is_parked = False
+                parked.charged = max(parked.charged, charged)
+
+    def _would_preempt(self, replica: _Replica, candidate: OmniDiffusionRequest) -> bool:
+        return any(one.request.priority < candidate.priority for one in replica.active)
+
+    @staticmethod
+    def _parked_count(replica: _Replica) -> int:
+        return sum(one.is_parked for one in replica.running.values())
+
+    def _is_batch_complete(self, now: float) -> bool:
+        deadline = self.batch_deadline()
+        return deadline is None or now >= deadline or self.num_waiting >= self._max_num_seqs
+
+    def _first_waiting(self) -> tuple[OmniDiffusionRequest, int] | None:
+        while self._queue:
+            request_id = self._queue[0][2]
+            waiting = self._waiting.get(request_id)
+            if waiting is not None and waiting[1] == self._queue[0][1]:
+                return waiting
+            heapq.heappop(self._queue)
+        return None
+
+    def _plan(self, replica: _Replica, active: list[_Running], most_waves: int) -> list[tuple[str, ...]]:
+        """Return the waves of the next call: who advances in each."""
+        unstarted = [one for one in active if not one.is_started]
+        started = [one for one in active if one.is_started]
+        if started and replica.start_seconds > 0:
+            # Starting (encoding the prompt) holds the others up: no longer than one of their steps, but at least one.
+            unstarted = unstarted[: max(1, int(replica.wave_seconds / replica.start_seconds))]
+        for one in unstarted:
+            one.is_started = True
+        if not started:
+            return [_names(unstarted)] if unstarted else []
+        number = 1
+        if not unstarted:
+            number = min(
+                most_waves, _MOST_WAVES, int(_STEP_SECONDS / replica.wave_seconds) if replica.wave_seconds else 1
+            )
+        charged = {one.request.request_id: one.charged for one in started}
+        waves = []
+        for _ in range(max(1, number)):
+            # Those with no kind wait for an autoencoder: they cost nothing, and going along is harmless.
+            ready = [one for one in started if one.kind is not None]
+            chosen = started
+            if ready:
+                first = min(ready, key=lambda one: (charged[one.request.request_id], one.urgency))
+                chosen = [one for one in started if one.kind in (first.kind, None)]
+            waves.append(_names(chosen))
+            for one in chosen:
+                charged[one.request.request_id] += one.cost
+        waves[0] += _names(unstarted)
+        return waves
+
+
+def _names(running: list[_Running]) -> tuple[str, ...]:
+    return tuple(one.request.request_id for one in running)
+
+
+def _urgency(one: _Running) -> tuple[int, int]:
+    return one.urgency
+
+
+def _mean(old: float, new: float) -> float:
+    return new if old == 0.0 else (1 - _NEWEST) * old + _NEWEST * new

@@ -32,6 +32,7 @@ def _plain_int(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_plain_int)]
 PositiveInt = Annotated[int, Field(ge=1), BeforeValidator(_plain_int)]
 Float = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_refuse_bool)]
+Milliseconds = Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False), BeforeValidator(_refuse_bool)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_refuse_bool)]
 
 

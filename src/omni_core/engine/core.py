@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import heapq
 import itertools
@@ -14,10 +15,17 @@ from dataclasses import dataclass
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.handle import RequestEvent, RequestHandle
-from omni_core.errors import EngineClosedError, EngineDeadError, ExecutorError, OmniError, RequestError
+from omni_core.errors import (
+    EngineClosedError,
+    EngineDeadError,
+    EngineOverloadedError,
+    ExecutorError,
+    OmniError,
+    RequestError,
+)
 from omni_core.executor import DiffusionExecutor
 from omni_core.log import get_logger
-from omni_core.outputs import EndReason, OmniRequestOutput, StepOutput
+from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, StepOutput
 from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest
 from omni_core.scheduler import Scheduler
@@ -27,6 +35,8 @@ log = get_logger(__name__)
 # Seconds that closing waits for the engine's thread; it only handles messages, so it ends at once unless a plugin's
 # observer or a caller's callback holds it up.
 _JOIN_TIMEOUT_S = 10.0
+# Waves that one call may run where it can be interrupted; the scheduler sees to it that a call stays short.
+_MOST_WAVES = 32
 
 
 @dataclass(slots=True)
@@ -54,7 +64,7 @@ class EngineCore:
         self.executor = executor
         self._config = config
         self._plugins = plugins
-        self._scheduler = Scheduler(executor.num_replicas, config.max_num_seqs)
+        self._scheduler = Scheduler(executor.num_replicas, config.max_num_seqs, config.max_batch_wait_ms / 1e3)
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._steps: dict[int, Future[StepOutput]] = {}
         # Entries of ended requests stay until their time comes; the number keeps `_Live` from being compared.
@@ -63,6 +73,7 @@ class EngineCore:
         # Guards `_live` and `_closed` against callers' threads; everything else belongs to the engine's thread.
         self._lock = threading.Lock()
         self._live: dict[str, _Live] = {}
+        self._ended: collections.Counter[str] = collections.Counter()
         self._closed = False
         self._close_lock = threading.Lock()
         self._fault: BaseException | None = None
@@ -80,11 +91,13 @@ class EngineCore:
         Raises:
             EngineClosedError: The engine is closed.
             EngineDeadError: Its thread died.
+            EngineOverloadedError: As many as may wait are waiting.
             RequestError: An id is in use.
         """
         now = time.monotonic()
         with self._lock:
             self.check_open()
+            self._refuse_overload(len(requests))
             new: dict[str, _Live] = {}
             for request in requests:
                 if request.request_id in self._live or request.request_id in new:
@@ -95,6 +108,29 @@ class EngineCore:
             self._live.update(new)
             self._messages.put(functools.partial(self._accept, list(new.values())))
         return [live.handle for live in new.values()]
+
+    def _refuse_overload(self, number: int) -> None:
+        most_waiting = self._config.max_waiting
+        if most_waiting is None:
+            return
+        places = self.executor.num_replicas * self._config.max_num_seqs
+        if len(self._live) + number > most_waiting + places:
+            raise EngineOverloadedError(
+                f"{len(self._live)} requests are waiting or running, and no more than max_waiting = {most_waiting} may "
+                f"wait besides the {places} that run. Try again when some have ended, or raise max_waiting."
+            )
+
+    def stats(self) -> EngineStats:
+        """Return the numbers of requests, without those of the workers."""
+        with self._lock:
+            scheduler = self._scheduler
+            parked = scheduler.num_parked
+            return EngineStats(
+                waiting=scheduler.num_waiting,
+                running=scheduler.num_running - parked,
+                parked=parked,
+                ended=dict(self._ended),
+            )
 
     def abort(self, request_id: str) -> None:
         """End a request early; does nothing if it has ended or was never there."""
@@ -157,7 +193,11 @@ class EngineCore:
             self._fail_all(EngineClosedError("The engine was closed before this request ended."))
 
     def _receive(self) -> None:
-        timeout = max(0.0, self._deadlines[0][0] - time.monotonic()) if self._deadlines else None
+        deadline = self._deadlines[0][0] if self._deadlines else None
+        batch_deadline = self._scheduler.batch_deadline()
+        if batch_deadline is not None and len(self._steps) < self.executor.num_replicas:
+            deadline = min(batch_deadline, deadline or batch_deadline)
+        timeout = max(0.0, deadline - time.monotonic()) if deadline is not None else None
         try:
             self._messages.get(timeout=timeout)()
             while True:
@@ -177,10 +217,12 @@ class EngineCore:
         if self._closed:
             return
         asleep = self.executor.is_sleeping
+        most_waves = _MOST_WAVES if self.executor.can_interrupt else 1
+        now = time.monotonic()
         for replica in range(self.executor.num_replicas):
             if replica in self._steps:
                 continue
-            scheduler_output = self._scheduler.schedule(replica, asleep)
+            scheduler_output = self._scheduler.schedule(replica, now, asleep=asleep, most_waves=most_waves)
             if scheduler_output is None:
                 continue
             try:
@@ -203,16 +245,25 @@ class EngineCore:
                 heapq.heappush(self._deadlines, (deadline, next(self._deadline_numbers), live))
             live.handle._add_event(RequestEvent("queued", request.request_id))
             self._plugins.notify("omni_request_queued", request=request)
-            self._scheduler.add_request(request)
+            self._scheduler.add_request(request, time.monotonic())
+        self._interrupt_steps()
 
     def _end_early(self, request_id: str, reason: EndReason) -> None:
         live = self._live.get(request_id)
         if live is None:
             return
         was_waiting = self._scheduler.end_request(request_id, reason)
+        if not was_waiting:
+            self._interrupt_steps()
         # An executor of whole requests cannot stop one: the caller is told now, and what comes later is dropped.
         if was_waiting or not self.executor.runs_diffusion_worker:
             self._finish(OmniRequestOutput.ended(live.handle.request, reason))
+
+    def _interrupt_steps(self) -> None:
+        """Let the running steps come back early: there is something new to tell them."""
+        if self.executor.can_interrupt:
+            for replica in self._steps:
+                self.executor.interrupt(replica)
 
     def _step_done(self, replica: int, future: Future[StepOutput]) -> None:
         del self._steps[replica]
@@ -268,8 +319,9 @@ class EngineCore:
     def _finish(self, output: OmniRequestOutput) -> None:
         with self._lock:
             live = self._live.pop(output.request_id, None)
-        if live is None:
-            return  # ended before: aborted under an executor of whole requests
+            if live is None:
+                return  # ended before: aborted under an executor of whole requests
+            self._ended[output.finish_reason] += 1
         metrics = output.metrics
         worked_s = metrics.encode_s + metrics.denoise_s + metrics.decode_s
         metrics.queue_s = max(0.0, time.monotonic() - live.submitted_at - worked_s)

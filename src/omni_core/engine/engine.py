@@ -14,7 +14,7 @@ from omni_core.engine.handle import RequestHandle, wait_all
 from omni_core.errors import ConfigError, EngineClosedError, EngineError, RequestError
 from omni_core.executor import DiffusionExecutor, ExecutorContext
 from omni_core.log import configure_logging
-from omni_core.outputs import OmniRequestOutput
+from omni_core.outputs import EngineStats, OmniRequestOutput, StackingStats
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.plugins import PluginRegistry, default_registry
 from omni_core.request import OmniDiffusionRequest
@@ -182,6 +182,18 @@ class DiffusionEngine:
         """
         self._check_open()
         self.executor.check_health()
+
+    def stats(self) -> EngineStats:
+        """Return what the engine does and did: requests by state, and what stacking came to.
+
+        The workers are asked between two steps. Asleep or not, this does not wait for requests.
+        """
+        self._check_open()
+        stats = self._core.stats()
+        if self.executor.runs_diffusion_worker:
+            replies: list[StackingStats] = self.executor.collective_rpc("stats")
+            stats.stacking = sum(replies, StackingStats())
+        return stats
 
     def sleep(self, level: int = 1) -> None:
         """Free accelerator memory until `wake_up`; requests that arrive meanwhile wait.

@@ -25,6 +25,7 @@ class InlineExecutor(DiffusionExecutor):
 
     supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS
     runs_diffusion_worker: ClassVar[bool] = True
+    can_interrupt: ClassVar[bool] = True
     accepts_pipeline: ClassVar[bool] = True
 
     def _init_executor(self) -> None:
@@ -46,12 +47,18 @@ class InlineExecutor(DiffusionExecutor):
         self._worker = worker_class(self.config)(self.config, hooks=self.plugins, pipeline=self._pipeline)
 
     def execute_step(self, replica: int, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
-        """Advance the running requests by `num_steps` denoiser calls."""
+        """Advance the running requests, wave by wave."""
         return self._submit(self._execute_step, scheduler_output)
 
     def _execute_step(self, scheduler_output: SchedulerOutput) -> StepOutput:
         output: StepOutput = self._worker.execute_step(scheduler_output)
         return output
+
+    def interrupt(self, replica: int) -> None:
+        """Let the running `execute_step` return after the wave that is running."""
+        worker = self._worker
+        if worker is not None:
+            worker.interrupt()
 
     def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
         """Run whole requests to their end; the engine's own requests wait meanwhile."""
@@ -71,6 +78,7 @@ class InlineExecutor(DiffusionExecutor):
             raise RPCError(f"There is no rank {unique_reply_rank}: the inline executor has one worker, rank 0.")
         name = method if isinstance(method, str) else getattr(method, "__name__", repr(method))
         future = self._submit(lambda: self._worker.call(method, args, kwargs))
+        self.interrupt(0)
         try:
             result = future.result(timeout)
         except OmniError:

@@ -2,12 +2,14 @@
 
 Nothing here knows a model by name. A denoiser is a module that the pipeline calls as a function during denoising:
 transformers, UNets, ControlNets, priors. Text and image encoders are left out because they belong to `transformers`,
-autoencoders because a pipeline calls their `encode` and `decode`.
+autoencoders because a pipeline calls their `encode` and `decode`: those suspend the task too, to be run beside the
+denoising of others.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,11 @@ def find_denoisers(pipeline: Any) -> dict[str, torch.nn.Module]:
     return found
 
 
+# Gets a method of an autoencoder and the arguments of a call of it; returns what the pipeline shall get.
+AutoencoderCall = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+_AUTOENCODER_METHODS = ("encode", "decode")
+
+
 class SuspendablePipeline:
     """Makes the copy of a pipeline in which one request runs.
 
@@ -37,15 +44,17 @@ class SuspendablePipeline:
 
     Args:
         pipeline: The loaded pipeline. It is not changed.
-        on_call: What calling a stand-in does instead of running the module.
+        on_call: What calling a denoiser's stand-in does instead of running the module.
+        on_autoencoder_call: What the methods of an autoencoder's stand-in do instead of running.
     """
 
-    def __init__(self, pipeline: Any, on_call: DenoiserCall) -> None:
+    def __init__(self, pipeline: Any, on_call: DenoiserCall, on_autoencoder_call: AutoencoderCall) -> None:
         self._pipeline = pipeline
         self._stand_ins: dict[int, torch.nn.Module] = {}
         for module in find_denoisers(pipeline).values():
-            if id(module) not in self._stand_ins:
-                self._stand_ins[id(module)] = _stand_in(module, on_call)
+            self._stand_ins.setdefault(id(module), _denoiser_stand_in(module, on_call))
+        for module in _find_autoencoders(pipeline):
+            self._stand_ins.setdefault(id(module), _autoencoder_stand_in(module, on_autoencoder_call))
 
     def copy(self, **attributes: Any) -> Any:
         """Return a copy for one request, with `attributes` set on it and on the pipelines inside it."""
@@ -78,12 +87,26 @@ def schedulers_of(pipeline: Any) -> list[Any]:
     return list(found.values())
 
 
+def _find_autoencoders(pipeline: Any) -> list[torch.nn.Module]:
+    found = []
+    for value in vars(pipeline).values():
+        if _is_own_module(value) and hasattr(value, "decode"):
+            found.append(value)
+        elif _is_pipeline(value):
+            found.extend(_find_autoencoders(value))
+    return found
+
+
 def _is_denoiser(value: Any) -> bool:
+    return _is_own_module(value) and not hasattr(value, "decode")
+
+
+def _is_own_module(value: Any) -> bool:
     if not isinstance(value, torch.nn.Module) or isinstance(value, torch.jit.ScriptModule):
         return False
     from transformers import PreTrainedModel
 
-    return not isinstance(value, PreTrainedModel) and not hasattr(value, "decode")
+    return not isinstance(value, PreTrainedModel)
 
 
 def _is_pipeline(value: Any) -> bool:
@@ -96,12 +119,29 @@ def _is_scheduler(value: Any) -> bool:
     return callable(getattr(value, "set_timesteps", None)) and callable(getattr(value, "step", None))
 
 
-def _stand_in(module: torch.nn.Module, on_call: DenoiserCall) -> torch.nn.Module:
+def _denoiser_stand_in(module: torch.nn.Module, on_call: DenoiserCall) -> torch.nn.Module:
     def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         return on_call(module, args, kwargs)
 
+    return _stand_in(module, {"__call__": __call__})
+
+
+def _autoencoder_stand_in(module: torch.nn.Module, on_call: AutoencoderCall) -> torch.nn.Module:
+    def suspended(name: str) -> Callable[..., Any]:
+        method = getattr(module, name)
+
+        @functools.wraps(getattr(type(module), name))  # pipelines look at the signature of `decode`
+        def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return on_call(method, args, kwargs)
+
+        return call
+
+    return _stand_in(module, {name: suspended(name) for name in _AUTOENCODER_METHODS if hasattr(type(module), name)})
+
+
+def _stand_in(module: torch.nn.Module, members: dict[str, Any]) -> torch.nn.Module:
     real = type(module)
-    body = {"__call__": __call__, "__module__": real.__module__, "__qualname__": real.__qualname__}
+    body = {**members, "__module__": real.__module__, "__qualname__": real.__qualname__}
     stand_in: torch.nn.Module = object.__new__(type(real.__name__, (real,), body))
     stand_in.__dict__ = module.__dict__
     return stand_in

@@ -19,6 +19,7 @@ from omni_core.errors import ConfigError, ModelLoadError, OmniError
 from omni_core.hookspecs import Hooks
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.worker.denoisers import find_denoisers
+from omni_core.worker.step_cache import enable_cache
 
 SMALL_MODEL = Path(__file__).parent.parent / "models" / "digits"
 REQUEST_DEFAULTS_FILE = "request_defaults.json"
@@ -32,6 +33,8 @@ class LoadedPipeline:
     pipeline: Any
     info: PipelineInfo
     device: torch.device
+    cached_modules: tuple[torch.nn.Module, ...] = ()
+    is_offloaded: bool = False
 
 
 def load_pipeline(
@@ -72,7 +75,8 @@ def load_pipeline(
     for module in _modules(pipeline).values():
         module.eval()  # dropout left on would make every picture differ
     info = describe(pipeline, model, {**defaults, **config.request_defaults}, device)
-    return LoadedPipeline(pipeline, info, device)
+    cached = tuple(module for module in find_denoisers(pipeline).values() if getattr(module, "is_cache_enabled", False))
+    return LoadedPipeline(pipeline, info, device, cached, config.offload != "none")
 
 
 def resolve_device(name: str, given: Any = None) -> torch.device:
@@ -213,6 +217,8 @@ def _prepare(pipeline: Any, config: OmniDiffusionConfig, device: torch.device) -
         for name, module in denoisers.items():
             set_backend = functools.partial(_set_attention_backend, module, config.attention_backend)
             attempt(f"attention_backend = {config.attention_backend!r} for {name}", set_backend)
+    if config.cache is not None:
+        enable_cache(pipeline, denoisers, config.cache)
     if config.compile:
         options = config.compile if isinstance(config.compile, dict) else {}
         for name, module in denoisers.items():

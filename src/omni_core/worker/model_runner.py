@@ -1,43 +1,61 @@
-"""Advancing the running requests of one worker."""
+"""Advancing the running requests of one worker: continuous batching of stock pipelines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Hashable, Iterable, Sequence
 
-from omni_core.outputs import SchedulerOutput, StepOutput
+import torch
+
+from omni_core.outputs import ForwardReport, SchedulerOutput, StackingStats, StepOutput
 from omni_core.request import OmniDiffusionRequest
 from omni_core.worker.denoisers import SuspendablePipeline
 from omni_core.worker.loader import LoadedPipeline
-from omni_core.worker.task import PipelineTask, suspend_or_run
+from omni_core.worker.side_thread import Interrupt, SideThread, has_room_for_side_thread
+from omni_core.worker.task import PipelineTask, suspend_autoencoder_call, suspend_denoiser_call
+from omni_core.worker.verified import StackingMode, VerifiedStacking
 
 
 class ModelRunner:
     """Holds the tasks of the running requests and resumes them from one denoiser call to the next.
 
-    The oldest task runs until it ends, then the next. All methods must be called from the same thread, as greenlets
-    cannot leave theirs.
+    Calls that can be stacked are run as one forward pass. All methods but `interrupt` must be called from the same
+    thread, as greenlets cannot leave theirs.
 
     Args:
         loaded: The pipeline that all requests share.
+        stacking: Whether and how calls are stacked.
     """
 
-    def __init__(self, loaded: LoadedPipeline) -> None:
+    def __init__(self, loaded: LoadedPipeline, stacking: StackingMode = "verified") -> None:
         self.loaded = loaded
-        self._suspendable = SuspendablePipeline(loaded.pipeline, suspend_or_run)
+        self._suspendable = SuspendablePipeline(loaded.pipeline, suspend_denoiser_call, suspend_autoencoder_call)
+        self._stacking = VerifiedStacking(stacking)
+        self._interrupt = Interrupt()
+        self._side: SideThread | None = None
+        if not loaded.is_offloaded and has_room_for_side_thread(loaded.device):
+            self._side = SideThread(self._interrupt.notify)
         self._tasks: dict[str, PipelineTask] = {}
 
+    @property
+    def stats(self) -> StackingStats:
+        """What stacking did so far."""
+        return self._stacking.stats
+
     def add(self, requests: Iterable[OmniDiffusionRequest]) -> None:
-        """Take up requests, behind those that are there."""
+        """Take up requests."""
         for request in requests:
-            self._tasks[request.request_id] = PipelineTask(
-                request, self._suspendable, self.loaded.info, self.loaded.device
-            )
+            self._tasks[request.request_id] = PipelineTask(request, self._suspendable, self.loaded, self._side)
+
+    def interrupt(self) -> None:
+        """Let `execute_step` return after the step that is running. May be called from any thread."""
+        self._interrupt.set()
 
     def execute_step(self, scheduler_output: SchedulerOutput) -> StepOutput:
-        """Take up new requests, give up ended ones, and run `num_steps` denoiser calls.
+        """Take up new requests, give up ended ones, and run the waves of denoiser calls that are asked for.
 
         Returns:
-            Which requests began, moved on and ended.
+            Which requests began, moved on and ended, and what the forward passes cost.
         """
         step_output = StepOutput()
         self.add(scheduler_output.new_requests)
@@ -45,14 +63,14 @@ class ModelRunner:
             # One that ended by itself in the call before is not here any more, and was reported.
             if (task := self._tasks.get(request_id)) is not None:
                 task.end(reason)
-                self._finish(task, step_output)
-        for _ in range(scheduler_output.num_steps):
-            if not self._tasks:
+                self._collect([task], step_output)
+        for number, wave in enumerate(scheduler_output.waves):
+            if number > 0 and self._interrupt.take():
                 break
-            self._advance(next(iter(self._tasks.values())), step_output)
-        step_output.progress = [
-            progress for task in self._tasks.values() if (progress := task.progress()) is not None
-        ] + step_output.progress
+            self._run_wave([self._tasks[request_id] for request_id in wave if request_id in self._tasks], step_output)
+        step_output.kinds = {
+            request_id: self._kind_number(task) for request_id, task in self._tasks.items() if task.call is not None
+        }
         return step_output
 
     def drain(self) -> list[OmniDiffusionRequest]:
@@ -61,20 +79,85 @@ class ModelRunner:
         for task in self._tasks.values():
             task.end("aborted")
         self._tasks.clear()
+        self.settle()
         return requests
 
-    def _advance(self, task: PipelineTask, step_output: StepOutput) -> None:
-        if not task.is_started:
-            step_output.started.append(task.request.request_id)
-            task.resume()  # to its first denoiser call
-        if task.output is None:
-            task.resume()
-        if task.output is not None:
-            self._finish(task, step_output)
+    def settle(self) -> None:
+        """Wait until the side thread is idle, so that the weights can be moved."""
+        if self._side is not None:
+            self._side.wait_for_all()
 
-    def _finish(self, task: PipelineTask, step_output: StepOutput) -> None:
-        assert task.output is not None
-        del self._tasks[task.request.request_id]
-        if (progress := task.progress()) is not None:
-            step_output.progress.append(progress)
-        step_output.finished.append(task.output)
+    def close(self) -> None:
+        """End all tasks and the side thread."""
+        self.drain()
+        if self._side is not None:
+            self._side.close()
+
+    def _run_wave(self, tasks: list[PipelineTask], step_output: StepOutput) -> None:
+        self._resume_side_calls(step_output)
+        for task in tasks:
+            if not task.is_started:
+                began = time.perf_counter()
+                step_output.started.append(task.request.request_id)
+                task.resume()
+                step_output.start_seconds.append(time.perf_counter() - began)
+        waiting = [task for task in tasks if task.call is not None and task.output is None]
+        if not waiting and not any(task.output is not None for task in tasks):
+            # Only autoencoders are at work: wait for one, or for somebody who wants to be heard.
+            side_calls = [task.side_call for task in self._tasks.values() if task.side_call is not None]
+            if side_calls:
+                self._interrupt.wait_for(lambda: any(call.done() for call in side_calls))
+                self._interrupt.take()
+                self._resume_side_calls(step_output)
+        groups: dict[Hashable, list[PipelineTask]] = {}
+        for task in waiting:
+            groups.setdefault(self._group_key(task), []).append(task)
+        for group in groups.values():
+            self._run_group(group, step_output, several=len(groups) > 1)
+        self._collect(tasks, step_output)
+
+    def _run_group(self, tasks: Sequence[PipelineTask], step_output: StepOutput, several: bool) -> None:
+        began = time.perf_counter()
+        calls = [task.call for task in tasks if task.call is not None]
+        stats = self._stacking.stats
+        stats.calls += len(calls)
+        results = self._stacking.run(calls, lambda index: tasks[index].entered())
+        total = sum(call.rows for call in calls)
+        kind = self._kind_number(tasks[0])
+        if results is None:
+            for task, call in zip(tasks, calls, strict=True):
+                stats.forwards += 1
+                stats.rows += call.rows
+                task.resume()
+        else:
+            # Result by result, so that each is freed when its task has used it.
+            for task in tasks:
+                task.resume(results.pop(0), rows=total)
+        if several and self.loaded.device.type == "cuda":
+            torch.cuda.synchronize(self.loaded.device)  # else the time would be that of queueing the work
+        step_output.forwards.append(
+            ForwardReport(kind, tuple(task.request.request_id for task in tasks), total, time.perf_counter() - began)
+        )
+
+    def _resume_side_calls(self, step_output: StepOutput) -> None:
+        ready = [task for task in self._tasks.values() if task.side_call is not None and task.side_call.done()]
+        for task in ready:
+            task.resume_side()
+        self._collect(ready, step_output)
+
+    def _collect(self, tasks: Iterable[PipelineTask], step_output: StepOutput) -> None:
+        for task in tasks:
+            if (progress := task.progress()) is not None:
+                step_output.progress.append(progress)
+            if task.output is not None and self._tasks.pop(task.request.request_id, None) is not None:
+                step_output.finished.append(task.output)
+
+    def _group_key(self, task: PipelineTask) -> Hashable:
+        call = task.call
+        assert call is not None
+        if call.rows == 0 or task.is_cached or task.torch_state.is_grad_enabled:
+            return task.request.request_id  # by itself
+        return (call.kind, call.values, task.torch_state.mode)
+
+    def _kind_number(self, task: PipelineTask) -> int:
+        return hash(self._group_key(task))

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from omni_core.worker.denoisers import schedulers_of
+from omni_core.worker.preview import preview
 
 
 class TaskProgress:
@@ -19,7 +20,11 @@ class TaskProgress:
     the calls of `scheduler.step` are counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, preview_every: int | None = None) -> None:
+        self._preview_every = preview_every
+        self._previewed = 0
+        self._pipeline: Any = None
+        self._latents: Any = None
         self._bars: list[_StepBar] = []
         self._schedulers: list[Any] = []
         self._scheduler_steps = 0
@@ -32,6 +37,16 @@ class TaskProgress:
         totals = [_length(getattr(scheduler, "timesteps", None)) for scheduler in self._schedulers]
         return self._scheduler_steps, max(totals) if self._scheduler_steps else 0
 
+    def take_preview(self) -> Any:
+        """Return a small picture of the state so far, if one is due, else None."""
+        if self._preview_every is None or self._latents is None:
+            return None
+        step = self.position[0]
+        if step // self._preview_every == self._previewed // self._preview_every:
+            return None
+        self._previewed = step
+        return preview(self._pipeline, self._latents)
+
     def bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
         """Stand in for `DiffusionPipeline.progress_bar`."""
         if iterable is None and total is None:
@@ -40,8 +55,9 @@ class TaskProgress:
         self._bars.append(bar)
         return bar
 
-    def watch_schedulers(self, pipeline: Any) -> None:
-        """Count the steps of the schedulers of this request's own copy of the pipeline."""
+    def watch(self, pipeline: Any) -> None:
+        """Follow the schedulers of this request's own copy of the pipeline."""
+        self._pipeline = pipeline
         self._schedulers = schedulers_of(pipeline)
         for scheduler in self._schedulers:
             scheduler.step = self._counted(scheduler.step)
@@ -51,6 +67,8 @@ class TaskProgress:
         def counted(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
             self._scheduler_steps += 1
+            if self._preview_every is not None:
+                self._latents = result[0]
             return result
 
         return counted

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import greenlet
@@ -13,15 +16,20 @@ import torch
 
 from omni_core.errors import PipelineError
 from omni_core.outputs import EndReason, OmniRequestOutput, RequestMetrics, StepProgress
-from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import OmniDiffusionRequest
+from omni_core.worker.cache_state import CacheState
+from omni_core.worker.denoiser_call import DenoiserCall
 from omni_core.worker.denoisers import SuspendablePipeline
+from omni_core.worker.loader import LoadedPipeline
 from omni_core.worker.pipeline_output import NAN_MESSAGE, output_fields, refuse_nan
 from omni_core.worker.progress import TaskProgress
+from omni_core.worker.side_thread import SideThread
 from omni_core.worker.torch_state import TorchState
 
 # A pipeline that swallows what ends it gets it again at its next denoiser call; after so many it is dropped.
 _MAX_THROWS = 100
+# Handed to a task in place of a result: run the call yourself.
+RUN_ALONE = object()
 
 
 class TaskEnded(BaseException):
@@ -34,29 +42,44 @@ class PipelineTask:
     Args:
         request: What to run.
         suspendable: Where the request's own copy of the pipeline comes from.
-        info: What the pipeline takes.
-        device: Where it computes.
+        loaded: The pipeline that all requests share.
+        side: Where calls of autoencoders run; None runs them in the task.
 
     Attributes:
+        request: What is run.
         output: The end of the request, once it has ended.
+        call: The denoiser call that it waits for.
+        side_call: The autoencoder call that it waits for.
+        pipeline: The request's own copy of the pipeline, once it runs.
     """
 
     def __init__(
-        self, request: OmniDiffusionRequest, suspendable: SuspendablePipeline, info: PipelineInfo, device: torch.device
+        self,
+        request: OmniDiffusionRequest,
+        suspendable: SuspendablePipeline,
+        loaded: LoadedPipeline,
+        side: SideThread | None,
     ) -> None:
         self.request = request
         self.output: OmniRequestOutput | None = None
+        self.call: DenoiserCall | None = None
+        self.side_call: Future[Any] | None = None
+        self.pipeline: Any = None
         self._suspendable = suspendable
-        self._info = info
-        self._device = device
-        self._progress = TaskProgress()
+        self._info = loaded.info
+        self._device = loaded.device
+        self._side = side
+        self._progress = TaskProgress(request.preview_every)
         self._reported = (0, 0)
         self._metrics = RequestMetrics()
+        self._forwards = 0
+        self._rows = 0
         self._started_at = 0.0
         self._first_call_at: float | None = None
         self._last_call_at: float | None = None
         self._is_decoding = False
         self._state: TorchState | None = None
+        self._cache = CacheState(loaded.cached_modules)
         self._greenlet = _TaskGreenlet(self)
         self._greenlet.gr_context = contextvars.copy_context()
 
@@ -65,20 +88,55 @@ class PipelineTask:
         """Whether the pipeline was called yet."""
         return self._state is not None
 
-    def resume(self) -> None:
-        """Run on to the next denoiser call, or to the end: then `output` is set."""
+    @property
+    def torch_state(self) -> TorchState:
+        """The torch state in which the task waits."""
+        assert self._state is not None
+        return self._state
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether a step cache keeps state of this request in the modules, so that its calls cannot be stacked."""
+        return self._cache.is_active
+
+    def resume(self, result: Any = RUN_ALONE, rows: int = 0) -> None:
+        """Run on to the next denoiser call, or to the end: then `output` is set.
+
+        Args:
+            result: What the call that the task waits for gives. `RUN_ALONE`: the task runs it itself.
+            rows: Rows of the forward pass that gave the result.
+        """
         if not self.is_started:
             self._started_at = time.monotonic()
             self._state = TorchState(self._device)
             self._state.seed(self.request.seed)
-        self._enter()
+            self._enter(self._greenlet.switch)
+            return
+        if self.call is not None:
+            self._forwards += 1
+            self._rows += rows or self.call.rows
+            self._last_call_at = time.monotonic()
+        self.call = self.side_call = None
+        self._enter(lambda: self._greenlet.switch(result))
+
+    def resume_side(self) -> None:
+        """Run on with what the side thread gave, which is there: result or error."""
+        side_call, self.side_call = self.side_call, None
+        assert side_call is not None
+        error = side_call.exception()
+        if error is None:
+            result = side_call.result()
+            self._enter(lambda: self._greenlet.switch(result))
+        else:
+            self._enter(lambda: self._greenlet.throw(error))
 
     def end(self, reason: EndReason) -> None:
-        """End the request at the denoiser call where it stands; `finally` blocks of the pipeline run. Sets `output`."""
+        """End the request where it stands; `finally` blocks of the pipeline run. Sets `output`."""
         for _ in range(_MAX_THROWS):
             if not self.is_started or self._greenlet.dead:
                 break
-            self._enter(TaskEnded)
+            self._enter(lambda: self._greenlet.throw(TaskEnded))
+        self.call = self.side_call = None
         self.output = OmniRequestOutput.ended(self.request, reason, self._final_metrics())
 
     def progress(self) -> StepProgress | None:
@@ -87,20 +145,25 @@ class PipelineTask:
         if now == self._reported:
             return None
         self._reported = now
-        return StepProgress(self.request.request_id, *now)
+        return StepProgress(self.request.request_id, *now, preview=self._progress.take_preview())
 
-    def _enter(self, *thrown: Any) -> None:
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Make the task's torch state and cache state the thread's, and take them away again."""
         assert self._state is not None
         outside = TorchState(self._device)
         self._state.restore()
+        self._cache.swap_in()
         try:
-            if thrown:
-                self._greenlet.throw(*thrown)
-            else:
-                self._greenlet.switch()
+            yield
         finally:
+            self._cache.swap_out()
             self._state = TorchState(self._device)
             outside.restore()
+
+    def _enter(self, switch: Callable[[], Any]) -> None:
+        with self.entered():
+            switch()
 
     def _run(self) -> None:
         request = self.request
@@ -110,8 +173,8 @@ class PipelineTask:
                 arguments["generator"] = torch.Generator().manual_seed(request.seed)
             if "return_dict" in self._info.parameters:
                 arguments["return_dict"] = True
-            pipeline = self._suspendable.copy(progress_bar=self._progress.bar)
-            self._progress.watch_schedulers(pipeline)
+            pipeline = self.pipeline = self._suspendable.copy(progress_bar=self._progress.bar)
+            self._progress.watch(pipeline)
             with np.errstate(invalid="call", call=self._refuse_nan):
                 fields = output_fields(pipeline(**arguments))
             refuse_nan(fields)
@@ -139,20 +202,33 @@ class PipelineTask:
             metrics.denoise_s = last - first
             metrics.decode_s = now - last
             metrics.num_steps = self._progress.position[0]
+            metrics.mean_rows = self._rows / self._forwards if self._forwards else 0.0
         return metrics
 
     def call_denoiser(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Suspend, and run the module once resumed. Called by the stand-ins, inside the task."""
+        """Suspend until somebody gives the result, or lets the task run the module. Called inside the task."""
         if self._first_call_at is None:
             self._first_call_at = time.monotonic()
-        hub = self._greenlet.parent
-        assert hub is not None
-        hub.switch()
         self._is_decoding = False
-        result = module(*args, **kwargs)
-        self._last_call_at = time.monotonic()
+        self.call = DenoiserCall.describe(module, args, kwargs, row_lists=False)
+        result = self._suspend()
+        if result is RUN_ALONE:
+            result = module(*args, **kwargs)
+            self._last_call_at = time.monotonic()
         self._is_decoding = True
         return result
+
+    def call_autoencoder(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Suspend until the side thread has run a method of an autoencoder. Called inside the task."""
+        if self._side is None or torch.is_grad_enabled():
+            return method(*args, **kwargs)
+        self.side_call = self._side.submit(method, args, kwargs)
+        return self._suspend()
+
+    def _suspend(self) -> Any:
+        hub = self._greenlet.parent
+        assert hub is not None
+        return hub.switch()
 
 
 class _TaskGreenlet(greenlet.greenlet):
@@ -161,12 +237,20 @@ class _TaskGreenlet(greenlet.greenlet):
         self.task = task
 
 
-def suspend_or_run(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def suspend_denoiser_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a denoiser call of the current task at its turn; outside of a task (a pipeline's own threads), at once."""
     current = greenlet.getcurrent()
     if isinstance(current, _TaskGreenlet):
         return current.task.call_denoiser(module, args, kwargs)
     return module(*args, **kwargs)
+
+
+def suspend_autoencoder_call(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an autoencoder's method for the current task beside the others; outside of a task, at once."""
+    current = greenlet.getcurrent()
+    if isinstance(current, _TaskGreenlet):
+        return current.task.call_autoencoder(method, args, kwargs)
+    return method(*args, **kwargs)
 
 
 def _pipeline_error(request: OmniDiffusionRequest, error: Exception) -> PipelineError:

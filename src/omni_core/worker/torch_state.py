@@ -24,16 +24,27 @@ class TorchState:
         # Inference mode is entered and left with a guard object: entering "off" here and leaving it in `restore`
         # brings back exactly the mode that holds now.
         self._guard: Any = None
-        if torch.is_inference_mode_enabled():
+        self._inference = torch.is_inference_mode_enabled()
+        if self._inference:
             self._guard = torch._C._InferenceMode(False)
             self._guard.__enter__()
         self._autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in {"cpu", device.type} - {"meta"}
+            for kind in sorted({"cpu", device.type} - {"meta"})
         ]
         self._autocast_cache = torch.is_autocast_cache_enabled()
         self._random = torch.get_rng_state()
         self._device_random = _device_generator_state(device)
+
+    @property
+    def mode(self) -> tuple[object, ...]:
+        """What must agree between two tasks whose denoiser calls become one."""
+        return (self._grad, self._inference, *self._autocast, self._autocast_cache)
+
+    @property
+    def is_grad_enabled(self) -> bool:
+        """Whether gradients are recorded."""
+        return self._grad and not self._inference
 
     def restore(self) -> None:
         """Make the running thread's state what it was at the snapshot. May be called once."""

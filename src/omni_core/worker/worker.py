@@ -16,7 +16,7 @@ from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import ConfigError, ExecutorError, RPCError, did_you_mean
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
-from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
+from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StackingStats, StepOutput
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import OmniDiffusionRequest
 from omni_core.worker.loader import load_pipeline
@@ -28,7 +28,7 @@ log = get_logger(__name__)
 class DiffusionWorker:
     """Runs wherever the work is executed: in the engine's process, in a process of its own, on another machine.
 
-    All methods must be called from the thread that made the worker.
+    All methods but `interrupt` must be called from the thread that made the worker.
 
     Args:
         config: The configuration of the engine.
@@ -81,7 +81,7 @@ class DiffusionWorker:
         """Advance the running requests. A worker that sleeps takes requests up and lets them wait."""
         if self._runner is not None:
             if self._sleep_level > 0:
-                scheduler_output = dataclasses.replace(scheduler_output, num_steps=0)
+                scheduler_output = dataclasses.replace(scheduler_output, waves=[])
             return self._runner.execute_step(scheduler_output)
         self._parked.extend(scheduler_output.new_requests)
         ended = scheduler_output.ended_requests
@@ -100,13 +100,27 @@ class DiffusionWorker:
             One output per request, in their order.
         """
         # A runner of its own, so that no output of a request that runs step by step comes out here.
-        runner = ModelRunner(self._awake().loaded)
+        runner = ModelRunner(self._awake().loaded, self.config.stacking)
         outputs: dict[str, OmniRequestOutput] = {}
-        step = SchedulerOutput(new_requests=list(requests))
-        while len(outputs) < len(requests):
-            outputs.update({output.request_id: output for output in runner.execute_step(step).finished})
-            step = SchedulerOutput()
+        wave = tuple(request.request_id for request in requests)
+        step = SchedulerOutput(new_requests=list(requests), waves=[wave])
+        try:
+            while len(outputs) < len(requests):
+                outputs.update({output.request_id: output for output in runner.execute_step(step).finished})
+                step = SchedulerOutput(waves=[wave])
+        finally:
+            runner.close()
         return [outputs[request.request_id] for request in requests]
+
+    def interrupt(self) -> None:
+        """Let a running `execute_step` return after the wave that is running. May be called from any thread."""
+        runner = self._runner
+        if runner is not None:
+            runner.interrupt()
+
+    def stats(self) -> StackingStats:
+        """Return what stacking did since the pipeline was loaded."""
+        return self._runner.stats if self._runner is not None else StackingStats()
 
     def call(
         self, method: str | Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -153,10 +167,12 @@ class DiffusionWorker:
             )
         if level <= self._sleep_level:
             return
-        if level == 1:
+        if level == 1 and self._runner is not None:
+            self._runner.settle()
             self._move(torch.device("cpu"))
         elif self._runner is not None:
             self._parked = self._runner.drain()
+            self._runner.close()
             self._runner = None
         self._sleep_level = level
         _release_memory()
@@ -173,7 +189,7 @@ class DiffusionWorker:
     def close(self) -> None:
         """End all running requests where they stand and let go of the pipeline."""
         if self._runner is not None:
-            self._runner.drain()
+            self._runner.close()
         self._runner = None
         self._given_pipeline = None
 
@@ -181,7 +197,7 @@ class DiffusionWorker:
         loaded = load_pipeline(self.config, self._given_pipeline, self._hooks, self)
         self._info: PipelineInfo = loaded.info
         self._device: torch.device = loaded.device
-        self._runner = ModelRunner(loaded)
+        self._runner = ModelRunner(loaded, self.config.stacking)
         return self._runner
 
     def _awake(self) -> ModelRunner:

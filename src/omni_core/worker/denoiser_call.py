@@ -1,0 +1,123 @@
+"""One call of a denoiser that a task has asked for, described so that it can be compared with those of other tasks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+
+class RowList(list[Any]):
+    """A list in the arguments with one entry per row (QwenImage's `img_shapes`, Z-Image's list of latents).
+
+    pytree knows lists by their exact type, so this is one leaf, however its entries are nested.
+    """
+
+
+@dataclass(slots=True)
+class DenoiserCall:
+    """A call of `module` with `args` and `kwargs`, flattened.
+
+    Two calls of equal `kind` and equal `values` can be stacked if stacking that kind was found to be right.
+
+    Attributes:
+        module: The denoiser.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        rows: Leading dimension of the first argument; 0 if it has none, and the call cannot be stacked.
+        kind: What must agree: module, structure, dtypes, shapes but for the rows, and all that is no tensor.
+        values: Numbers among the arguments. They must agree too, but may change from step to step.
+        leaves: The arguments' leaves.
+        spec: Their structure.
+    """
+
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: int = 0
+    kind: Hashable = None
+    values: tuple[float | int, ...] = ()
+    leaves: list[Any] = field(default_factory=list)
+    spec: Any = None
+
+    @classmethod
+    def describe(
+        cls, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], row_lists: bool
+    ) -> DenoiserCall:
+        """Return the call with its description.
+
+        Args:
+            module: The denoiser.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            row_lists: Whether lists with as many entries as there are rows hold one entry per row.
+        """
+        call = cls(module, args, kwargs)
+        call.rows = _count_rows(module, args, kwargs)
+        if call.rows == 0:
+            return call
+        tree: Any = (args, kwargs)
+        if row_lists:
+            tree = _mark_row_lists(args, kwargs, call.rows)
+        call.leaves, call.spec = pytree.tree_flatten(tree)
+        signature: list[Hashable] = []
+        values: list[float | int] = []
+        for leaf in call.leaves:
+            if isinstance(leaf, torch.Tensor):
+                if leaf.requires_grad or leaf.layout != torch.strided:
+                    call.rows = 0
+                    return call
+                signature.append(_tensor_signature(leaf, call.rows))
+            elif isinstance(leaf, RowList):
+                signature.append("rows")
+            elif type(leaf) in (int, float):
+                signature.append(type(leaf).__name__)
+                values.append(leaf)
+            else:
+                signature.append(leaf if _is_plain(leaf) else id(leaf))
+        call.kind = (id(module), call.spec, row_lists, *signature)
+        call.values = tuple(values)
+        return call
+
+
+def is_row_scalar(tensor: torch.Tensor, rows: int) -> bool:
+    """Whether a tensor holds one number for all rows, or one for each: a timestep."""
+    return tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape[0] in (1, rows))
+
+
+def _tensor_signature(tensor: torch.Tensor, rows: int) -> Hashable:
+    if is_row_scalar(tensor, rows):
+        return ("scalar", tensor.dtype, tensor.device)
+    return (tensor.dtype, tensor.device, Fraction(tensor.shape[0], rows), tensor.shape[1:])
+
+
+def _is_plain(leaf: Any) -> bool:
+    return leaf is None or isinstance(leaf, (bool, str, bytes, torch.dtype, torch.device, type))
+
+
+def _count_rows(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    first = args[0] if args else kwargs.get(_first_parameter(type(module).forward))
+    if isinstance(first, torch.Tensor) and first.ndim > 0:
+        return int(first.shape[0])
+    if isinstance(first, list) and first and all(isinstance(item, torch.Tensor) for item in first):
+        return len(first)
+    return 0
+
+
+@lru_cache(maxsize=256)
+def _first_parameter(forward: Callable[..., Any]) -> str:
+    names = [name for name in inspect.signature(forward).parameters if name != "self"]
+    return names[0] if names else ""
+
+
+def _mark_row_lists(args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> tuple[Any, Any]:
+    def mark(value: Any) -> Any:
+        return RowList(value) if type(value) is list and len(value) == rows else value
+
+    return tuple(mark(value) for value in args), {name: mark(value) for name, value in kwargs.items()}

@@ -1,0 +1,131 @@
+"""Making one denoiser call of several, and the several results of its one.
+
+Nothing here knows a model. How an argument is put together is tried out and checked (see `verified.py`), because its
+shape alone does not tell: the rotary table of Flux has a leading dimension that is no row, and the prompt embeddings
+of AnimateDiff have one that is rows times frames.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from omni_core.worker.denoiser_call import DenoiserCall, RowList, is_row_scalar
+
+
+class NotStackableError(Exception):
+    """These calls cannot be one. Never leaves the worker."""
+
+
+@dataclass(slots=True)
+class StackingPlan:
+    """How to stack the calls of one kind.
+
+    Attributes:
+        row_lists: Whether lists with one entry per row are put together entry by entry.
+        shared: Positions of the leaves whose leading dimension is no row: they must be equal, and one serves all.
+    """
+
+    row_lists: bool = False
+    shared: frozenset[int] = frozenset()
+    _equal: dict[tuple[int, ...], list[weakref.ref[torch.Tensor]]] = field(default_factory=dict)
+
+    def stack(self, calls: Sequence[DenoiserCall]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of one call that does the work of all `calls`, which are of one kind.
+
+        Raises:
+            NotStackableError: Leaves that would be shared differ.
+        """
+        rows = [call.rows for call in calls]
+        stacked: list[Any] = []
+        for position, first in enumerate(calls[0].leaves):
+            leaves = [call.leaves[position] for call in calls]
+            if isinstance(first, RowList):
+                stacked.append([entry for leaf in leaves for entry in leaf])
+            elif not isinstance(first, torch.Tensor):
+                stacked.append(first)
+            elif all(is_row_scalar(leaf, count) for leaf, count in zip(leaves, rows, strict=True)):
+                stacked.append(torch.cat([leaf.expand(count) for leaf, count in zip(leaves, rows, strict=True)]))
+            elif position in self.shared:
+                if not self._are_equal(leaves):
+                    raise NotStackableError("tensors without rows differ between the requests")
+                stacked.append(first)
+            else:
+                stacked.append(torch.cat(leaves))
+        args, kwargs = pytree.tree_unflatten(stacked, calls[0].spec)
+        return args, kwargs
+
+    def _are_equal(self, leaves: list[torch.Tensor]) -> bool:
+        # The same tables come back at every step, and comparing them on a GPU would wait for it each time.
+        key = tuple(map(id, leaves))
+        known = self._equal.get(key)
+        if known is not None and all(ref() is leaf for ref, leaf in zip(known, leaves, strict=True)):
+            return True
+        if not all(leaf is leaves[0] or torch.equal(leaf, leaves[0]) for leaf in leaves):
+            return False
+        if len(self._equal) > 1000:
+            self._equal.clear()
+        self._equal[key] = [weakref.ref(leaf) for leaf in leaves]
+        return True
+
+
+def candidate_plans(calls: Sequence[DenoiserCall]) -> list[tuple[StackingPlan, list[DenoiserCall]]]:
+    """Return the plans that are worth trying for `calls`, the likeliest first, each with the calls described for it."""
+    plans: list[tuple[StackingPlan, list[DenoiserCall]]] = []
+    for row_lists in (False, True):
+        described = [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists) for call in calls]
+        first = described[0]
+        if any(call.kind != first.kind or call.values != first.values for call in described):
+            continue
+        if row_lists and not any(isinstance(leaf, RowList) for leaf in first.leaves):
+            continue
+        doubtful = [
+            position
+            for position, leaf in enumerate(first.leaves)
+            if isinstance(leaf, torch.Tensor) and not is_row_scalar(leaf, first.rows) and leaf.shape[0] != first.rows
+        ]
+        same_shape = [
+            position
+            for position in doubtful
+            if all(call.leaves[position].shape == first.leaves[position].shape for call in described)
+        ]
+        equal = [
+            position
+            for position in same_shape
+            if all(torch.equal(call.leaves[position], first.leaves[position]) for call in described)
+        ]
+        for shared in dict.fromkeys([frozenset[int](), frozenset(same_shape), frozenset(equal)]):
+            plans.append((StackingPlan(row_lists, shared), described))
+    return plans
+
+
+def split(output: Any, rows: Sequence[int]) -> list[Any]:
+    """Return the part of a stacked call's output that belongs to each of the calls.
+
+    Args:
+        output: What the denoiser returned: tensors, nested in whatever pytree knows.
+        rows: Number of rows of each call.
+
+    Raises:
+        NotStackableError: A tensor's leading dimension is not in proportion to the rows.
+    """
+    total = sum(rows)
+    if type(output) is list and len(output) == total and all(isinstance(item, torch.Tensor) for item in output):
+        items = iter(output)
+        return [[next(items) for _ in range(count)] for count in rows]
+    leaves, spec = pytree.tree_flatten(output)
+    parts: list[list[Any]] = [[] for _ in rows]
+    for leaf in leaves:
+        pieces: Sequence[Any] = [leaf] * len(rows)
+        if isinstance(leaf, torch.Tensor):
+            if leaf.ndim == 0 or leaf.shape[0] % total:
+                raise NotStackableError("the output has a tensor without rows")
+            pieces = torch.split(leaf, [leaf.shape[0] // total * count for count in rows])
+        for part, piece in zip(parts, pieces, strict=True):
+            part.append(piece)
+    return [pytree.tree_unflatten(part, spec) for part in parts]

@@ -1,0 +1,192 @@
+"""Stacking is verified, never assumed: the first stacked call of each kind is held against running its parts alone."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch.utils import _pytree as pytree
+
+from omni_core.log import get_logger
+from omni_core.outputs import StackingStats
+from omni_core.worker.denoiser_call import DenoiserCall
+from omni_core.worker.stacking import NotStackableError, StackingPlan, candidate_plans, split
+
+log = get_logger(__name__)
+
+StackingMode = Literal["verified", "trusted", "off"]
+
+# Largest difference between a row computed alone and in company, as a part of the largest value of the output. Ten
+# times what was seen of rounding in stock models; what a wrong stacking gives is a hundred times more.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+
+# Enters the torch state of the task that made a call: grad mode, autocast, random generators.
+StateOf = Callable[[int], contextlib.AbstractContextManager[None]]
+
+
+class VerifiedStacking:
+    """Runs groups of calls of one kind as one forward pass where that is right, and one by one where it is not.
+
+    Args:
+        mode: `"verified"`, `"trusted"` (stack without checking) or `"off"`.
+    """
+
+    def __init__(self, mode: StackingMode) -> None:
+        self.mode = mode
+        self.stats = StackingStats()
+        # What each kind of call came to: a plan that works, or None.
+        self._plans: dict[Hashable, StackingPlan | None] = {}
+        self._most_rows: dict[Hashable, int] = {}
+
+    def run(self, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Any] | None:
+        """Run calls of equal `kind` and `values` as one forward pass.
+
+        Args:
+            calls: Two calls or more.
+            state_of: Enters the torch state of the task that made the call of a given index.
+
+        Returns:
+            The result of each call, or None if they are to be run alone.
+        """
+        if self.mode == "off" or len(calls) < 2:
+            return None
+        # Rows of one count and of several may differ: a model that splits its batch in three gets away with threes.
+        kind = (calls[0].kind, frozenset(call.rows for call in calls))
+        if kind not in self._plans:
+            return self._try(kind, calls, state_of)
+        plan = self._plans[kind]
+        if plan is None:
+            return None
+        limit = self._most_rows.get(kind)
+        if limit is not None and sum(call.rows for call in calls) > limit:
+            half = len(calls) // 2
+            return self._run_parts(calls, half, state_of)
+        try:
+            return self._forward(plan, calls, state_of)
+        except NotStackableError:
+            return None
+        except torch.OutOfMemoryError:
+            self._most_rows[kind] = max(1, sum(call.rows for call in calls) // 2)
+            log.warning(
+                "a stacked forward pass ran out of memory; smaller ones from now on", most_rows=self._most_rows[kind]
+            )
+            return self._run_parts(calls, len(calls) // 2, state_of)
+        except Exception as error:
+            self._refuse(kind, calls[0], f"{type(error).__name__}: {error}")
+            return None
+
+    def _run_parts(self, calls: Sequence[DenoiserCall], half: int, state_of: StateOf) -> list[Any] | None:
+        results: list[Any] = []
+        for start, part in ((0, calls[:half]), (half, calls[half:])):
+            found = self.run(part, lambda index, start=start: state_of(start + index)) if len(part) > 1 else None  # type: ignore[misc]
+            if found is None:
+                found = [self._alone(call, start + index, state_of) for index, call in enumerate(part)]
+            results.extend(found)
+        return results
+
+    def _forward(self, plan: StackingPlan, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Any]:
+        if plan.row_lists:
+            calls = [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True) for call in calls]
+        with state_of(0):
+            args, kwargs = plan.stack(calls)
+            output = calls[0].module(*args, **kwargs)
+            results = split(output, [call.rows for call in calls])
+        self.stats.forwards += 1
+        self.stats.rows += sum(call.rows for call in calls)
+        return results
+
+    def _alone(self, call: DenoiserCall, index: int, state_of: StateOf) -> Any:
+        with state_of(index):
+            output = call.module(*call.args, **call.kwargs)
+        self.stats.forwards += 1
+        self.stats.rows += call.rows
+        return output
+
+    def _try(self, kind: Hashable, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Any] | None:
+        """Find the plan that is right for a kind, and return the results of running each call alone."""
+        if self.mode == "trusted":
+            return self._try_trusted(kind, calls, state_of)
+        results: list[Any] = []
+        drew = False
+        for index, call in enumerate(calls):
+            with state_of(index):
+                before = _random_numbers_drawn(call)
+            results.append(self._alone(call, index, state_of))
+            with state_of(index):
+                drew = drew or not torch.equal(before, _random_numbers_drawn(call))
+        if drew:
+            self._refuse(kind, calls[0], "it draws random numbers, which must come from each request's own generator")
+            return results
+        reason = "its arguments do not fit together"
+        for plan, described in candidate_plans(calls):
+            try:
+                stacked = self._forward(plan, described, state_of)
+            except torch.OutOfMemoryError:
+                return results  # not a verdict on the kind: try again when there is more room
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                continue
+            difference = _difference(stacked, results)
+            if difference <= 1.0:
+                self._plans[kind] = plan
+                self.stats.verified += 1
+                return results
+            reason = f"the result differs by {difference:.3g} times the tolerance from running it alone"
+        self._refuse(kind, calls[0], reason)
+        return results
+
+    def _try_trusted(self, kind: Hashable, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Any] | None:
+        reason = "its arguments do not fit together"
+        for plan, described in candidate_plans(calls):
+            try:
+                results = self._forward(plan, described, state_of)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                continue
+            self._plans[kind] = plan
+            return results
+        self._refuse(kind, calls[0], reason)
+        return None
+
+    def _refuse(self, kind: Hashable, call: DenoiserCall, reason: str) -> None:
+        self._plans[kind] = None
+        shapes = [tuple(leaf.shape) for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
+        name = f"{type(call.module).__name__}{shapes}"
+        first_line = reason.splitlines()[0][:300]
+        self.stats.refused[name] = first_line
+        log.warning("a kind of denoiser call is run alone, not stacked", call=name, reason=first_line)
+
+
+def _random_numbers_drawn(call: DenoiserCall) -> torch.Tensor:
+    """Return what changes when a number is drawn from a global generator that the call may use."""
+    states = [torch.get_rng_state()]
+    devices = {leaf.device for leaf in call.leaves if isinstance(leaf, torch.Tensor) and leaf.device.type == "cuda"}
+    states.extend(torch.cuda.get_rng_state(device) for device in devices)
+    return torch.cat(states)
+
+
+def _difference(stacked: Sequence[Any], alone: Sequence[Any]) -> float:
+    """Return the largest difference between two results in units of the tolerance; infinite if they differ in kind."""
+    worst = 0.0
+    for one, other in zip(stacked, alone, strict=True):
+        ours, our_spec = pytree.tree_flatten(one)
+        theirs, their_spec = pytree.tree_flatten(other)
+        if our_spec != their_spec:
+            return math.inf
+        for left, right in zip(ours, theirs, strict=True):
+            if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
+                continue
+            if left.shape != right.shape or left.dtype != right.dtype:
+                return math.inf
+            if not left.is_floating_point():
+                worst = max(worst, 0.0 if torch.equal(left, right) else math.inf)
+                continue
+            gap = torch.nan_to_num((left.double() - right.double()).abs()).amax().item() if left.numel() else 0.0
+            if not torch.equal(left.isnan(), right.isnan()):
+                return math.inf
+            scale = max(torch.nan_to_num(right.double()).abs().amax().item(), 1e-6) if left.numel() else 1.0
+            worst = max(worst, gap / scale / TOLERANCE.get(left.dtype, 1e-2))
+    return worst
