@@ -64,8 +64,10 @@ def omni_request_finished(output: OmniRequestOutput) -> None:
 
 @hookimpl
 def omni_request_failed(request_id: str, error: OmniError) -> None:
-    """Log why it failed."""
-    log.error("request failed", request_id=request_id, error=str(error))
+    """Log why it failed; where in the worker, at level debug."""
+    log.error("request failed", request_id=request_id, error=error.message)
+    if error.worker_traceback is not None:
+        log.debug("request failed", request_id=request_id, worker_traceback=error.worker_traceback)
 
 
 @hookimpl

@@ -1,0 +1,24 @@
+"""The command line, `omni`. Each command is imported when it is run, so that `omni --help` is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `omni` and exit with its code: see `omni_core.cli.exit_codes`.
+
+    Args:
+        arguments: The words after `omni`; None takes them from the command line.
+    """
+    import os
+    import sys
+
+    from omni_core.cli.app import make_app
+
+    # So that `--model module:factory` finds a module in the working directory; last, so that it hides no other.
+    if os.getcwd() not in sys.path and "" not in sys.path:  # noqa: PTH109
+        sys.path.append(os.getcwd())  # noqa: PTH109
+    make_app().main(args=None if arguments is None else list(arguments), prog_name="omni")
+    raise AssertionError("click's main returns only in tests")  # pragma: no cover

@@ -1,0 +1,47 @@
+"""`omni config`: the effective configuration."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from omni_core.cli.app import COMMANDS
+from omni_core.cli.options import SectionedCommand, config_from, config_options
+from omni_core.cli.tables import print_table
+from omni_core.config import unknown_environment
+
+
+def show_config(**values: Any) -> None:
+    """Print each field with its value and where it came from."""
+    config = config_from(command, values)
+    sources = config.sources()
+    unknown = unknown_environment()
+    fields = {name: getattr(config, name) for name in type(config).model_fields}
+    if values["as_json"]:
+        document = {
+            "config": {name: {"value": value, "source": sources[name]} for name, value in fields.items()},
+            "unknown_environment": unknown,
+        }
+        click.echo(json.dumps(document, indent=2, default=str, ensure_ascii=False))
+        return
+    print_table(
+        ["field", "value", "from"],
+        [[name, _as_text(value), sources[name]] for name, value in fields.items()],
+    )
+    for name in unknown:
+        click.echo(f"The environment variable {name} is set and means nothing to omni.", err=True)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+command = SectionedCommand(
+    "config",
+    callback=show_config,
+    params=[click.Option(["as_json", "--json"], is_flag=True, help="Print JSON."), *config_options()],
+    help=f"{COMMANDS['config']}\n\nStrongest first: flags, OMNI_* variables, omni.toml (or --config FILE), defaults.",
+    short_help=COMMANDS["config"],
+)

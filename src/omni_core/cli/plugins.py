@@ -1,0 +1,39 @@
+"""`omni plugins`: what is installed, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from omni_core.cli.app import COMMANDS, registry_of
+from omni_core.cli.tables import print_table
+
+
+@click.command("plugins", help=COMMANDS["plugins"], short_help=COMMANDS["plugins"])
+@click.option("as_json", "--json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> None:
+    """Print one line for each plugin."""
+    records = [record.to_dict() for record in registry_of(context).records]
+    if as_json:
+        click.echo(json.dumps(records, indent=2, ensure_ascii=False))
+        return
+    rows = [
+        [
+            record["distribution"] or "(in code)",
+            record["version"] or "",
+            record["name"],
+            record["state"],
+            ", ".join(spec["name"] for spec in record["executors"]) or "-",
+            ", ".join(hook.removeprefix("omni_") for hook in record["hooks"]) or "-",
+        ]
+        for record in records
+    ]
+    if rows:
+        print_table(["distribution", "version", "plugin", "state", "executors", "hooks"], rows)
+    else:
+        click.echo("No plugins, not even omni-core's own: install omni-core with pip.")
+    for record in records:
+        if record["error"]:
+            click.echo(f"\n{record['distribution'] or record['name']} is {record['state']}: {record['error']}")
