@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from omni_core import OmniDiffusionRequest, OmniRequestOutput, StepOutput
+from omni_core import OmniDiffusionRequest, OmniRequestOutput, SchedulerOutput, StepOutput
+from omni_core.outputs import ForwardReport
 from omni_core.scheduler import Scheduler
 
 REPLICAS = 3
@@ -61,78 +64,253 @@ def test_an_end_is_told_to_the_replica_once_and_asleep_too() -> None:
     scheduler.add_request(request("b"))
     step = scheduler.schedule(0, asleep=True)
     assert step is not None
-    assert (step.ended_requests, step.new_requests, step.num_steps) == ({"a": "timeout"}, [], 0)
+    assert (step.ended_requests, step.new_requests, step.waves) == ({"a": "timeout"}, [], [])
     again = scheduler.schedule(0)
     assert again is not None
     assert (again.ended_requests, names(again.new_requests)) == ({}, ["b"])
 
 
+@dataclass
+class Job:
+    """What a replica knows of a request in this test."""
+
+    priority: int
+    kind: int
+    steps: int
+    seconds: float
+    ending: bool = False
+    is_started: bool = False
+
+
+class Replica:
+    """Does what the scheduler says, as a worker would, on a clock of its own."""
+
+    def __init__(self, jobs: dict[str, Job]) -> None:
+        self.jobs = jobs
+        self.running: set[str] = set()
+
+    def run(self, step: SchedulerOutput) -> StepOutput:
+        output = StepOutput()
+        self.running |= set(names(step.new_requests))
+        for name in step.ended_requests:
+            self.running.remove(name)
+            output.finished.append(OmniRequestOutput(name, 1, "aborted"))
+        for wave in step.waves:
+            assert len(set(wave)) == len(wave)
+            groups: dict[int, list[str]] = {}
+            for name in wave:
+                assert name not in step.ended_requests
+                if name in self.running:
+                    if not self.jobs[name].is_started:
+                        self.jobs[name].is_started = True
+                        output.start_seconds.append(0.01)
+                    groups.setdefault(self.jobs[name].kind, []).append(name)
+            for kind, members in groups.items():
+                seconds = max(self.jobs[name].seconds for name in members)
+                output.forwards.append(ForwardReport(kind, tuple(members), len(members), seconds))
+                for name in members:
+                    self.jobs[name].steps -= 1
+                    if self.jobs[name].steps == 0:
+                        self.running.remove(name)
+                        output.finished.append(OmniRequestOutput(name, 1, "finished"))
+        output.kinds = {name: self.jobs[name].kind for name in self.running if self.jobs[name].is_started}
+        return output
+
+
 class SchedulerMachine(RuleBasedStateMachine):
-    """Whatever happens in whatever order, each request ends once and no replica has too much."""
+    """Whatever happens in whatever order, each request ends once, no replica has too much, and none starves."""
 
     live = Bundle("live")
 
     def __init__(self) -> None:
         super().__init__()
         self.scheduler = Scheduler(REPLICAS, MAX_NUM_SEQS)
-        self.waiting: dict[str, int] = {}
-        self.running: list[dict[str, bool]] = [{} for _ in range(REPLICAS)]
-        self.count = 0
+        self.jobs: dict[str, Job] = {}
+        self.waiting: set[str] = set()
+        self.replicas = [Replica(self.jobs) for _ in range(REPLICAS)]
+        self.ended: list[str] = []
 
-    @rule(target=live, priority=st.integers(-1, 1))
-    def add(self, priority: int) -> str:
-        self.count += 1
-        name = f"r{self.count}"
+    @rule(
+        target=live,
+        priority=st.integers(-1, 1),
+        kind=st.integers(0, 2),
+        steps=st.integers(1, 5),
+        seconds=st.sampled_from([0.001, 0.01, 1.0]),
+    )
+    def add(self, priority: int, kind: int, steps: int, seconds: float) -> str:
+        name = f"r{len(self.jobs)}"
+        self.jobs[name] = Job(priority, kind, steps, seconds)
         self.scheduler.add_request(request(name, priority))
-        self.waiting[name] = priority
+        self.waiting.add(name)
         return name
 
     @rule(name=consumes(live))
     def end(self, name: str) -> None:
         ended_at_once = self.scheduler.end_request(name, "aborted")
         assert ended_at_once == (name in self.waiting)
-        self.waiting.pop(name, None)
-        for running in self.running:
-            if name in running:
-                running[name] = True
+        if ended_at_once:
+            self.waiting.remove(name)
+            self.ended.append(name)
+        self.jobs[name].ending = True
 
-    @rule(replica=st.integers(0, REPLICAS - 1), data=st.data())
-    def step(self, replica: int, data: st.DataObject) -> None:
-        step = self.scheduler.schedule(replica)
-        running = self.running[replica]
+    @rule(replica=st.integers(0, REPLICAS - 1), most_waves=st.sampled_from([1, 3, 32]))
+    def step(self, replica: int, most_waves: int) -> None:
+        self.step_once(replica, most_waves)
+
+    def step_once(self, index: int, most_waves: int = 1) -> bool:
+        replica = self.replicas[index]
+        step = self.scheduler.schedule(index, most_waves=most_waves)
         if step is None:
-            assert not running
-            return
+            assert not replica.running
+            return False
         for new in step.new_requests:
             # None waits that is more urgent than one that was taken.
-            assert all(priority <= new.priority for name, priority in self.waiting.items())
-            del self.waiting[new.request_id]
-            running[new.request_id] = False
-        told = set(step.ended_requests)
-        assert told == {name for name, ending in running.items() if ending}
-        done = data.draw(st.sets(st.sampled_from(sorted(running)))) | told
-        self.scheduler.update_from_output(replica, finished(*done))
-        for name in done:
-            del running[name]
+            assert all(
+                self.jobs[name].priority <= new.priority for name in self.waiting - set(names(step.new_requests))
+            )
+        self.waiting -= set(names(step.new_requests))
+        assert set(step.ended_requests) == {name for name in replica.running if self.jobs[name].ending}
+        assert 1 <= len(step.waves) <= most_waves or not (
+            replica.running - set(step.ended_requests) or step.new_requests
+        )
+        advanced = {name for wave in step.waves for name in wave}
+        assert len(advanced) <= MAX_NUM_SEQS
+        left_out = replica.running - advanced - set(step.ended_requests)
+        output = replica.run(step)
+        self.scheduler.update_from_output(index, output)
+        for one in output.finished:
+            assert one.request_id not in self.ended
+            self.ended.append(one.request_id)
+        # Those that have no place are never more urgent than one that has.
+        if len(left_out) > MAX_NUM_SEQS:
+            assert min(self.jobs[name].priority for name in left_out) <= max(
+                self.jobs[name].priority for name in advanced
+            )
+        return True
 
     @rule(replica=st.integers(0, REPLICAS - 1))
     def lose(self, replica: int) -> None:
-        assert set(names(self.scheduler.take_running(replica))) == set(self.running[replica])
-        self.running[replica] = {}
+        taken = names(self.scheduler.take_running(replica))
+        assert set(taken) == self.replicas[replica].running
+        self.ended.extend(taken)
+        self.replicas[replica].running = set()
 
     @invariant()
     def counts_agree(self) -> None:
         assert self.scheduler.num_waiting == len(self.waiting)
-        assert self.scheduler.num_running == sum(map(len, self.running))
-        assert all(len(running) <= MAX_NUM_SEQS for running in self.running)
+        assert self.scheduler.num_running == sum(len(replica.running) for replica in self.replicas)
+        assert self.scheduler.num_running - self.scheduler.num_parked <= REPLICAS * MAX_NUM_SEQS
 
     def teardown(self) -> None:
-        for _ in range(self.count + 1):
-            for replica in range(REPLICAS):
-                if self.scheduler.schedule(replica) is not None:
-                    self.scheduler.update_from_output(replica, finished(*names(self.scheduler.take_running(replica))))
-        assert self.scheduler.num_waiting == self.scheduler.num_running == 0, "a request starves"
+        for _ in range(20_000):
+            if not any([self.step_once(index) for index in range(REPLICAS)]):
+                break
+        assert sorted(self.ended) == sorted(self.jobs), "a request starves, or ended twice"
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=60, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=100, deadline=None)
+
+
+def run_until_empty(scheduler: Scheduler, jobs: dict[str, Job]) -> list[tuple[str, ...]]:
+    """Run one replica to the end; return who advanced, forward by forward."""
+    replica = Replica(jobs)
+    order: list[tuple[str, ...]] = []
+    while (step := scheduler.schedule(0)) is not None:
+        output = replica.run(step)
+        order += [forward.request_ids for forward in output.forwards]
+        scheduler.update_from_output(0, output)
+    return order
+
+
+def test_a_large_request_does_not_stall_small_ones() -> None:
+    scheduler = Scheduler(1, 8)
+    jobs = {"large": Job(0, 0, 20, 1.0), "small": Job(0, 1, 20, 0.1)}
+    for name in jobs:
+        scheduler.add_request(request(name))
+    order = run_until_empty(scheduler, jobs)
+    last_small = max(index for index, forward in enumerate(order) if "small" in forward)
+    large_before = sum("large" in forward for forward in order[:last_small])
+    # Each gets half of the time: 20 small steps take 2 s, so the large one did about 2 of its steps meanwhile.
+    assert large_before <= 4
+
+
+def test_requests_that_fit_together_advance_together() -> None:
+    scheduler = Scheduler(1, 8)
+    jobs = {name: Job(0, 0, 3, 0.1) for name in "abc"}
+    for name in jobs:
+        scheduler.add_request(request(name))
+    assert run_until_empty(scheduler, jobs) == [("a", "b", "c")] * 3
+
+
+def test_a_late_arrival_is_served_in_the_next_wave() -> None:
+    scheduler = Scheduler(1, 9)
+    jobs = {f"long{number}": Job(0, number % 2, 50, 0.1) for number in range(8)}
+    for name in jobs:
+        scheduler.add_request(request(name))
+    replica = Replica(jobs)
+    for _ in range(20):
+        step = scheduler.schedule(0)
+        assert step is not None
+        scheduler.update_from_output(0, replica.run(step))
+    jobs["late"] = Job(0, 2, 3, 0.01)
+    scheduler.add_request(request("late"))
+    step = scheduler.schedule(0)
+    assert step is not None
+    assert "late" in step.waves[0]
+
+
+def test_a_more_urgent_arrival_parks_a_less_urgent_one_and_it_goes_on_later() -> None:
+    scheduler = Scheduler(1, 1)
+    jobs = {"low": Job(0, 0, 5, 0.1), "high": Job(1, 0, 2, 0.1)}
+    replica = Replica(jobs)
+    order: list[str] = []
+
+    def advance() -> None:
+        step = scheduler.schedule(0)
+        assert step is not None
+        output = replica.run(step)
+        order.extend(name for forward in output.forwards for name in forward.request_ids)
+        scheduler.update_from_output(0, output)
+
+    scheduler.add_request(request("low"))
+    advance()
+    advance()
+    scheduler.add_request(request("high", 1))
+    advance()
+    assert (scheduler.num_parked, scheduler.num_running) == (1, 2)
+    advance()
+    for _ in range(3):
+        advance()
+    assert order == ["low", "low", "high", "high", "low", "low", "low"]
+    assert scheduler.schedule(0) is None
+
+
+def test_a_call_takes_several_waves_if_it_may_and_they_are_short() -> None:
+    scheduler = Scheduler(1, 2)
+    jobs = {"a": Job(0, 0, 1000, 0.005)}
+    scheduler.add_request(request("a"))
+    replica = Replica(jobs)
+    lengths = []
+    for _ in range(4):
+        step = scheduler.schedule(0, most_waves=32)
+        assert step is not None
+        lengths.append(len(step.waves))
+        scheduler.update_from_output(0, replica.run(step))
+    assert lengths == [1, 10, 10, 10]
+
+
+def test_an_idle_replica_waits_for_company() -> None:
+    scheduler = Scheduler(1, 4, max_batch_wait_s=0.5)
+    assert scheduler.batch_deadline() is None
+    scheduler.add_request(request("a"), now=10.0)
+    assert scheduler.schedule(0, now=10.2) is None
+    assert scheduler.batch_deadline() == 10.5
+    scheduler.add_request(request("b"), now=10.3)
+    step = scheduler.schedule(0, now=10.5)
+    assert step is not None
+    assert names(step.new_requests) == ["a", "b"]
+    full = Scheduler(1, 2, max_batch_wait_s=100)
+    for name in "ab":
+        full.add_request(request(name), now=0.0)
+    assert full.schedule(0, now=0.0) is not None

@@ -196,14 +196,13 @@ class Scheduler:
             candidate = waiting[0] if from_waiting and waiting is not None else (parked.request if parked else None)
             if candidate is None:
                 return new_requests
-            if from_waiting and len(replica.running) - self._parked_count(replica) >= share:
-                if not self._would_preempt(replica, candidate):
-                    return new_requests
             active = replica.active
-            if len(active) >= self._max_num_seqs:
-                if not self._would_preempt(replica, candidate):
+            is_full = len(active) >= self._max_num_seqs
+            if is_full or (from_waiting and len(active) >= share):
+                if not any(one.request.priority < candidate.priority for one in active):
                     return new_requests
-                max(active, key=_urgency).is_parked = True
+                if is_full:
+                    max(active, key=_urgency).is_parked = True
             # One that joins is as far as the least far: it neither waits for the others nor makes them wait.
             charged = min((one.charged for one in replica.active), default=0.0)
             if from_waiting and waiting is not None:
@@ -214,13 +213,6 @@ class Scheduler:
             elif parked is not None:
                 parked.is_parked = False
                 parked.charged = max(parked.charged, charged)
-
-    def _would_preempt(self, replica: _Replica, candidate: OmniDiffusionRequest) -> bool:
-        return any(one.request.priority < candidate.priority for one in replica.active)
-
-    @staticmethod
-    def _parked_count(replica: _Replica) -> int:
-        return sum(one.is_parked for one in replica.running.values())
 
     def _is_batch_complete(self, now: float) -> bool:
         deadline = self.batch_deadline()

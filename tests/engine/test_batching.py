@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_pipelines import CASES
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
+from small_pipelines import CASES
 
 
 def as_array(value: Any) -> np.ndarray[Any, Any]:
@@ -43,6 +43,5 @@ def test_three_together_give_what_each_gives_alone(name: str) -> None:
         got = as_array(output.raise_for_error().output[case.output])
         assert np.abs(got - expected).max() <= 1e-4
     assert stats is not None
-    print(name, stats)
     assert stats.mean_rows > 1 or stats.refused
     assert not np.array_equal(alone[0], alone[2])

@@ -552,7 +552,7 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
     @hookimpl
     def omni_request_finished(self, output):
-        print(output.finish_reason, output.metrics.num_steps < 50, flush=True)
+        print(output.finish_reason, output.metrics.num_steps < 300, flush=True)
 
 plugins = PluginRegistry()
 plugins.register(Interrupt())

@@ -50,19 +50,14 @@ def _plane(latents: torch.Tensor) -> torch.Tensor | None:
 
 
 def _decode(pipeline: Any, plane: torch.Tensor) -> torch.Tensor | None:
-    vae = getattr(pipeline, "vae", None)
-    config = getattr(vae, "config", None)
-    if (
-        vae is None
-        or getattr(config, "latent_channels", None) != plane.shape[0]
-        or type(vae).__name__ != "AutoencoderKL"
-    ):
+    vae: Any = getattr(pipeline, "vae", None)
+    if type(vae).__name__ != "AutoencoderKL" or vae.config.latent_channels != plane.shape[0]:
         return None
     factor = max(1, math.ceil(max(plane.shape[1:]) / _MOST_LATENT_PIXELS))
     small = torch.nn.functional.avg_pool2d(plane[None], factor)
-    small = small / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-    # The real method, not the stand-in's: a preview is made outside of the task.
-    decoded = vae.decode(small.to(vae.dtype), return_dict=False)[0][0]
+    small = small / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    # Outside of a task a stand-in runs at once.
+    decoded: torch.Tensor = vae.decode(small.to(vae.dtype), return_dict=False)[0][0]
     return decoded.float() / 2 + 0.5
 
 

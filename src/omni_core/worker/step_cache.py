@@ -23,7 +23,7 @@ def enable_cache(pipeline: Any, denoisers: Mapping[str, torch.nn.Module], wanted
     Raises:
         ConfigError: There is no such cache, its arguments are wrong, or no denoiser can have it.
     """
-    arguments = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
+    arguments: dict[str, Any] = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
     name = arguments.pop("name", None)
     known = _cache_configurations()
     if not isinstance(name, str) or name not in known:
