@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omni_core.config import OmniDiffusionConfig
+    from omni_core.engine.async_engine import AsyncDiffusionEngine
     from omni_core.engine.engine import DiffusionEngine
     from omni_core.engine.handle import RequestEvent, RequestHandle
     from omni_core.executor import DiffusionExecutor, ExecutorContext
     from omni_core.hookspecs import ExecutorSpec, hookimpl
-    from omni_core.outputs import OmniRequestOutput, RequestMetrics, SchedulerOutput, StepOutput, StepProgress
+    from omni_core.outputs import (
+        EngineStats,
+        OmniRequestOutput,
+        RequestMetrics,
+        SchedulerOutput,
+        StepOutput,
+        StepProgress,
+    )
     from omni_core.pipeline_info import PipelineInfo
     from omni_core.plugins import PluginRegistry
     from omni_core.request import OmniDiffusionRequest
@@ -22,8 +30,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AsyncDiffusionEngine": "omni_core.engine.async_engine",
     "DiffusionEngine": "omni_core.engine.engine",
     "DiffusionExecutor": "omni_core.executor",
+    "EngineStats": "omni_core.outputs",
     "ExecutorContext": "omni_core.executor",
     "ExecutorSpec": "omni_core.hookspecs",
     "OmniDiffusionConfig": "omni_core.config",
@@ -41,8 +51,10 @@ _HOME = {
 }
 
 __all__ = [
+    "AsyncDiffusionEngine",
     "DiffusionEngine",
     "DiffusionExecutor",
+    "EngineStats",
     "ExecutorContext",
     "ExecutorSpec",
     "OmniDiffusionConfig",

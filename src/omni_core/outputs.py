@@ -22,7 +22,8 @@ class RequestMetrics:
         denoise_s: Seconds from the first denoiser call to the end of the last.
         decode_s: Seconds from there to the end (decoding, post-processing).
         num_steps: Denoising steps done.
-        mean_rows: Mean number of rows of the forwards that this request took part in.
+        num_calls: Denoiser calls made; two in each step of a pipeline that guides with a call of its own.
+        mean_rows: Mean number of rows of the forward passes that served them.
         num_retries: Times the request was run again because a worker died.
     """
 
@@ -31,6 +32,7 @@ class RequestMetrics:
     denoise_s: float = 0.0
     decode_s: float = 0.0
     num_steps: int = 0
+    num_calls: int = 0
     mean_rows: float = 0.0
     num_retries: int = 0
 

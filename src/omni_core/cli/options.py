@@ -21,7 +21,7 @@ REQUEST_SECTION = "Request"
 # Second names of flags.
 _ALIASES = {"num_outputs_per_prompt": ("--num-images", "-n"), "num_inference_steps": ("--steps",)}
 # The prompts are arguments, and each request gets an id of its own.
-_NO_FLAGS = frozenset({"prompt", "request_id"})
+_NO_FLAGS = frozenset({"prompt", "request_id", "preview_every"})  # the last shows on no command line
 
 
 class SectionOption(click.Option):

@@ -117,13 +117,31 @@ class DiffusionEngine:
             TimeoutError: They did not end in time; they are aborted.
         """
         self._refuse_engine_thread("step")
-        handles = self._submit_all(requests)
+        handles = self.submit_all(requests)
         try:
             return wait_all(handles, timeout)
         except BaseException:  # KeyboardInterrupt and TimeoutError: nobody will ask for the results
             for handle in handles:
                 handle.abort()
             raise
+
+    def submit_all(self, requests: Sequence[OmniDiffusionRequest]) -> list[RequestHandle]:
+        """Hand several requests over and return at once: all of them, or none if one is refused.
+
+        Raises:
+            RequestError: One of them does not fit the pipeline, or an id is in use.
+            EngineOverloadedError: As many requests as may wait are waiting.
+            EngineClosedError: The engine is closed.
+        """
+        self._check_process()
+        if not isinstance(requests, Sequence):  # a single request
+            raise RequestError("A list of requests is expected: write [request].")
+        for request in requests:
+            if not isinstance(request, OmniDiffusionRequest):
+                raise RequestError(f"A request must be an OmniDiffusionRequest, not a {type(request).__name__}.")
+            if self._pipeline_info is not None:
+                self._pipeline_info.arguments(request)
+        return self._core.submit(list(requests), self._make_handle)
 
     def submit(self, request: OmniDiffusionRequest) -> RequestHandle:
         """Hand a request over and return at once.
@@ -133,9 +151,10 @@ class DiffusionEngine:
 
         Raises:
             RequestError: The request does not fit the pipeline, or its id is in use.
+            EngineOverloadedError: As many requests as may wait are waiting.
             EngineClosedError: The engine is closed.
         """
-        return self._submit_all([request])[0]
+        return self.submit_all([request])[0]
 
     def abort(self, request_id: str) -> None:
         """End a request before it starts, or at its next denoiser call. Does nothing if there is no such request."""
@@ -222,17 +241,6 @@ class DiffusionEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _submit_all(self, requests: Sequence[OmniDiffusionRequest]) -> list[RequestHandle]:
-        self._check_process()
-        if not isinstance(requests, Sequence):  # a single request
-            raise RequestError("step takes a list of requests: write engine.step([request]).")
-        for request in requests:
-            if not isinstance(request, OmniDiffusionRequest):
-                raise RequestError(f"A request must be an OmniDiffusionRequest, not a {type(request).__name__}.")
-            if self._pipeline_info is not None:
-                self._pipeline_info.arguments(request)
-        return self._core.submit(list(requests), self._make_handle)
 
     def _make_handle(self, request: OmniDiffusionRequest) -> RequestHandle:
         # Through self, so that the engine lives at least as long as its requests.

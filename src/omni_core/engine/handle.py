@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from omni_core.errors import EngineClosedError
+from omni_core.log import get_logger
 from omni_core.outputs import OmniRequestOutput
 from omni_core.request import OmniDiffusionRequest
+
+log = get_logger(__name__)
 
 EventKind = Literal["queued", "started", "step", "finished"]
 
@@ -51,6 +54,7 @@ class RequestHandle:
         self._changed = threading.Condition()
         self._events: list[RequestEvent] = []
         self._output: OmniRequestOutput | None = None
+        self._listeners: list[Callable[[RequestEvent], None]] = []
         self._callbacks: list[Callable[[RequestHandle], None]] = []
 
     def __repr__(self) -> str:
@@ -109,6 +113,11 @@ class RequestHandle:
             if event.kind == "finished":
                 return
 
+    def past_events(self) -> list[RequestEvent]:
+        """Return the events so far, without waiting."""
+        with self._changed:
+            return list(self._events)
+
     def abort(self) -> None:
         """End the request at its next denoiser call, or before it starts. Does nothing once it has ended."""
         self._abort(self.request_id)
@@ -124,6 +133,24 @@ class RequestHandle:
                 return
         callback(self)
 
+    def subscribe(self, listener: Callable[[RequestEvent], None]) -> None:
+        """Call `listener(event)` for every event: for those that were, now, and for those to come, as they come.
+
+        The listener runs in the engine's thread and must be quick: hand the event on and return. What it raises is
+        logged.
+        """
+        with self._changed:
+            for event in self._events:
+                listener(event)
+            self._listeners.append(listener)
+
+    def _tell(self, event: RequestEvent) -> None:
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                log.warning("an event listener raised", request_id=self.request_id, exc_info=True)
+
     def _refuse_forked(self) -> None:
         if os.getpid() != self._pid:
             raise EngineClosedError(f"Request {self.request_id!r} runs in the process that this one was forked from.")
@@ -133,6 +160,7 @@ class RequestHandle:
             if self._output is None:
                 self._events.append(event)
                 self._changed.notify_all()
+                self._tell(event)
 
     def _finish(self, output: OmniRequestOutput) -> list[Callable[[RequestHandle], None]]:
         """Set the output; return the callbacks that are due. Only the first call has an effect."""
@@ -140,16 +168,16 @@ class RequestHandle:
             if self._output is not None:
                 return []
             last = self._events[-1] if self._events else None
-            self._events.append(
-                RequestEvent(
-                    "finished",
-                    self.request_id,
-                    step=last.step if last else 0,
-                    num_steps=last.num_steps if last else 0,
-                    output=output,
-                )
+            event = RequestEvent(
+                "finished",
+                self.request_id,
+                step=last.step if last else 0,
+                num_steps=last.num_steps if last else 0,
+                output=output,
             )
+            self._events.append(event)
             self._output = output
+            self._tell(event)
             self._changed.notify_all()
             callbacks, self._callbacks = self._callbacks, []
             return callbacks

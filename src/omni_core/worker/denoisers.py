@@ -127,16 +127,20 @@ def _denoiser_stand_in(module: torch.nn.Module, on_call: DenoiserCall) -> torch.
 
 
 def _autoencoder_stand_in(module: torch.nn.Module, on_call: AutoencoderCall) -> torch.nn.Module:
-    def suspended(name: str) -> Callable[..., Any]:
-        method = getattr(module, name)
+    def suspended(name: str) -> property:
+        def get(self: torch.nn.Module) -> Callable[..., Any]:
+            method = getattr(module, name)
 
-        @functools.wraps(getattr(type(module), name))  # pipelines look at the signature of `decode`
-        def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return on_call(method, args, kwargs)
+            @functools.wraps(method)  # pipelines look at the signature of `decode`
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return on_call(method, args, kwargs)
 
-        return call
+            return call
 
-    return _stand_in(module, {name: suspended(name) for name in _AUTOENCODER_METHODS if hasattr(type(module), name)})
+        # A property goes before what somebody set on the module itself, such as a compiled `decode`.
+        return property(get)
+
+    return _stand_in(module, {name: suspended(name) for name in _AUTOENCODER_METHODS if hasattr(module, name)})
 
 
 def _stand_in(module: torch.nn.Module, members: dict[str, Any]) -> torch.nn.Module:

@@ -121,18 +121,23 @@ class ModelRunner:
         calls = [task.call for task in tasks if task.call is not None]
         stats = self._stacking.stats
         stats.calls += len(calls)
-        results = self._stacking.run(calls, lambda index: tasks[index].entered())
+        outcomes = self._stacking.run(calls, lambda index: tasks[index].entered())
         total = sum(call.rows for call in calls)
         kind = self._kind_number(tasks[0])
-        if results is None:
+        if outcomes is None:
             for task, call in zip(tasks, calls, strict=True):
                 stats.forwards += 1
                 stats.rows += call.rows
                 task.resume()
         else:
-            # Result by result, so that each is freed when its task has used it.
+            # One by one, so that each result is freed when its task has used it.
             for task in tasks:
-                task.resume(results.pop(0), rows=total)
+                outcome = outcomes.pop(0)
+                if outcome.error is None:
+                    task.resume(outcome.result, outcome.rows)
+                else:
+                    task.resume_with_error(outcome.error)
+                del outcome
         if several and self.loaded.device.type == "cuda":
             torch.cuda.synchronize(self.loaded.device)  # else the time would be that of queueing the work
         step_output.forwards.append(

@@ -72,7 +72,7 @@ class PipelineTask:
         self._progress = TaskProgress(request.preview_every)
         self._reported = (0, 0)
         self._metrics = RequestMetrics()
-        self._forwards = 0
+        self._calls = 0
         self._rows = 0
         self._started_at = 0.0
         self._first_call_at: float | None = None
@@ -113,11 +113,16 @@ class PipelineTask:
             self._enter(self._greenlet.switch)
             return
         if self.call is not None:
-            self._forwards += 1
+            self._calls += 1
             self._rows += rows or self.call.rows
             self._last_call_at = time.monotonic()
         self.call = self.side_call = None
         self._enter(lambda: self._greenlet.switch(result))
+
+    def resume_with_error(self, error: Exception) -> None:
+        """Run on with what the call that the task waits for raised."""
+        self.call = None
+        self._enter(lambda: self._greenlet.throw(error))
 
     def resume_side(self) -> None:
         """Run on with what the side thread gave, which is there: result or error."""
@@ -202,7 +207,8 @@ class PipelineTask:
             metrics.denoise_s = last - first
             metrics.decode_s = now - last
             metrics.num_steps = self._progress.position[0]
-            metrics.mean_rows = self._rows / self._forwards if self._forwards else 0.0
+            metrics.num_calls = self._calls
+            metrics.mean_rows = self._rows / self._calls if self._calls else 0.0
         return metrics
 
     def call_denoiser(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

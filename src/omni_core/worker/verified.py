@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,22 @@ StackingMode = Literal["verified", "trusted", "off"]
 # Largest difference between a row computed alone and in company, as a part of the largest value of the output. Ten
 # times what was seen of rounding in stock models; what a wrong stacking gives is a hundred times more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a call gave.
+
+    Attributes:
+        result: What the denoiser returned to it.
+        rows: Rows of the forward pass that gave it.
+        error: What it raised instead; never one that was raised by stacking.
+    """
+
+    result: Any
+    rows: int
+    error: Exception | None = None
+
 
 # Enters the torch state of the task that made a call: grad mode, autocast, random generators.
 StateOf = Callable[[int], contextlib.AbstractContextManager[None]]
@@ -41,7 +58,7 @@ class VerifiedStacking:
         self._plans: dict[Hashable, StackingPlan | None] = {}
         self._most_rows: dict[Hashable, int] = {}
 
-    def run(self, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Any] | None:
+    def run(self, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Outcome] | None:
         """Run calls of equal `kind` and `values` as one forward pass.
 
         Args:
@@ -49,7 +66,7 @@ class VerifiedStacking:
             state_of: Enters the torch state of the task that made the call of a given index.
 
         Returns:
-            The result of each call, or None if they are to be run alone.
+            What each call gave, or None if they are to be run alone.
         """
         if self.mode == "off" or len(calls) < 2:
             return None
@@ -78,8 +95,8 @@ class VerifiedStacking:
             self._refuse(kind, calls[0], f"{type(error).__name__}: {error}")
             return None
 
-    def _run_parts(self, calls: Sequence[DenoiserCall], half: int, state_of: StateOf) -> list[Any] | None:
-        results: list[Any] = []
+    def _run_parts(self, calls: Sequence[DenoiserCall], half: int, state_of: StateOf) -> list[Outcome] | None:
+        results: list[Outcome] = []
         for start, part in ((0, calls[:half]), (half, calls[half:])):
             found = self.run(part, lambda index, start=start: state_of(start + index)) if len(part) > 1 else None  # type: ignore[misc]
             if found is None:
@@ -87,7 +104,7 @@ class VerifiedStacking:
             results.extend(found)
         return results
 
-    def _forward(self, plan: StackingPlan, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Any]:
+    def _forward(self, plan: StackingPlan, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Outcome]:
         if plan.row_lists:
             calls = [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True) for call in calls]
         with state_of(0):
@@ -95,21 +112,24 @@ class VerifiedStacking:
             output = calls[0].module(*args, **kwargs)
             results = split(output, [call.rows for call in calls])
         self.stats.forwards += 1
-        self.stats.rows += sum(call.rows for call in calls)
-        return results
+        total = sum(call.rows for call in calls)
+        self.stats.rows += total
+        return [Outcome(result, total) for result in results]
 
-    def _alone(self, call: DenoiserCall, index: int, state_of: StateOf) -> Any:
-        with state_of(index):
-            output = call.module(*call.args, **call.kwargs)
+    def _alone(self, call: DenoiserCall, index: int, state_of: StateOf) -> Outcome:
         self.stats.forwards += 1
         self.stats.rows += call.rows
-        return output
+        try:
+            with state_of(index):
+                return Outcome(call.module(*call.args, **call.kwargs), call.rows)
+        except Exception as error:  # belongs to the one request that made the call
+            return Outcome(None, call.rows, error)
 
-    def _try(self, kind: Hashable, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Any] | None:
+    def _try(self, kind: Hashable, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Outcome] | None:
         """Find the plan that is right for a kind, and return the results of running each call alone."""
         if self.mode == "trusted":
             return self._try_trusted(kind, calls, state_of)
-        results: list[Any] = []
+        results: list[Outcome] = []
         drew = False
         for index, call in enumerate(calls):
             with state_of(index):
@@ -117,19 +137,20 @@ class VerifiedStacking:
             results.append(self._alone(call, index, state_of))
             with state_of(index):
                 drew = drew or not torch.equal(before, _random_numbers_drawn(call))
+        if any(outcome.error is not None for outcome in results):
+            return results  # not a verdict on the kind
         if drew:
             self._refuse(kind, calls[0], "it draws random numbers, which must come from each request's own generator")
             return results
         reason = "its arguments do not fit together"
         for plan, described in candidate_plans(calls):
             try:
-                stacked = self._forward(plan, described, state_of)
+                difference = _difference(self._forward(plan, described, state_of), results)
             except torch.OutOfMemoryError:
                 return results  # not a verdict on the kind: try again when there is more room
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 continue
-            difference = _difference(stacked, results)
             if difference <= 1.0:
                 self._plans[kind] = plan
                 self.stats.verified += 1
@@ -138,7 +159,7 @@ class VerifiedStacking:
         self._refuse(kind, calls[0], reason)
         return results
 
-    def _try_trusted(self, kind: Hashable, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Any] | None:
+    def _try_trusted(self, kind: Hashable, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Outcome] | None:
         reason = "its arguments do not fit together"
         for plan, described in candidate_plans(calls):
             try:
@@ -168,12 +189,12 @@ def _random_numbers_drawn(call: DenoiserCall) -> torch.Tensor:
     return torch.cat(states)
 
 
-def _difference(stacked: Sequence[Any], alone: Sequence[Any]) -> float:
+def _difference(stacked: Sequence[Outcome], alone: Sequence[Outcome]) -> float:
     """Return the largest difference between two results in units of the tolerance; infinite if they differ in kind."""
     worst = 0.0
     for one, other in zip(stacked, alone, strict=True):
-        ours, our_spec = pytree.tree_flatten(one)
-        theirs, their_spec = pytree.tree_flatten(other)
+        ours, our_spec = pytree.tree_flatten(one.result)
+        theirs, their_spec = pytree.tree_flatten(other.result)
         if our_spec != their_spec:
             return math.inf
         for left, right in zip(ours, theirs, strict=True):

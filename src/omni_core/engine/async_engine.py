@@ -1,0 +1,172 @@
+"""`AsyncDiffusionEngine`: the engine for asyncio programs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from omni_core.config import OmniDiffusionConfig
+from omni_core.engine.engine import DiffusionEngine
+from omni_core.engine.handle import RequestEvent, RequestHandle
+from omni_core.outputs import EngineStats, OmniRequestOutput
+from omni_core.plugins import PluginRegistry
+from omni_core.request import OmniDiffusionRequest
+
+
+class AsyncDiffusionEngine:
+    """A `DiffusionEngine` whose calls are awaited.
+
+    It belongs to no event loop: each call works on the loop in which it is made, and several loops may share it::
+
+        async with AsyncDiffusionEngine(OmniDiffusionConfig()) as engine:
+            async for event in engine.generate(OmniDiffusionRequest(prompt="a red seven")):
+                print(event.kind, event.step, event.num_steps)
+
+    Making it loads the pipeline and blocks; inside of a running loop use `await AsyncDiffusionEngine.create(…)`.
+    Nothing else blocks: pipelines, decoding and post-processing run in the engine's own threads.
+
+    Args:
+        config: The configuration; None takes it from the environment and `omni.toml`.
+        pipeline: A pipeline object to use instead of loading `config.model` (inline executor only).
+        plugins: The plugins to use; None takes those that are installed.
+
+    Raises:
+        OmniError: As `DiffusionEngine` does.
+    """
+
+    def __init__(
+        self,
+        config: OmniDiffusionConfig | None = None,
+        *,
+        pipeline: Any = None,
+        plugins: PluginRegistry | None = None,
+    ) -> None:
+        self.engine = DiffusionEngine(config, pipeline=pipeline, plugins=plugins)
+
+    @classmethod
+    async def create(
+        cls,
+        config: OmniDiffusionConfig | None = None,
+        *,
+        pipeline: Any = None,
+        plugins: PluginRegistry | None = None,
+    ) -> AsyncDiffusionEngine:
+        """Make an engine without blocking the running loop while the pipeline loads."""
+        return await asyncio.to_thread(cls, config, pipeline=pipeline, plugins=plugins)
+
+    async def generate(self, request: OmniDiffusionRequest) -> AsyncIterator[RequestEvent]:
+        """Submit a request and yield its events, the last of which, `"finished"`, carries the output.
+
+        A consumer that is cancelled, or that leaves the loop early and closes the iterator, aborts the request.
+
+        Raises:
+            RequestError: The request does not fit the pipeline, or its id is in use.
+            EngineOverloadedError: As many requests as may wait are waiting.
+            EngineClosedError: The engine is closed.
+        """
+        events: asyncio.Queue[RequestEvent] = asyncio.Queue()
+        handle = self._submit_all([request], [events.put_nowait])[0]
+        try:
+            while True:
+                event = await events.get()
+                yield event
+                if event.kind == "finished":
+                    return
+        finally:
+            handle.abort()  # does nothing once it has ended
+
+    async def step(self, requests: Sequence[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
+        """Run requests and wait for all of them. Cancelling the wait aborts them.
+
+        Returns:
+            One output per request, in their order, also of those that failed.
+
+        Raises:
+            RequestError: One of them does not fit the pipeline; none was started.
+            EngineOverloadedError: As many requests as may wait are waiting; none was started.
+            EngineClosedError: The engine is closed.
+        """
+        done: list[asyncio.Event] = [asyncio.Event() for _ in requests]
+        listeners = [_on_finished(event) for event in done]
+        handles = self._submit_all(requests, listeners)
+        try:
+            for event in done:
+                await event.wait()
+        finally:
+            for handle in handles:
+                handle.abort()
+        return [handle.result(0) for handle in handles]
+
+    def abort(self, request_id: str) -> None:
+        """End a request before it starts, or at its next denoiser call. Returns at once."""
+        self.engine.abort(request_id)
+
+    async def collective_rpc(
+        self,
+        method: str | Callable[..., Any],
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Any:
+        """Call a method on every worker, as `DiffusionEngine.collective_rpc` does."""
+        return await asyncio.to_thread(self.engine.collective_rpc, method, timeout, args, kwargs, unique_reply_rank)
+
+    async def check_health(self) -> None:
+        """Return if the engine can serve requests, as `DiffusionEngine.check_health` does."""
+        await asyncio.to_thread(self.engine.check_health)
+
+    async def stats(self) -> EngineStats:
+        """Return what the engine does and did."""
+        return await asyncio.to_thread(self.engine.stats)
+
+    async def sleep(self, level: int = 1) -> None:
+        """Free accelerator memory until `wake_up`, as `DiffusionEngine.sleep` does."""
+        await asyncio.to_thread(self.engine.sleep, level)
+
+    async def wake_up(self) -> None:
+        """Bring the weights back and serve what waited."""
+        await asyncio.to_thread(self.engine.wake_up)
+
+    async def close(self) -> None:
+        """End running requests, fail waiting ones, and end the workers. May be repeated."""
+        await asyncio.to_thread(self.engine.close)
+
+    async def __aenter__(self) -> AsyncDiffusionEngine:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _submit_all(
+        self, requests: Sequence[OmniDiffusionRequest], listeners: Sequence[Callable[[RequestEvent], None]]
+    ) -> list[RequestHandle]:
+        loop = asyncio.get_running_loop()
+        handles = self.engine.submit_all(requests)
+        for handle, listener in zip(handles, listeners, strict=True):
+            handle.subscribe(_into_loop(loop, handle, listener))
+        return handles
+
+
+def _into_loop(
+    loop: asyncio.AbstractEventLoop, handle: RequestHandle, listener: Callable[[RequestEvent], None]
+) -> Callable[[RequestEvent], None]:
+    def pass_on(event: RequestEvent) -> None:
+        try:
+            loop.call_soon_threadsafe(listener, event)
+        except RuntimeError:  # the loop was closed: nobody will ask for the result
+            handle.abort()
+
+    return pass_on
+
+
+def _on_finished(done: asyncio.Event) -> Callable[[RequestEvent], None]:
+    def listener(event: RequestEvent) -> None:
+        if event.kind == "finished":
+            done.set()
+
+    return listener
