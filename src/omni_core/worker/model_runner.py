@@ -10,8 +10,9 @@ import torch
 from omni_core.outputs import ForwardReport, SchedulerOutput, StackingStats, StepOutput
 from omni_core.request import OmniDiffusionRequest
 from omni_core.worker.denoisers import SuspendablePipeline
+from omni_core.worker.interrupt import Interrupt
 from omni_core.worker.loader import LoadedPipeline
-from omni_core.worker.side_thread import Interrupt, SideThread, has_room_for_side_thread
+from omni_core.worker.side_thread import SideThread, has_room_for_side_thread
 from omni_core.worker.task import PipelineTask, suspend_autoencoder_call, suspend_denoiser_call
 from omni_core.worker.verified import StackingMode, VerifiedStacking
 
