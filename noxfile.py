@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import nox
 
 nox.options.sessions = ["check", "tests"]
@@ -30,8 +28,8 @@ def tests(session: nox.Session) -> None:
     # One thread per forward: more than the cores is ruinous, and results repeat to the bit.
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     arguments = session.posargs or ["--durations=10"]
-    session.run("pytest", *arguments, env={**environment, **_keep("CI", "HYPOTHESIS_PROFILE")})
-
-
-def _keep(*names: str) -> dict[str, str]:
-    return {name: os.environ[name] for name in names if name in os.environ}
+    session.run("pytest", *arguments, env=environment)
+    if not session.posargs:
+        # What only works with an extra, once the core has shown that it works without.
+        session.install(*CONSTRAINTS, ".[test,video]")
+        session.run("pytest", "tests/cli/test_files.py", env=environment)
