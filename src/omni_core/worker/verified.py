@@ -224,4 +224,4 @@ def _tensor_difference(left: torch.Tensor, right: torch.Tensor) -> float:
     gap = ours - theirs
     largest = gap.abs().amax().item() / max(theirs.abs().amax().item(), 1e-6)
     norm = gap.norm().item() / max(theirs.norm().item(), 1e-6)
-    return max(largest / most, norm / most_norm)
+    return float(max(largest / most, norm / most_norm))
