@@ -203,7 +203,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for _ in range(20_000):
-            if not any([self.step_once(index) for index in range(REPLICAS)]):
+            stepped = [self.step_once(index) for index in range(REPLICAS)]
+            if not any(stepped):
                 break
         assert sorted(self.ended) == sorted(self.jobs), "a request starves, or ended twice"
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AudioLDMPipeline,
     AutoencoderOobleck,
     DanceDiffusionPipeline,
+    DDIMScheduler,
     EDMDPMSolverMultistepScheduler,
     IPNDMScheduler,
     StableAudioDiTModel,
@@ -15,8 +17,11 @@ from diffusers import (
     StableAudioProjectionModel,
     UNet1DModel,
 )
+from transformers import ClapTextConfig, ClapTextModelWithProjection, SpeechT5HifiGan, SpeechT5HifiGanConfig
 
-from small_pipelines.text import WIDTH, t5_encoder, t5_tokenizer
+from small_pipelines.case import PROMPT, Case
+from small_pipelines.images import unet, vae
+from small_pipelines.text import WIDTH, letter_tokenizer, t5_encoder, t5_tokenizer
 
 
 def dance_diffusion() -> Any:
@@ -71,3 +76,52 @@ def stable_audio() -> Any:
         transformer=transformer.eval(),
         scheduler=EDMDPMSolverMultistepScheduler(),
     )
+
+
+def audio_ldm() -> Any:
+    torch.manual_seed(90)
+    text_encoder = ClapTextModelWithProjection(
+        ClapTextConfig(
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            num_attention_heads=2,
+            num_hidden_layers=1,
+            vocab_size=128,
+            projection_dim=WIDTH,
+        )
+    )
+    torch.manual_seed(91)
+    vocoder = SpeechT5HifiGan(
+        SpeechT5HifiGanConfig(
+            model_in_dim=8,
+            sampling_rate=16000,
+            upsample_initial_channel=16,
+            upsample_rates=[2, 2],
+            upsample_kernel_sizes=[4, 4],
+            resblock_kernel_sizes=[3, 7],
+            resblock_dilation_sizes=[[1, 3, 5], [1, 3, 5]],
+            normalize_before=False,
+            initializer_range=0.2,
+        )
+    )
+    return AudioLDMPipeline(
+        vae=vae(in_channels=1, out_channels=1),
+        text_encoder=text_encoder.eval(),
+        tokenizer=letter_tokenizer(),
+        unet=unet(
+            class_embed_type="simple_projection",
+            projection_class_embeddings_input_dim=WIDTH,
+            class_embeddings_concat=True,
+            cross_attention_dim=(16, 32),
+        ),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False),
+        vocoder=vocoder.eval(),
+    )
+
+
+CASES: dict[str, Case] = {
+    "audio_ldm": Case(audio_ldm, PROMPT, {"audio_length_in_s": 0.008}, output="audios", family="audio-ldm"),
+}

@@ -33,6 +33,7 @@ class DenoiserCall:
         rows: Leading dimension of the first argument; 0 if it has none, and the call cannot be stacked.
         kind: What must agree: module, structure, dtypes, shapes but for the rows, and all that is no tensor.
         values: Numbers among the arguments. They must agree too, but may change from step to step.
+        takes_list: Whether the rows are the entries of a list.
         leaves: The arguments' leaves.
         spec: Their structure.
     """
@@ -43,6 +44,7 @@ class DenoiserCall:
     rows: int = 0
     kind: Hashable = None
     values: tuple[float | int, ...] = ()
+    takes_list: bool = False
     leaves: list[Any] = field(default_factory=list)
     spec: Any = None
 
@@ -59,7 +61,9 @@ class DenoiserCall:
             row_lists: Whether lists with as many entries as there are rows hold one entry per row.
         """
         call = cls(module, args, kwargs)
-        call.rows = _count_rows(module, args, kwargs)
+        first = args[0] if args else kwargs.get(_first_parameter(type(module).forward))
+        call.rows = _count_rows(first)
+        call.takes_list = isinstance(first, list)
         if call.rows == 0:
             return call
         tree: Any = (args, kwargs)
@@ -101,8 +105,7 @@ def _is_plain(leaf: Any) -> bool:
     return leaf is None or isinstance(leaf, (bool, str, bytes, torch.dtype, torch.device, type))
 
 
-def _count_rows(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    first = args[0] if args else kwargs.get(_first_parameter(type(module).forward))
+def _count_rows(first: Any) -> int:
     if isinstance(first, torch.Tensor) and first.ndim > 0:
         return int(first.shape[0])
     if isinstance(first, list) and first and all(isinstance(item, torch.Tensor) for item in first):

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from omni_core.worker.module_edits import EditableParts
+
 # Gets the real module and the arguments of a call that a pipeline made; returns what the pipeline shall get.
 DenoiserCall = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -46,10 +48,14 @@ class SuspendablePipeline:
         pipeline: The loaded pipeline. It is not changed.
         on_call: What calling a denoiser's stand-in does instead of running the module.
         on_autoencoder_call: What the methods of an autoencoder's stand-in do instead of running.
+
+    Attributes:
+        editable_parts: Where the pipeline may change its denoisers while it runs.
     """
 
     def __init__(self, pipeline: Any, on_call: DenoiserCall, on_autoencoder_call: AutoencoderCall) -> None:
         self._pipeline = pipeline
+        self.editable_parts = EditableParts(find_denoisers(pipeline).values())
         self._stand_ins: dict[int, torch.nn.Module] = {}
         for module in find_denoisers(pipeline).values():
             self._stand_ins.setdefault(id(module), _denoiser_stand_in(module, on_call))
@@ -116,7 +122,8 @@ def _is_pipeline(value: Any) -> bool:
 
 
 def _is_scheduler(value: Any) -> bool:
-    return callable(getattr(value, "set_timesteps", None)) and callable(getattr(value, "step", None))
+    # Not all have a `step`: that of score SDEs has one for predicting and one for correcting.
+    return callable(getattr(value, "set_timesteps", None))
 
 
 def _denoiser_stand_in(module: torch.nn.Module, on_call: DenoiserCall) -> torch.nn.Module:
@@ -127,12 +134,17 @@ def _denoiser_stand_in(module: torch.nn.Module, on_call: DenoiserCall) -> torch.
 
 
 def _autoencoder_stand_in(module: torch.nn.Module, on_call: AutoencoderCall) -> torch.nn.Module:
+    loaded_dtype = _dtype(module)
+
     def suspended(name: str) -> property:
         def get(self: torch.nn.Module) -> Callable[..., Any]:
             method = getattr(module, name)
 
             @functools.wraps(method)  # pipelines look at the signature of `decode`
             def call(*args: Any, **kwargs: Any) -> Any:
+                if _dtype(module) != loaded_dtype:
+                    # The pipeline has cast the shared module for this call, and casts it back after: nobody's turn.
+                    return method(*args, **kwargs)
                 return on_call(method, args, kwargs)
 
             return call
@@ -141,6 +153,10 @@ def _autoencoder_stand_in(module: torch.nn.Module, on_call: AutoencoderCall) -> 
         return property(get)
 
     return _stand_in(module, {name: suspended(name) for name in _AUTOENCODER_METHODS if hasattr(module, name)})
+
+
+def _dtype(module: torch.nn.Module) -> torch.dtype | None:
+    return next((parameter.dtype for parameter in module.parameters()), None)
 
 
 def _stand_in(module: torch.nn.Module, members: dict[str, Any]) -> torch.nn.Module:

@@ -161,6 +161,9 @@ class ModelRunner:
     def _group_key(self, task: PipelineTask) -> Hashable:
         call = task.call
         assert call is not None
+        if task.has_edits:
+            self._stacking.note_refusal(call, "the pipeline puts attention processors or hooks into the model")
+            return task.request.request_id
         if call.rows == 0 or task.is_cached or task.torch_state.is_grad_enabled:
             return task.request.request_id  # by itself
         return (call.kind, call.values, task.torch_state.mode)

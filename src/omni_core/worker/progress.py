@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
 
 from omni_core.worker.denoisers import schedulers_of
 from omni_core.worker.preview import preview
+
+# How the arguments are called that say how many steps a pipeline, or a stage of it, takes.
+_STEPS = "num_inference_steps"
 
 
 class TaskProgress:
@@ -28,12 +32,14 @@ class TaskProgress:
         self._bars: list[_StepBar] = []
         self._schedulers: list[Any] = []
         self._scheduler_steps = 0
+        self._stages: list[int] = []
 
     @property
     def position(self) -> tuple[int, int]:
         """Steps done, and steps in all (0 while not known)."""
         if self._bars:
-            return sum(int(bar.n) for bar in self._bars), sum(int(bar.total or 0) for bar in self._bars)
+            done = sum(int(bar.n) for bar in self._bars if not bar.inner)
+            return done, sum(bar.expected for bar in self._bars if bar.outer is None) + sum(self._stages_to_come())
         totals = [_length(getattr(scheduler, "timesteps", None)) for scheduler in self._schedulers]
         return self._scheduler_steps, max(totals) if self._scheduler_steps else 0
 
@@ -47,20 +53,36 @@ class TaskProgress:
         self._previewed = step
         return preview(self._pipeline, self._latents)
 
-    def bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
-        """Stand in for `DiffusionPipeline.progress_bar`."""
+    def bar(self, iterable: Iterable[Any] | None = None, total: int | None = None, **_looks: Any) -> Any:
+        """Stand in for `DiffusionPipeline.progress_bar`, or for what a pipeline has in its place."""
         if iterable is None and total is None:
             raise ValueError("Either `total` or `iterable` has to be defined.")
         bar = _StepBar(iterable, total=total, disable=True)
+        bar.outer = next((outer for outer in reversed(self._bars) if outer.is_open), None)
+        if bar.outer is not None:
+            bar.outer.inner.append((int(bar.outer.n), bar))
         self._bars.append(bar)
         return bar
 
-    def watch(self, pipeline: Any) -> None:
-        """Follow the schedulers of this request's own copy of the pipeline."""
+    def watch(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
+        """Follow the schedulers of this request's own copy of the pipeline, which is called with `arguments`."""
         self._pipeline = pipeline
         self._schedulers = schedulers_of(pipeline)
         for scheduler in self._schedulers:
-            scheduler.step = self._counted(scheduler.step)
+            if hasattr(scheduler, "step"):
+                scheduler.step = self._counted(scheduler.step)
+        parameters = inspect.signature(type(pipeline).__call__).parameters
+        steps = [arguments.get(name, parameters[name].default) for name in parameters if name.endswith(_STEPS)]
+        self._stages = [count for count in steps if type(count) is int] if len(steps) > 1 else []
+
+    def _stages_to_come(self) -> list[int]:
+        # A pipeline of several stages has an argument for the steps of each, and opens a bar when a stage begins.
+        stages = list(self._stages)
+        for bar in self._bars:
+            if stages and bar.outer is None:
+                total = int(bar.total or 0)
+                stages.remove(total if total in stages else stages[0])
+        return stages
 
     def _counted(self, step: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(step)  # pipelines look at the signature of `step`
@@ -81,15 +103,39 @@ class _StepBar(tqdm):  # type: ignore[type-arg]
         super().__init__(iterable, total=total, disable=disable)
         if self.total is None:
             self.total = _length(iterable)
+        self.is_open = False
+        self.outer: _StepBar | None = None
+        # Bars that were made in a turn of this one's loop, with the number of the turn: they count the steps then.
+        self.inner: list[tuple[int, _StepBar]] = []
+
+    @property
+    def expected(self) -> int:
+        """Steps in all, as far as can be told."""
+        if not self.inner:
+            return int(self.total or 0)
+        turns = self.inner[-1][0] + 1
+        known = sum(bar.expected for _, bar in self.inner)
+        return known + known * max(0, int(self.total or 0) - turns) // turns
+
+    def __enter__(self) -> _StepBar:
+        self.is_open = True
+        return self
+
+    def close(self) -> None:
+        self.is_open = False
 
     def update(self, n: float | None = 1) -> bool | None:
         self.n += 1 if n is None else n
         return None
 
     def __iter__(self) -> Iterator[Any]:
-        for item in self.iterable:
-            yield item
-            self.n += 1
+        self.is_open = True
+        try:
+            for item in self.iterable:
+                yield item
+                self.n += 1
+        finally:
+            self.is_open = False
 
 
 def _length(sized: Any) -> int:

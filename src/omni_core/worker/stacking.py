@@ -104,25 +104,31 @@ def candidate_plans(calls: Sequence[DenoiserCall]) -> list[tuple[StackingPlan, l
     return plans
 
 
-def split(output: Any, rows: Sequence[int]) -> list[Any]:
+def split(output: Any, rows: Sequence[int], row_lists: bool = False) -> list[Any]:
     """Return the part of a stacked call's output that belongs to each of the calls.
 
     Args:
         output: What the denoiser returned: tensors, nested in whatever pytree knows.
         rows: Number of rows of each call.
+        row_lists: Whether lists of tensors with as many entries as there are rows hold one entry per row, as those
+            of a denoiser do that takes its input as such a list. Elsewhere they hold one entry per layer.
 
     Raises:
         NotStackableError: A tensor's leading dimension is not in proportion to the rows.
     """
     total = sum(rows)
-    if type(output) is list and len(output) == total and all(isinstance(item, torch.Tensor) for item in output):
-        items = iter(output)
-        return [[next(items) for _ in range(count)] for count in rows]
-    leaves, spec = pytree.tree_flatten(output)
+
+    def has_entry_per_row(value: Any) -> bool:
+        return type(value) is list and len(value) == total and all(isinstance(item, torch.Tensor) for item in value)
+
+    leaves, spec = pytree.tree_flatten(output, is_leaf=has_entry_per_row if row_lists else None)
     parts: list[list[Any]] = [[] for _ in rows]
     for leaf in leaves:
         pieces: Sequence[Any] = [leaf] * len(rows)
-        if isinstance(leaf, torch.Tensor):
+        if isinstance(leaf, list):
+            entries = iter(leaf)
+            pieces = [[next(entries) for _ in range(count)] for count in rows]
+        elif isinstance(leaf, torch.Tensor):
             if leaf.ndim == 0 or leaf.shape[0] % total:
                 raise NotStackableError("the output has a tensor without rows")
             pieces = torch.split(leaf, [leaf.shape[0] // total * count for count in rows])

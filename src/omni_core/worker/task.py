@@ -21,6 +21,7 @@ from omni_core.worker.cache_state import CacheState
 from omni_core.worker.denoiser_call import DenoiserCall
 from omni_core.worker.denoisers import SuspendablePipeline
 from omni_core.worker.loader import LoadedPipeline
+from omni_core.worker.module_edits import ModuleEdits
 from omni_core.worker.pipeline_output import NAN_MESSAGE, output_fields, refuse_nan
 from omni_core.worker.progress import TaskProgress
 from omni_core.worker.side_thread import SideThread
@@ -80,6 +81,7 @@ class PipelineTask:
         self._is_decoding = False
         self._state: TorchState | None = None
         self._cache = CacheState(loaded.cached_modules)
+        self._edits = ModuleEdits(suspendable.editable_parts)
         self._greenlet = _TaskGreenlet(self)
         self._greenlet.gr_context = contextvars.copy_context()
 
@@ -98,6 +100,11 @@ class PipelineTask:
     def is_cached(self) -> bool:
         """Whether a step cache keeps state of this request in the modules, so that its calls cannot be stacked."""
         return self._cache.is_active
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether the pipeline has changed the model for this request, so that its calls cannot be stacked."""
+        return self._edits.is_active
 
     def resume(self, result: Any = RUN_ALONE, rows: int = 0) -> None:
         """Run on to the next denoiser call, or to the end: then `output` is set.
@@ -159,9 +166,11 @@ class PipelineTask:
         outside = TorchState(self._device)
         self._state.restore()
         self._cache.swap_in()
+        self._edits.swap_in()
         try:
             yield
         finally:
+            self._edits.swap_out()
             self._cache.swap_out()
             self._state = TorchState(self._device)
             outside.restore()
@@ -179,7 +188,7 @@ class PipelineTask:
             if "return_dict" in self._info.parameters:
                 arguments["return_dict"] = True
             pipeline = self.pipeline = self._suspendable.copy(progress_bar=self._progress.bar)
-            self._progress.watch(pipeline)
+            self._progress.watch(pipeline, arguments)
             with np.errstate(invalid="call", call=self._refuse_nan):
                 fields = output_fields(pipeline(**arguments))
             refuse_nan(fields)

@@ -116,7 +116,7 @@ class VerifiedStacking:
         with state_of(0):
             args, kwargs = plan.stack(calls)
             output = calls[0].module(*args, **kwargs)
-            results = split(output, [call.rows for call in calls])
+            results = split(output, [call.rows for call in calls], row_lists=calls[0].takes_list)
         self.stats.forwards += 1
         total = sum(call.rows for call in calls)
         self.stats.rows += total
@@ -125,9 +125,11 @@ class VerifiedStacking:
     def _alone(self, call: DenoiserCall, index: int, state_of: StateOf) -> Outcome:
         self.stats.forwards += 1
         self.stats.rows += call.rows
+        # In containers of their own: some models pop what they use off lists, and these arguments are needed again.
+        args, kwargs = _copy_containers((call.args, call.kwargs))
         try:
             with state_of(index):
-                return Outcome(call.module(*call.args, **call.kwargs), call.rows)
+                return Outcome(call.module(*args, **kwargs), call.rows)
         except Exception as error:  # belongs to the one request that made the call
             return Outcome(None, call.rows, error)
 
@@ -180,11 +182,25 @@ class VerifiedStacking:
 
     def _refuse(self, kind: Hashable, call: DenoiserCall, reason: str) -> None:
         self._plans[kind] = None
+        self.note_refusal(call, reason)
+
+    def note_refusal(self, call: DenoiserCall, reason: str) -> None:
+        """Put on record, once, that calls like this one are run alone."""
         shapes = [tuple(leaf.shape) for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
         name = f"{type(call.module).__name__}{shapes}"
-        first_line = reason.splitlines()[0][:300]
+        if name in self.stats.refused:
+            return
+        first_line = (reason.splitlines() or [""])[0][:300]
         self.stats.refused[name] = first_line
         log.warning("a kind of denoiser call is run alone, not stacked", call=name, reason=first_line)
+
+
+def _copy_containers(tree: Any) -> Any:
+    if type(tree) in (list, tuple):
+        return type(tree)(_copy_containers(value) for value in tree)
+    if type(tree) is dict:
+        return {name: _copy_containers(value) for name, value in tree.items()}
+    return tree
 
 
 def _random_numbers_drawn(call: DenoiserCall) -> torch.Tensor:
