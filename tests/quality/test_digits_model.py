@@ -145,5 +145,5 @@ def test_a_negative_prompt_steers_away(draw: Draw, judge: Judge) -> None:
     free, no_white, no_black = grounds(None), grounds("on white"), grounds("on black")
     for name, seen in (("none", free), ("on white", no_white), ("on black", no_black)):
         _log.info("negative prompt %s: %d on white, %d on black", name, seen.count("white"), seen.count("black"))
-    assert no_white.count("white") < free.count("white") * 2 / 3
-    assert no_black.count("black") < free.count("black") * 2 / 3
+    assert no_white.count("white") < free.count("white") / 2
+    assert no_black.count("black") < free.count("black") / 2
