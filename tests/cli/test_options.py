@@ -18,7 +18,10 @@ def test_the_summary_of_a_command_is_said_in_one_place(name):
 
 def test_every_field_is_a_flag_with_its_help(omni):
     text = " ".join(omni("generate", "--help", terminal_width=200).stdout.split())
-    for model, without in ((OmniDiffusionConfig, set()), (OmniDiffusionRequest, {"prompt", "request_id", "preview_every"})):
+    for model, without in (
+        (OmniDiffusionConfig, set()),
+        (OmniDiffusionRequest, {"prompt", "request_id", "preview_every"}),
+    ):
         for name, field in model.model_fields.items():
             if name not in without:
                 assert f"--{name.replace('_', '-')}" in text

@@ -25,7 +25,7 @@ from diffusers import (
 
 from small_pipelines.case import PROMPT, SQUARE, Case, mask, picture
 from small_pipelines.images import flux, stable_diffusion_3, stable_diffusion_parts, stable_diffusion_xl_parts
-from small_pipelines.more_diffusion_transformers import chroma
+from small_pipelines.other_transformers import chroma
 
 IMAGE: dict[str, Any] = {"image": picture(), "strength": 1.0}
 PAINT: dict[str, Any] = {**IMAGE, "mask_image": mask()}
