@@ -210,6 +210,8 @@ def measure(model: Model, count: int, rounds: int) -> None:
             times["ideal"].append(run_forwards(module, calls) + rest_s)
         after = engine.stats().stacking
         late = steps_of_others_before_late(engine, model)
+    assert before is not None
+    assert after is not None
     rows = (after.rows - before.rows) / (after.forwards - before.forwards)
     ratios = {
         side: statistics.median(loop / other for loop, other in zip(times["loop"], times[side], strict=True))
@@ -258,7 +260,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    models = {
+    models: dict[str, Callable[[], Model]] = {
         "small": small,
         "tokens16": lambda: random_dit("tokens16", 4, 6, 3),
         "tokens64": lambda: random_dit("tokens64", 8, 6, 4),
