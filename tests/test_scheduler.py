@@ -298,7 +298,7 @@ def test_a_call_takes_several_waves_if_it_may_and_they_are_short() -> None:
         assert step is not None
         lengths.append(len(step.waves))
         scheduler.update_from_output(0, replica.run(step))
-    assert lengths == [1, 10, 10, 10]
+    assert lengths == [1, 30, 30, 30]
 
 
 def test_an_idle_replica_waits_for_company() -> None:
