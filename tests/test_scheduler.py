@@ -105,9 +105,9 @@ class Replica:
                         self.jobs[name].is_started = True
                         output.start_seconds.append(0.01)
                     groups.setdefault(self.jobs[name].kind, []).append(name)
-            for kind, members in groups.items():
+            for members in groups.values():
                 seconds = max(self.jobs[name].seconds for name in members)
-                output.forwards.append(ForwardReport(kind, tuple(members), len(members), seconds))
+                output.forwards.append(ForwardReport(tuple(members), len(members), seconds))
                 for name in members:
                     self.jobs[name].steps -= 1
                     if self.jobs[name].steps == 0:
@@ -315,3 +315,30 @@ def test_an_idle_replica_waits_for_company() -> None:
     for name in "ab":
         full.add_request(request(name), now=0.0)
     assert full.schedule(0, now=0.0) is not None
+
+
+def test_the_place_of_an_aborted_request_is_taken_in_the_same_call() -> None:
+    scheduler = Scheduler(1, 2)
+    for name, priority in (("a", 0), ("b", 0), ("low", -1), ("next", 0)):
+        scheduler.add_request(request(name, priority))
+    assert (step := scheduler.schedule(0)) is not None
+    assert names(step.new_requests) == ["a", "b"]
+    scheduler.end_request("a", "aborted")
+    assert (step := scheduler.schedule(0)) is not None
+    assert step.ended_requests == {"a": "aborted"}
+    assert names(step.new_requests) == ["next"]
+    assert "next" in step.waves[0]
+
+
+def test_a_parked_request_that_is_aborted_gets_no_place_back() -> None:
+    scheduler = Scheduler(1, 1)
+    scheduler.add_request(request("low", -1))
+    scheduler.schedule(0)
+    scheduler.add_request(request("high", 1))
+    scheduler.schedule(0)
+    assert scheduler.num_parked == 1
+    scheduler.end_request("low", "aborted")
+    scheduler.end_request("high", "aborted")
+    assert (step := scheduler.schedule(0)) is not None
+    assert set(step.ended_requests) == {"low", "high"}
+    assert step.waves == []

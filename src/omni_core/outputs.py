@@ -121,13 +121,11 @@ class ForwardReport:
     """One group of denoiser calls that were run together.
 
     Attributes:
-        kind: Number of the kind of call.
         request_ids: Whose calls they were.
         rows: Rows of all of them.
         seconds: How long it took.
     """
 
-    kind: int
     request_ids: tuple[str, ...]
     rows: int
     seconds: float

@@ -62,8 +62,13 @@ class _Replica:
 
     @property
     def active(self) -> list[_Running]:
-        """Those that have a place."""
-        return [one for one in self.running.values() if not one.is_parked]
+        """Those that have a place. One that is to be ended has given it up."""
+        return [one for name, one in self.running.items() if not one.is_parked and name not in self.ended]
+
+    @property
+    def parked(self) -> list[_Running]:
+        """Those that wait for a place to be free again."""
+        return [one for name, one in self.running.items() if one.is_parked and name not in self.ended]
 
 
 class Scheduler:
@@ -155,9 +160,9 @@ class Scheduler:
         new_requests = self._admit(replica, now)
         if not replica.running:
             return None
+        waves = self._plan(replica, replica.active, most_waves)
         ended, replica.ended = replica.ended, {}
-        going_on = [one for one in replica.active if one.request.request_id not in ended]
-        return SchedulerOutput(new_requests, ended, self._plan(replica, going_on, most_waves))
+        return SchedulerOutput(new_requests, ended, waves)
 
     def update_from_output(self, replica_index: int, step_output: StepOutput) -> None:
         """Charge the forward passes of a step, and free the places of the requests that ended in it."""
@@ -191,7 +196,7 @@ class Scheduler:
             waiting = self._first_waiting()
             if waiting is not None and not replica.running and not self._is_batch_complete(now):
                 waiting = None
-            parked = min((one for one in replica.running.values() if one.is_parked), key=_urgency, default=None)
+            parked = min(replica.parked, key=_urgency, default=None)
             from_waiting = waiting is not None and (
                 parked is None or (-waiting[0].priority, waiting[1]) < parked.urgency
             )

@@ -134,15 +134,16 @@ def test_abort_before_the_start(engine: DiffusionEngine) -> None:
     engine.wake_up()
 
 
-def test_timeout_while_running_and_while_waiting(engine: DiffusionEngine) -> None:
-    running = engine.submit(quick(num_inference_steps=LONG, timeout_s=0.2))
-    waiting = engine.submit(quick(timeout_s=0.01))
-    for handle in (running, waiting):
-        output = handle.result(30)
-        assert output.finish_reason == "timeout"
-        with pytest.raises(RequestTimeoutError, match="timeout_s"):
-            output.raise_for_error()
-    assert engine.step([quick()])[0].finish_reason == "finished"
+def test_timeout_while_running_and_while_waiting() -> None:
+    with DiffusionEngine(OmniDiffusionConfig(max_num_seqs=1), pipeline=images.ddpm()) as engine:
+        running = engine.submit(quick(num_inference_steps=LONG, timeout_s=0.2))
+        waiting = engine.submit(quick(timeout_s=0.01))
+        for handle in (running, waiting):
+            output = handle.result(30)
+            assert output.finish_reason == "timeout"
+            with pytest.raises(RequestTimeoutError, match="timeout_s"):
+                output.raise_for_error()
+        assert engine.step([quick()])[0].finish_reason == "finished"
 
 
 def test_result_and_events_time_out_and_the_request_goes_on(engine: DiffusionEngine) -> None:

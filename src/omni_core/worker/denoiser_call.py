@@ -30,7 +30,7 @@ class DenoiserCall:
         module: The denoiser.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        rows: Leading dimension of the first argument; 0 if it has none, and the call cannot be stacked.
+        rows: Leading dimension of the first argument; 0 if it has none, or the call cannot be stacked.
         kind: What must agree: module, structure, dtypes, shapes but for the rows, and all that is no tensor.
         values: Numbers among the arguments. They must agree too, but may change from step to step.
         takes_list: Whether the rows are the entries of a list.
@@ -60,24 +60,32 @@ class DenoiserCall:
             kwargs: Keyword arguments.
             row_lists: Whether lists with as many entries as there are rows hold one entry per row.
         """
-        call = cls(module, args, kwargs)
+        call = cls.unexamined(module, args, kwargs)
+        call.examine(row_lists)
+        return call
+
+    @classmethod
+    def unexamined(cls, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall:
+        """Return the call with its rows alone. A call that has no company needs no more."""
         first = args[0] if args else kwargs.get(_first_parameter(type(module).forward))
-        call.rows = _count_rows(first)
-        call.takes_list = isinstance(first, list)
-        if call.rows == 0:
-            return call
-        tree: Any = (args, kwargs)
+        return cls(module, args, kwargs, rows=_count_rows(first), takes_list=isinstance(first, list))
+
+    def examine(self, row_lists: bool = False) -> None:
+        """Describe the call, unless that was done."""
+        if self.rows == 0 or self.kind is not None:
+            return
+        tree: Any = (self.args, self.kwargs)
         if row_lists:
-            tree = _mark_row_lists(args, kwargs, call.rows)
-        call.leaves, call.spec = pytree.tree_flatten(tree)
+            tree = _mark_row_lists(self.args, self.kwargs, self.rows)
+        self.leaves, self.spec = pytree.tree_flatten(tree)
         signature: list[Hashable] = []
         values: list[float | int] = []
-        for leaf in call.leaves:
+        for leaf in self.leaves:
             if isinstance(leaf, torch.Tensor):
                 if leaf.requires_grad or leaf.layout != torch.strided:
-                    call.rows = 0
-                    return call
-                signature.append(_tensor_signature(leaf, call.rows))
+                    self.rows = 0
+                    return
+                signature.append(_tensor_signature(leaf, self.rows))
             elif isinstance(leaf, RowList):
                 signature.append("rows")
             elif type(leaf) in (int, float):
@@ -85,9 +93,8 @@ class DenoiserCall:
                 values.append(leaf)
             else:
                 signature.append(leaf if _is_plain(leaf) else id(leaf))
-        call.kind = (id(module), call.spec, row_lists, *signature)
-        call.values = tuple(values)
-        return call
+        self.kind = (id(self.module), self.spec, row_lists, *signature)
+        self.values = tuple(values)
 
 
 def is_row_scalar(tensor: torch.Tensor, rows: int) -> bool:

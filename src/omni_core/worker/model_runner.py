@@ -14,6 +14,7 @@ from omni_core.worker.interrupt import Interrupt
 from omni_core.worker.loader import LoadedPipeline
 from omni_core.worker.side_thread import SideThread, has_room_for_side_thread
 from omni_core.worker.task import PipelineTask, suspend_autoencoder_call, suspend_denoiser_call
+from omni_core.worker.task_state import StateSwitch
 from omni_core.worker.verified import StackingMode, VerifiedStacking
 
 
@@ -33,6 +34,7 @@ class ModelRunner:
         self._suspendable = SuspendablePipeline(loaded.pipeline, suspend_denoiser_call, suspend_autoencoder_call)
         self._stacking = VerifiedStacking(stacking)
         self._interrupt = Interrupt()
+        self._switch = StateSwitch(loaded.device)
         self._side: SideThread | None = None
         if not loaded.is_offloaded and has_room_for_side_thread(loaded.device):
             self._side = SideThread(self._interrupt.notify)
@@ -46,7 +48,9 @@ class ModelRunner:
     def add(self, requests: Iterable[OmniDiffusionRequest]) -> None:
         """Take up requests."""
         for request in requests:
-            self._tasks[request.request_id] = PipelineTask(request, self._suspendable, self.loaded, self._side)
+            self._tasks[request.request_id] = PipelineTask(
+                request, self._suspendable, self.loaded, self._side, self._switch
+            )
 
     def interrupt(self) -> None:
         """Let `execute_step` return after the step that is running. May be called from any thread."""
@@ -59,6 +63,16 @@ class ModelRunner:
             Which requests began, moved on and ended, and what the forward passes cost.
         """
         step_output = StepOutput()
+        try:
+            self._execute_step(scheduler_output, step_output)
+        finally:
+            self._switch.leave()
+        step_output.kinds = {
+            request_id: self._kind_number(task) for request_id, task in self._tasks.items() if task.call is not None
+        }
+        return step_output
+
+    def _execute_step(self, scheduler_output: SchedulerOutput, step_output: StepOutput) -> None:
         self.add(scheduler_output.new_requests)
         for request_id, reason in scheduler_output.ended_requests.items():
             # One that ended by itself in the call before is not here any more, and was reported.
@@ -69,16 +83,13 @@ class ModelRunner:
             if number > 0 and self._interrupt.take():
                 break
             self._run_wave([self._tasks[request_id] for request_id in wave if request_id in self._tasks], step_output)
-        step_output.kinds = {
-            request_id: self._kind_number(task) for request_id, task in self._tasks.items() if task.call is not None
-        }
-        return step_output
 
     def drain(self) -> list[OmniDiffusionRequest]:
         """End all tasks where they stand, and return their requests so that they can be run again."""
         requests = [task.request for task in self._tasks.values()]
         for task in self._tasks.values():
             task.end("aborted")
+        self._switch.leave()
         self._tasks.clear()
         self.settle()
         return requests
@@ -107,13 +118,12 @@ class ModelRunner:
             # Only autoencoders are at work: wait for one, or for somebody who wants to be heard.
             side_calls = [task.side_call for task in self._tasks.values() if task.side_call is not None]
             if side_calls:
+                self._switch.leave()
                 self._interrupt.wait_for(lambda: any(call.done() for call in side_calls))
                 self._interrupt.take()
                 self._resume_side_calls(step_output)
-        groups: dict[Hashable, list[PipelineTask]] = {}
-        for task in waiting:
-            groups.setdefault(self._group_key(task), []).append(task)
-        for group in groups.values():
+        groups = self._group(waiting)
+        for group in groups:
             self._run_group(group, step_output, several=len(groups) > 1)
         self._collect(tasks, step_output)
 
@@ -122,9 +132,8 @@ class ModelRunner:
         calls = [task.call for task in tasks if task.call is not None]
         stats = self._stacking.stats
         stats.calls += len(calls)
-        outcomes = self._stacking.run(calls, lambda index: tasks[index].entered())
+        outcomes = self._stacking.run(calls, lambda index: self._switch.enter(tasks[index].state))
         total = sum(call.rows for call in calls)
-        kind = self._kind_number(tasks[0])
         if outcomes is None:
             for task, call in zip(tasks, calls, strict=True):
                 stats.forwards += 1
@@ -142,7 +151,7 @@ class ModelRunner:
         if several and self.loaded.device.type == "cuda":
             torch.cuda.synchronize(self.loaded.device)  # else the time would be that of queueing the work
         step_output.forwards.append(
-            ForwardReport(kind, tuple(task.request.request_id for task in tasks), total, time.perf_counter() - began)
+            ForwardReport(tuple(task.request.request_id for task in tasks), total, time.perf_counter() - began)
         )
 
     def _resume_side_calls(self, step_output: StepOutput) -> None:
@@ -158,15 +167,27 @@ class ModelRunner:
             if task.output is not None and self._tasks.pop(task.request.request_id, None) is not None:
                 step_output.finished.append(task.output)
 
+    def _group(self, tasks: list[PipelineTask]) -> list[list[PipelineTask]]:
+        """Return groups of tasks whose calls may become one."""
+        if len(tasks) < 2:
+            return [tasks] if tasks else []
+        self._switch.leave()
+        groups: dict[Hashable, list[PipelineTask]] = {}
+        for task in tasks:
+            groups.setdefault(self._group_key(task), []).append(task)
+        return list(groups.values())
+
     def _group_key(self, task: PipelineTask) -> Hashable:
-        call = task.call
+        """Return what must agree. No task's state may be in place, so that all are up to date."""
+        call, state = task.call, task.state
         assert call is not None
-        if task.has_edits:
+        if state.edits.is_active:
             self._stacking.note_refusal(call, "the pipeline puts attention processors or hooks into the model")
             return task.request.request_id
-        if call.rows == 0 or task.is_cached or task.torch_state.is_grad_enabled:
+        call.examine()
+        if call.rows == 0 or state.cache.is_active or state.torch.is_grad_enabled:
             return task.request.request_id  # by itself
-        return (call.kind, call.values, task.torch_state.mode)
+        return (call.kind, call.values, state.torch.mode)
 
     def _kind_number(self, task: PipelineTask) -> int:
         return hash(self._group_key(task))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,15 +16,13 @@ import torch
 from omni_core.errors import PipelineError
 from omni_core.outputs import EndReason, OmniRequestOutput, RequestMetrics, StepProgress
 from omni_core.request import OmniDiffusionRequest
-from omni_core.worker.cache_state import CacheState
 from omni_core.worker.denoiser_call import DenoiserCall
 from omni_core.worker.denoisers import SuspendablePipeline
 from omni_core.worker.loader import LoadedPipeline
-from omni_core.worker.module_edits import ModuleEdits
 from omni_core.worker.pipeline_output import NAN_MESSAGE, output_fields, refuse_nan
 from omni_core.worker.progress import TaskProgress
 from omni_core.worker.side_thread import SideThread
-from omni_core.worker.torch_state import TorchState
+from omni_core.worker.task_state import StateSwitch, TaskState
 
 # A pipeline that swallows what ends it gets it again at its next denoiser call; after so many it is dropped.
 _MAX_THROWS = 100
@@ -45,6 +42,7 @@ class PipelineTask:
         suspendable: Where the request's own copy of the pipeline comes from.
         loaded: The pipeline that all requests share.
         side: Where calls of autoencoders run; None runs them in the task.
+        switch: What puts the task's state in place while it runs.
 
     Attributes:
         request: What is run.
@@ -60,6 +58,7 @@ class PipelineTask:
         suspendable: SuspendablePipeline,
         loaded: LoadedPipeline,
         side: SideThread | None,
+        switch: StateSwitch,
     ) -> None:
         self.request = request
         self.output: OmniRequestOutput | None = None
@@ -67,8 +66,7 @@ class PipelineTask:
         self.side_call: Future[Any] | None = None
         self.pipeline: Any = None
         self._suspendable = suspendable
-        self._info = loaded.info
-        self._device = loaded.device
+        self._loaded = loaded
         self._side = side
         self._progress = TaskProgress(request.preview_every)
         self._reported = (0, 0)
@@ -79,9 +77,8 @@ class PipelineTask:
         self._first_call_at: float | None = None
         self._last_call_at: float | None = None
         self._is_decoding = False
-        self._state: TorchState | None = None
-        self._cache = CacheState(loaded.cached_modules)
-        self._edits = ModuleEdits(suspendable.editable_parts)
+        self._switch = switch
+        self._state: TaskState | None = None
         self._greenlet = _TaskGreenlet(self)
         self._greenlet.gr_context = contextvars.copy_context()
 
@@ -91,20 +88,10 @@ class PipelineTask:
         return self._state is not None
 
     @property
-    def torch_state(self) -> TorchState:
-        """The torch state in which the task waits."""
+    def state(self) -> TaskState:
+        """The state in which the task waits; up to date once it is not in place."""
         assert self._state is not None
         return self._state
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether a step cache keeps state of this request in the modules, so that its calls cannot be stacked."""
-        return self._cache.is_active
-
-    @property
-    def has_edits(self) -> bool:
-        """Whether the pipeline has changed the model for this request, so that its calls cannot be stacked."""
-        return self._edits.is_active
 
     def resume(self, result: Any = RUN_ALONE, rows: int = 0) -> None:
         """Run on to the next denoiser call, or to the end: then `output` is set.
@@ -115,8 +102,13 @@ class PipelineTask:
         """
         if not self.is_started:
             self._started_at = time.monotonic()
-            self._state = TorchState(self._device)
-            self._state.seed(self.request.seed)
+            self._switch.leave()  # it begins in the worker's own state, not in that of another task
+            self._state = TaskState(
+                self._loaded.device,
+                self.request.seed,
+                self._loaded.cached_modules,
+                self._suspendable.editable_parts,
+            )
             self._enter(self._greenlet.switch)
             return
         if self.call is not None:
@@ -159,33 +151,17 @@ class PipelineTask:
         self._reported = now
         return StepProgress(self.request.request_id, *now, preview=self._progress.take_preview())
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Make the task's torch state and cache state the thread's, and take them away again."""
-        assert self._state is not None
-        outside = TorchState(self._device)
-        self._state.restore()
-        self._cache.swap_in()
-        self._edits.swap_in()
-        try:
-            yield
-        finally:
-            self._edits.swap_out()
-            self._cache.swap_out()
-            self._state = TorchState(self._device)
-            outside.restore()
-
     def _enter(self, switch: Callable[[], Any]) -> None:
-        with self.entered():
-            switch()
+        self._switch.enter(self.state)
+        switch()
 
     def _run(self) -> None:
         request = self.request
         try:
-            arguments = self._info.arguments(request)
-            if self._info.takes_generator:
+            arguments = self._loaded.info.arguments(request)
+            if self._loaded.info.takes_generator:
                 arguments["generator"] = torch.Generator().manual_seed(request.seed)
-            if "return_dict" in self._info.parameters:
+            if "return_dict" in self._loaded.info.parameters:
                 arguments["return_dict"] = True
             pipeline = self.pipeline = self._suspendable.copy(progress_bar=self._progress.bar)
             self._progress.watch(pipeline, arguments)
@@ -225,7 +201,7 @@ class PipelineTask:
         if self._first_call_at is None:
             self._first_call_at = time.monotonic()
         self._is_decoding = False
-        self.call = DenoiserCall.describe(module, args, kwargs, row_lists=False)
+        self.call = DenoiserCall.unexamined(module, args, kwargs)
         result = self._suspend()
         if result is RUN_ALONE:
             result = module(*args, **kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -46,8 +45,8 @@ class Outcome:
     error: Exception | None = None
 
 
-# Enters the torch state of the task that made a call: grad mode, autocast, random generators.
-StateOf = Callable[[int], contextlib.AbstractContextManager[None]]
+# Puts in place the state of the task that made the call of that index: grad mode, autocast, random generators.
+EnterState = Callable[[int], None]
 
 
 class VerifiedStacking:
@@ -64,12 +63,12 @@ class VerifiedStacking:
         self._plans: dict[Hashable, StackingPlan | None] = {}
         self._most_rows: dict[Hashable, int] = {}
 
-    def run(self, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Outcome] | None:
+    def run(self, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
         """Run calls of equal `kind` and `values` as one forward pass.
 
         Args:
             calls: Two calls or more.
-            state_of: Enters the torch state of the task that made the call of a given index.
+            enter: Puts in place the state of the task that made the call of a given index.
 
         Returns:
             What each call gave, or None if they are to be run alone.
@@ -79,16 +78,16 @@ class VerifiedStacking:
         # Rows of one count and of several may differ: a model that splits its batch in three gets away with threes.
         kind = (calls[0].kind, frozenset(call.rows for call in calls))
         if kind not in self._plans:
-            return self._try(kind, calls, state_of)
+            return self._try(kind, calls, enter)
         plan = self._plans[kind]
         if plan is None:
             return None
         limit = self._most_rows.get(kind)
         if limit is not None and sum(call.rows for call in calls) > limit:
             half = len(calls) // 2
-            return self._run_parts(calls, half, state_of)
+            return self._run_parts(calls, half, enter)
         try:
-            return self._forward(plan, calls, state_of)
+            return self._forward(plan, calls, enter)
         except NotStackableError:
             return None
         except torch.OutOfMemoryError:
@@ -96,55 +95,54 @@ class VerifiedStacking:
             log.warning(
                 "a stacked forward pass ran out of memory; smaller ones from now on", most_rows=self._most_rows[kind]
             )
-            return self._run_parts(calls, len(calls) // 2, state_of)
+            return self._run_parts(calls, len(calls) // 2, enter)
         except Exception as error:
             self._refuse(kind, calls[0], f"{type(error).__name__}: {error}")
             return None
 
-    def _run_parts(self, calls: Sequence[DenoiserCall], half: int, state_of: StateOf) -> list[Outcome] | None:
+    def _run_parts(self, calls: Sequence[DenoiserCall], half: int, enter: EnterState) -> list[Outcome] | None:
         results: list[Outcome] = []
         for start, part in ((0, calls[:half]), (half, calls[half:])):
-            found = self.run(part, lambda index, start=start: state_of(start + index)) if len(part) > 1 else None  # type: ignore[misc]
+            found = self.run(part, lambda index, start=start: enter(start + index)) if len(part) > 1 else None  # type: ignore[misc]
             if found is None:
-                found = [self._alone(call, start + index, state_of) for index, call in enumerate(part)]
+                found = [self._alone(call, start + index, enter) for index, call in enumerate(part)]
             results.extend(found)
         return results
 
-    def _forward(self, plan: StackingPlan, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Outcome]:
+    def _forward(self, plan: StackingPlan, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome]:
         if plan.row_lists:
             calls = [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True) for call in calls]
-        with state_of(0):
-            args, kwargs = plan.stack(calls)
-            output = calls[0].module(*args, **kwargs)
-            results = split(output, [call.rows for call in calls], row_lists=calls[0].takes_list)
+        enter(0)
+        args, kwargs = plan.stack(calls)
+        output = calls[0].module(*args, **kwargs)
+        results = split(output, [call.rows for call in calls], row_lists=calls[0].takes_list)
         self.stats.forwards += 1
         total = sum(call.rows for call in calls)
         self.stats.rows += total
         return [Outcome(result, total) for result in results]
 
-    def _alone(self, call: DenoiserCall, index: int, state_of: StateOf) -> Outcome:
+    def _alone(self, call: DenoiserCall, index: int, enter: EnterState) -> Outcome:
         self.stats.forwards += 1
         self.stats.rows += call.rows
         # In containers of their own: some models pop what they use off lists, and these arguments are needed again.
         args, kwargs = _copy_containers((call.args, call.kwargs))
+        enter(index)
         try:
-            with state_of(index):
-                return Outcome(call.module(*args, **kwargs), call.rows)
+            return Outcome(call.module(*args, **kwargs), call.rows)
         except Exception as error:  # belongs to the one request that made the call
             return Outcome(None, call.rows, error)
 
-    def _try(self, kind: Hashable, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Outcome] | None:
+    def _try(self, kind: Hashable, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
         """Find the plan that is right for a kind, and return the results of running each call alone."""
         if self.mode == "trusted":
-            return self._try_trusted(kind, calls, state_of)
+            return self._try_trusted(kind, calls, enter)
         results: list[Outcome] = []
         drew = False
         for index, call in enumerate(calls):
-            with state_of(index):
-                before = _random_numbers_drawn(call)
-            results.append(self._alone(call, index, state_of))
-            with state_of(index):
-                drew = drew or not torch.equal(before, _random_numbers_drawn(call))
+            enter(index)
+            before = _random_numbers_drawn(call)
+            results.append(self._alone(call, index, enter))
+            drew = drew or not torch.equal(before, _random_numbers_drawn(call))
         if any(outcome.error is not None for outcome in results):
             return results  # not a verdict on the kind
         if drew:
@@ -153,7 +151,7 @@ class VerifiedStacking:
         reason = "its arguments do not fit together"
         for plan, described in candidate_plans(calls):
             try:
-                difference = _difference(self._forward(plan, described, state_of), results)
+                difference = _difference(self._forward(plan, described, enter), results)
             except torch.OutOfMemoryError:
                 return results  # not a verdict on the kind: try again when there is more room
             except Exception as error:
@@ -167,11 +165,11 @@ class VerifiedStacking:
         self._refuse(kind, calls[0], reason)
         return results
 
-    def _try_trusted(self, kind: Hashable, calls: Sequence[DenoiserCall], state_of: StateOf) -> list[Outcome] | None:
+    def _try_trusted(self, kind: Hashable, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
         reason = "its arguments do not fit together"
         for plan, described in candidate_plans(calls):
             try:
-                results = self._forward(plan, described, state_of)
+                results = self._forward(plan, described, enter)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 continue

@@ -1,0 +1,83 @@
+"""What belongs to a task and stands in the thread and in the shared modules while the task runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from omni_core.worker.cache_state import CacheState
+from omni_core.worker.module_edits import EditableParts, ModuleEdits
+from omni_core.worker.torch_state import TorchState
+
+
+class TaskState:
+    """The state of one task: torch's (grad mode, autocast, generators), its step caches, its changes to the model.
+
+    Begins as the state that the thread is in, with the generators seeded, no cache and no changes.
+
+    Args:
+        device: The device whose generator belongs to the state, besides the CPU's.
+        seed: Seed of the request.
+        cached_modules: The denoisers on which a step cache is enabled.
+        editable_parts: Where the pipeline may change its denoisers.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        seed: int,
+        cached_modules: Sequence[torch.nn.Module],
+        editable_parts: EditableParts,
+    ) -> None:
+        self._device = device
+        self.torch = TorchState(device)
+        self.torch.seed(seed)
+        self.cache = CacheState(cached_modules)
+        self.edits = ModuleEdits(editable_parts)
+
+    def put_in(self) -> None:
+        """Make this state the thread's and the modules'."""
+        self.torch.restore()
+        self.cache.swap_in()
+        self.edits.swap_in()
+
+    def take_out(self) -> None:
+        """Note what the thread's state has become, and make the modules what they were before."""
+        self.edits.swap_out()
+        self.cache.swap_out()
+        self.torch = TorchState(self._device)
+
+
+class StateSwitch:
+    """Knows whose state is in place. It stays there until another is needed, so a task that runs on its own pays once.
+
+    Args:
+        device: As for the states.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._current: TaskState | None = None
+        self._outside: TorchState | None = None
+
+    def enter(self, state: TaskState) -> None:
+        """Put a state in place, and take out the one that is there."""
+        if state is self._current:
+            return
+        if self._current is None:
+            self._outside = TorchState(self._device)
+        else:
+            self._current.take_out()
+        self._current = state
+        state.put_in()
+
+    def leave(self) -> None:
+        """Take out the state that is in place: the thread is as it was before the first was put in."""
+        if self._current is None:
+            return
+        assert self._outside is not None
+        self._current.take_out()
+        self._current = None
+        self._outside.restore()
+        self._outside = None
