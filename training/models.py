@@ -20,6 +20,7 @@ from text import JOINT, MAX_LENGTH
 
 LATENT_CHANNELS = 4
 FACTOR = 4
+PATCH = 2
 _PALETTE: FloatArray = np.asarray([COLOURS[name] for name in NAMES], dtype=np.float32) / np.float32(255)
 _SILENT_TOKENS = (1, 16, 256)  # how many T5 tokens a caller may ask for: the model is to be right with each
 
@@ -44,16 +45,16 @@ def build_transformer() -> Any:
     """A small `SD3Transformer2DModel`; the modulations and the output start at zero."""
     model = SD3Transformer2DModel(
         sample_size=SIZE // FACTOR,
-        patch_size=1,
+        patch_size=PATCH,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        num_layers=4,
+        num_layers=8,
         attention_head_dim=32,
-        num_attention_heads=3,
+        num_attention_heads=2,
         joint_attention_dim=JOINT,
-        caption_projection_dim=96,
+        caption_projection_dim=64,
         pooled_projection_dim=JOINT,
-        pos_embed_max_size=SIZE // FACTOR,
+        pos_embed_max_size=SIZE // FACTOR // PATCH,
         qk_norm="rms_norm",
     )
     zeroed = [model.proj_out, model.norm_out.linear]

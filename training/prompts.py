@@ -194,15 +194,19 @@ def caption(rng: random.Random, subject: Subject) -> Caption:
     if draw < 0.12:
         return Caption("", None, None, None)
     default = subject.ground == default_ground(subject.colour)
-    if draw < 0.20:
-        template = rng.choice(DIGIT_ONLY if draw < 0.165 else COLOUR_ONLY)
+    if draw < 0.21:
+        template = rng.choice(DIGIT_ONLY if draw < 0.175 else COLOUR_ONLY)
         if not default or rng.random() < 0.2:
             template += rng.choice(GROUND_ONLY)
+    elif draw < 0.25:  # what a negative prompt says that is about the ground
+        template = rng.choice(GROUND_ONLY).strip(" ,")
     elif not default or rng.random() < 0.25:
         template = rng.choice(GROUNDED)
     else:
         template = rng.choice(PLAIN)
-    ground = subject.colour if default and rng.random() < 0.15 else subject.ground
+    ground = subject.ground
+    if default and "{c}" in template and rng.random() < 0.15:
+        ground = subject.colour  # it would hide the digit, and is ignored
     digit = str(subject.digit) if rng.random() < 0.25 else DIGITS[subject.digit]
     text = template.format(d=digit, c=_name(rng, subject.colour), b=_name(rng, ground))
     if rng.random() < 0.8:

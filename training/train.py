@@ -23,7 +23,7 @@ from text import build_encoder, build_silent_t5, build_tokenizer
 SEED = 2
 THREADS = 2  # sums depend on it: another number of threads gives slightly other weights
 CALL = {
-    "num_inference_steps": 20, "guidance_scale": 3.0, "height": 32, "width": 32, "max_sequence_length": 16
+    "num_inference_steps": 20, "guidance_scale": 3.0, "height": 32, "width": 32, "max_sequence_length": 1
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="a PNG of samples to write (outside the model folder)")
     parser.add_argument("--vae-steps", type=int, default=3500, help="0 keeps the VAE that the folder has")
     parser.add_argument("--text-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=3600, help="steps of the transformer")
+    parser.add_argument("--steps", type=int, default=7000, help="steps of the transformer")
     arguments = parser.parse_args()
     started = time.monotonic()
     train(arguments.out, arguments.vae_steps, arguments.text_steps, arguments.steps)
