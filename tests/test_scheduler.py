@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from hypothesis import settings
@@ -80,6 +81,7 @@ class Job:
     seconds: float
     ending: bool = False
     is_started: bool = False
+    is_suspect: bool = False
 
 
 class Replica:
@@ -164,11 +166,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not replica.running
             return False
         for new in step.new_requests:
-            # None waits that is more urgent than one that was taken.
+            # None waits that is more urgent than one that was taken; suspects are a queue of their own.
             assert all(
-                self.jobs[name].priority <= new.priority for name in self.waiting - set(names(step.new_requests))
+                self.jobs[name].priority <= new.priority
+                for name in self.waiting - set(names(step.new_requests))
+                if self.jobs[name].is_suspect == self.jobs[new.request_id].is_suspect
             )
         self.waiting -= set(names(step.new_requests))
+        at_work = replica.running | set(names(step.new_requests))
+        assert len(at_work) == 1 or not any(self.jobs[name].is_suspect for name in at_work), "a suspect has company"
         assert set(step.ended_requests) == {name for name in replica.running if self.jobs[name].ending}
         assert 1 <= len(step.waves) <= most_waves or not (
             replica.running - set(step.ended_requests) or step.new_requests
@@ -190,9 +196,23 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(replica=st.integers(0, REPLICAS - 1))
     def lose(self, replica: int) -> None:
-        taken = names(self.scheduler.take_running(replica))
+        taken = [one.request.request_id for one in self.scheduler.take_running(replica)]
         assert set(taken) == self.replicas[replica].running
         self.ended.extend(taken)
+        self.replicas[replica].running = set()
+
+    @rule(replica=st.integers(0, REPLICAS - 1))
+    def crash(self, replica: int) -> None:
+        for lost in self.scheduler.take_running(replica):
+            name = lost.request.request_id
+            assert (lost.end_reason is not None) == self.jobs[name].ending
+            if lost.end_reason is not None:
+                self.ended.append(name)
+                continue
+            self.jobs[name].is_suspect = self.jobs[name].is_suspect or lost.was_started
+            self.jobs[name].is_started = False
+            self.scheduler.requeue(lost)
+            self.waiting.add(name)
         self.replicas[replica].running = set()
 
     @invariant()
@@ -342,3 +362,56 @@ def test_a_parked_request_that_is_aborted_gets_no_place_back() -> None:
     assert (step := scheduler.schedule(0)) is not None
     assert set(step.ended_requests) == {"low", "high"}
     assert step.waves == []
+
+
+def test_what_a_replica_lost_is_run_again_alone_and_what_it_had_not_begun_is_not() -> None:
+    scheduler = Scheduler(1, 3)
+    for name in ("a", "b", "c", "d"):
+        scheduler.add_request(request(name))
+    scheduler.schedule(0)
+    lost = scheduler.take_running(0)
+    assert [(one.request.request_id, one.was_started) for one in lost] == [("a", True), ("b", True), ("c", True)]
+    for one in lost[:2]:
+        scheduler.requeue(one)
+    scheduler.requeue(dataclasses.replace(lost[2], was_started=False))
+    order = []
+    while (step := scheduler.schedule(0)) is not None:
+        order.append(names(step.new_requests))
+        scheduler.update_from_output(0, finished(*order[-1]))
+    assert order == [["a"], ["b"], ["c", "d"]], "the suspects alone, then the others in the order of their arrival"
+
+
+def test_a_suspect_is_not_kept_waiting_by_replicas_that_are_never_empty() -> None:
+    scheduler = Scheduler(2, 2)
+    for number in range(4):
+        scheduler.add_request(request(f"first{number}"))
+    assert scheduler.schedule(0) is not None
+    assert scheduler.schedule(1) is not None
+    for one in scheduler.take_running(0):
+        scheduler.requeue(one)
+    # The replica that failed stays away; the other one is always offered more.
+    running = ["first2", "first3"]
+    taken: list[str] = []
+    for number in range(20):
+        scheduler.add_request(request(f"more{number}"))
+        ends = running.pop(0) if running else None
+        scheduler.update_from_output(1, finished(*([ends] if ends else [])))
+        step = scheduler.schedule(1)
+        assert step is not None
+        running += names(step.new_requests)
+        taken += names(step.new_requests)
+    assert taken.index("first0") <= 1
+    assert taken.index("first1") <= 2
+
+
+def test_a_request_that_was_to_end_when_its_replica_was_lost_is_not_run_again() -> None:
+    scheduler = Scheduler(1, 2)
+    for name in "ab":
+        scheduler.add_request(request(name))
+    scheduler.schedule(0)
+    scheduler.end_request("a", "aborted")
+    scheduler.schedule(0)  # the replica is told, and dies of it
+    assert scheduler.num_running == 1
+    scheduler.end_request("a", "timeout")
+    scheduler.end_request("b", "timeout")
+    assert [one.end_reason for one in scheduler.take_running(0)] == ["aborted", "timeout"]

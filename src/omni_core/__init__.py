@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SchedulerOutput,
         StepOutput,
         StepProgress,
+        WorkerStats,
     )
     from omni_core.pipeline_info import PipelineInfo
     from omni_core.plugins import PluginRegistry
@@ -47,6 +48,7 @@ _HOME = {
     "SchedulerOutput": "omni_core.outputs",
     "StepOutput": "omni_core.outputs",
     "StepProgress": "omni_core.outputs",
+    "WorkerStats": "omni_core.outputs",
     "hookimpl": "omni_core.hookspecs",
 }
 
@@ -68,6 +70,7 @@ __all__ = [
     "SchedulerOutput",
     "StepOutput",
     "StepProgress",
+    "WorkerStats",
     "hookimpl",
 ]
 

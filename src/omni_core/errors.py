@@ -73,6 +73,24 @@ class ExecutorError(OmniError):
     """The executor failed to do its work."""
 
 
+class WorkerDiedError(ExecutorError):
+    """A worker ended, or stopped answering, while it had work. Its requests are run again; see `max_retries`.
+
+    Args:
+        message: Which worker, how it ended, and what was done about it.
+        replica: Index of its replica.
+        rank: Its rank within the replica; None if not known.
+        worker_traceback: What it last said, if anything.
+    """
+
+    def __init__(
+        self, message: str, *, replica: int = 0, rank: int | None = None, worker_traceback: str | None = None
+    ) -> None:
+        super().__init__(message, worker_traceback=worker_traceback)
+        self.replica = replica
+        self.rank = rank
+
+
 class RPCError(ExecutorError):
     """A call sent to the workers with `collective_rpc` raised there, or could not be sent."""
 

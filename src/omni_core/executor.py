@@ -16,7 +16,7 @@ from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import ConfigError, ExecutorError, OmniError, StartupError
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
-from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
+from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import OmniDiffusionRequest
 from omni_core.serial_thread import SerialThread
@@ -108,7 +108,7 @@ class DiffusionExecutor(ABC):
         self._pipeline = context.pipeline
         self._sleep_lock = threading.Lock()
         self._sleep_level = 0
-        self._wake_listeners: list[Callable[[], None]] = []
+        self._change_listeners: list[Callable[[], None]] = []
         self._close_lock = threading.Lock()
         self._closed = False
         self._step_threads: dict[int, SerialThread] = {}
@@ -204,7 +204,8 @@ class DiffusionExecutor(ABC):
             scheduler_output: What to take up, what to give up, and how far to go.
 
         Returns:
-            A future of what was done. It fails only if the replica as a whole failed.
+            A future of what was done. It fails only if the replica as a whole failed: with `WorkerDiedError` if a
+            worker ended, and then the requests that it had are run again.
         """
         if not scheduler_output.new_requests:
             nothing_done: Future[StepOutput] = Future()
@@ -273,12 +274,35 @@ class DiffusionExecutor(ABC):
                 return
             self.collective_rpc("wake_up")
             self._sleep_level = 0
-        for listener in list(self._wake_listeners):
-            listener()
+        self.notify_change()
 
-    def on_wake_up(self, listener: Callable[[], None]) -> None:
-        """Call `listener()` each time that the workers were woken up."""
-        self._wake_listeners.append(listener)
+    def is_ready(self, replica: int) -> bool:
+        """Whether a replica takes steps. One whose workers are being replaced does not; its requests wait.
+
+        An executor that replaces workers overrides this, and calls `notify_change` when the answer changes.
+
+        Args:
+            replica: Index of the replica.
+        """
+        return True
+
+    @property
+    def fault(self) -> OmniError | None:
+        """Why no replica will take steps for now, as when workers keep dying: what waits then fails with it."""
+        return None
+
+    def worker_stats(self) -> list[WorkerStats]:
+        """Return what is known about each worker, without asking it. Empty where there are no worker processes."""
+        return []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener()` when requests that waited may be taken up: workers woke up, or a replica became ready."""
+        self._change_listeners.append(listener)
+
+    def notify_change(self) -> None:
+        """Tell the engine that `is_ready`, `is_sleeping` or `fault` may have changed. Any thread may call this."""
+        for listener in list(self._change_listeners):
+            listener()
 
     def close(self) -> None:
         """Call `shutdown` once, whoever asks and however often, and end the threads of `execute_step`."""

@@ -19,11 +19,13 @@ _SHARED: list[Any] = [
 
 
 def get_logger(name: str) -> Any:
-    """Return a structlog logger for a module of omni (`name` is its `__name__`).
+    """Return a structlog logger for a module of omni or of a plugin (`name` is its `__name__`).
 
     It works without `configure_logging`, as a library's logger should: warnings and errors then go wherever the
     program sends those of the standard library's logging. structlog's global configuration is left alone.
     """
+    if name.partition(".")[0] != ROOT:
+        name = f"{ROOT}.{name}"  # a plugin's: it goes where omni's own go
     return structlog.wrap_logger(
         logging.getLogger(name),
         processors=[

@@ -201,6 +201,31 @@ class StackingStats:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """One worker process, as seen from outside.
+
+    Attributes:
+        replica: Index of its replica.
+        rank: Its rank within the replica.
+        pid: Its process id; None while there is no process.
+        state: `"starting"`, `"idle"`, `"busy"`, `"restarting"` (waits for its turn to be started again) or `"failed"`.
+        uptime_s: Seconds since the process was ready; 0 before.
+        restarts: Times that it was replaced.
+        memory_bytes: Resident memory of the process; 0 where it cannot be told.
+        last_heartbeat_s: Seconds since it was last heard of; None before it was.
+    """
+
+    replica: int
+    rank: int
+    pid: int | None
+    state: Literal["starting", "idle", "busy", "restarting", "failed"]
+    uptime_s: float = 0.0
+    restarts: int = 0
+    memory_bytes: int = 0
+    last_heartbeat_s: float | None = None
+
+
 @dataclass(slots=True)
 class EngineStats:
     """What an engine does and did.
@@ -211,6 +236,7 @@ class EngineStats:
         parked: Requests that gave their place to one of higher priority.
         ended: Requests that have ended, by `finish_reason`.
         stacking: What stacking did, in all replicas; None if the executor cannot tell.
+        workers: The worker processes, where there are any.
     """
 
     waiting: int = 0
@@ -218,3 +244,4 @@ class EngineStats:
     parked: int = 0
     ended: dict[str, int] = field(default_factory=dict)
     stacking: StackingStats | None = None
+    workers: list[WorkerStats] = field(default_factory=list)

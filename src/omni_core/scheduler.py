@@ -37,6 +37,7 @@ class _Running:
         kind: Number of the kind of call that it waits for; None if it waits for none, or was not started.
         is_started: Whether the replica was told to start it.
         is_parked: Whether it gave its place to one of higher priority.
+        leaving: Why the replica was told to give it up, if it was.
     """
 
     request: OmniDiffusionRequest
@@ -46,11 +47,29 @@ class _Running:
     kind: int | None = None
     is_started: bool = False
     is_parked: bool = False
+    leaving: EndReason | None = None
 
     @property
     def urgency(self) -> tuple[int, int]:
         """Sorts by priority, then by arrival."""
         return (-self.request.priority, self.arrival)
+
+
+@dataclass(frozen=True, slots=True)
+class LostRequest:
+    """A request that a replica had taken up when it failed.
+
+    Attributes:
+        request: Which.
+        arrival: Its place in the order of arrival.
+        was_started: Whether it was at work there, so that it may be what the replica failed of.
+        end_reason: Why it was to be ended, if it was.
+    """
+
+    request: OmniDiffusionRequest
+    arrival: int
+    was_started: bool
+    end_reason: EndReason | None
 
 
 @dataclass(slots=True)
@@ -59,16 +78,27 @@ class _Replica:
     ended: dict[str, EndReason] = field(default_factory=dict)
     wave_seconds: float = 0.0
     start_seconds: float = 0.0
+    has_suspect: bool = False
 
     @property
     def active(self) -> list[_Running]:
         """Those that have a place. One that is to be ended has given it up."""
-        return [one for name, one in self.running.items() if not one.is_parked and name not in self.ended]
+        return [one for name, one in self.running.items() if not one.is_parked and not self._is_ending(name)]
 
     @property
     def parked(self) -> list[_Running]:
         """Those that wait for a place to be free again."""
-        return [one for name, one in self.running.items() if one.is_parked and name not in self.ended]
+        return [one for name, one in self.running.items() if one.is_parked and not self._is_ending(name)]
+
+    def _is_ending(self, name: str) -> bool:
+        return name in self.ended or self.running[name].leaving is not None
+
+    def take_ended(self) -> dict[str, EndReason]:
+        """Return the requests to give up, each once."""
+        ended, self.ended = self.ended, {}
+        for name, reason in ended.items():
+            self.running[name].leaving = reason
+        return ended
 
 
 class Scheduler:
@@ -91,21 +121,26 @@ class Scheduler:
         self._queue: list[tuple[int, int, str]] = []
         self._waiting: dict[str, tuple[OmniDiffusionRequest, int]] = {}
         self._batch_since: float | None = None
+        self._suspects: dict[str, tuple[OmniDiffusionRequest, int]] = {}
+        # The replica that takes up nothing else until it is empty, so that suspects get their turn.
+        self._reserved: int | None = None
 
     @property
     def num_waiting(self) -> int:
         """Requests that no replica has taken up yet."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._suspects)
 
     @property
     def num_running(self) -> int:
-        """Requests that a replica has taken up, parked ones among them."""
-        return sum(len(replica.running) for replica in self._replicas)
+        """Requests that a replica has taken up, parked ones among them, and has not been told to give up."""
+        return sum(one.leaving is None for replica in self._replicas for one in replica.running.values())
 
     @property
     def num_parked(self) -> int:
         """Requests that gave their place to one of higher priority."""
-        return sum(one.is_parked for replica in self._replicas for one in replica.running.values())
+        return sum(
+            one.is_parked and one.leaving is None for replica in self._replicas for one in replica.running.values()
+        )
 
     def add_request(self, request: OmniDiffusionRequest, now: float = 0.0) -> None:
         """Let a request wait for its turn.
@@ -116,7 +151,9 @@ class Scheduler:
         """
         if not self._waiting:
             self._batch_since = now
-        arrival = next(self._arrivals)
+        self._wait(request, next(self._arrivals))
+
+    def _wait(self, request: OmniDiffusionRequest, arrival: int) -> None:
         self._waiting[request.request_id] = (request, arrival)
         heapq.heappush(self._queue, (-request.priority, arrival, request.request_id))
 
@@ -127,10 +164,11 @@ class Scheduler:
             True if it was waiting and has ended by this; False if it runs, and will be reported in the output of a
             step, or is not known.
         """
-        if self._waiting.pop(request_id, None) is not None:
+        if (self._waiting.pop(request_id, None) or self._suspects.pop(request_id, None)) is not None:
             return True
         for replica in self._replicas:
-            if request_id in replica.running:
+            one = replica.running.get(request_id)
+            if one is not None and one.leaving is None:
                 replica.ended.setdefault(request_id, reason)
         return False
 
@@ -155,14 +193,12 @@ class Scheduler:
         if asleep:
             if not replica.ended:
                 return None
-            ended, replica.ended = replica.ended, {}
-            return SchedulerOutput(ended_requests=ended)
-        new_requests = self._admit(replica, now)
+            return SchedulerOutput(ended_requests=replica.take_ended())
+        new_requests = self._admit_suspect(replica_index) or self._admit(replica_index, now)
         if not replica.running:
             return None
         waves = self._plan(replica, replica.active, most_waves)
-        ended, replica.ended = replica.ended, {}
-        return SchedulerOutput(new_requests, ended, waves)
+        return SchedulerOutput(new_requests, replica.take_ended(), waves)
 
     def update_from_output(self, replica_index: int, step_output: StepOutput) -> None:
         """Charge the forward passes of a step, and free the places of the requests that ended in it."""
@@ -181,19 +217,65 @@ class Scheduler:
         for output in step_output.finished:
             replica.running.pop(output.request_id, None)
             replica.ended.pop(output.request_id, None)
+        replica.has_suspect = replica.has_suspect and bool(replica.running)
 
-    def take_running(self, replica_index: int) -> list[OmniDiffusionRequest]:
-        """Take all running requests away from a replica that failed, and return them."""
+    def take_running(self, replica_index: int) -> list[LostRequest]:
+        """Take all requests away from a replica that failed, and return them."""
         replica, self._replicas[replica_index] = self._replicas[replica_index], _Replica()
-        return [one.request for one in replica.running.values()]
+        if self._reserved == replica_index:
+            self._reserved = None
+        return [
+            LostRequest(one.request, one.arrival, one.is_started, one.leaving or replica.ended.get(name))
+            for name, one in replica.running.items()
+        ]
 
-    def _admit(self, replica: _Replica, now: float) -> list[OmniDiffusionRequest]:
+    def requeue(self, lost: LostRequest) -> None:
+        """Let a request that a replica has lost wait again, at its old place.
+
+        One that was at work there is suspected: it is run alone, so that if it is what makes workers die, no other
+        request dies with it again.
+        """
+        request = lost.request
+        if lost.was_started:
+            self._suspects[request.request_id] = (request, lost.arrival)
+        else:
+            self._wait(request, lost.arrival)
+
+    def take_waiting(self) -> list[OmniDiffusionRequest]:
+        """Take all requests away that no replica has taken up, and return them."""
+        waiting = [request for request, _ in (*self._suspects.values(), *self._waiting.values())]
+        self._suspects.clear()
+        self._waiting.clear()
+        return waiting
+
+    def _admit_suspect(self, replica_index: int) -> list[OmniDiffusionRequest]:
+        """Give an empty replica to the most urgent suspect, or see to it that one gets empty."""
+        replica = self._replicas[replica_index]
+        if not self._suspects:
+            self._reserved = None
+        elif replica.running:
+            if self._reserved is None and not any(one.has_suspect for one in self._replicas):
+                self._reserved = replica_index
+        else:
+            self._reserved = None
+            request, arrival = min(self._suspects.values(), key=lambda one: (-one[0].priority, one[1]))
+            del self._suspects[request.request_id]
+            replica.running[request.request_id] = _Running(request, arrival)
+            replica.has_suspect = True
+            return [request]
+        return []
+
+    def _admit(self, replica_index: int, now: float) -> list[OmniDiffusionRequest]:
         """Give places to the most urgent, parking less urgent ones if need be. Returns the requests that are new."""
+        replica = self._replicas[replica_index]
+        if replica.has_suspect:
+            return []
+        may_join = replica_index != self._reserved
         new_requests: list[OmniDiffusionRequest] = []
         # A fair share each, so that the replica that asks first does not take all and leave the others idle.
         share = -(-(self.num_waiting + self.num_running) // len(self._replicas))
         while True:
-            waiting = self._first_waiting()
+            waiting = self._first_waiting() if may_join else None
             if waiting is not None and not replica.running and not self._is_batch_complete(now):
                 waiting = None
             parked = min(replica.parked, key=_urgency, default=None)

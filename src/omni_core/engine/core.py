@@ -22,13 +22,14 @@ from omni_core.errors import (
     ExecutorError,
     OmniError,
     RequestError,
+    WorkerDiedError,
 )
 from omni_core.executor import DiffusionExecutor
 from omni_core.log import get_logger
 from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, StepOutput
 from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest
-from omni_core.scheduler import Scheduler
+from omni_core.scheduler import LostRequest, Scheduler
 
 log = get_logger(__name__)
 
@@ -46,6 +47,7 @@ class _Live:
     handle: RequestHandle
     submitted_at: float
     started_at: float | None = None
+    num_retries: int = 0
 
 
 class EngineCore:
@@ -77,7 +79,7 @@ class EngineCore:
         self._closed = False
         self._close_lock = threading.Lock()
         self._fault: BaseException | None = None
-        executor.on_wake_up(lambda: self._messages.put(_nothing))
+        executor.on_change(lambda: self._messages.put(_nothing))
         self._thread = threading.Thread(target=self._run, name="omni-engine", daemon=True)
         self._thread.start()
 
@@ -216,11 +218,15 @@ class EngineCore:
     def _dispatch(self) -> None:
         if self._closed:
             return
+        fault = self.executor.fault
+        if fault is not None:
+            for request in self._scheduler.take_waiting():
+                self._finish(OmniRequestOutput.failed(request, fault))
         asleep = self.executor.is_sleeping
         most_waves = _MOST_WAVES if self.executor.can_interrupt else 1
         now = time.monotonic()
         for replica in range(self.executor.num_replicas):
-            if replica in self._steps:
+            if replica in self._steps or not self.executor.is_ready(replica):
                 continue
             scheduler_output = self._scheduler.schedule(replica, now, asleep=asleep, most_waves=most_waves)
             if scheduler_output is None:
@@ -303,18 +309,46 @@ class EngineCore:
             self._plugins.notify("omni_request_started", request_id=request_id, replica=replica)
 
     def _replica_failed(self, replica: int, error: BaseException) -> None:
-        for request in self._scheduler.take_running(replica):
-            reason = (
-                error
-                if isinstance(error, OmniError)
-                else ExecutorError(
-                    f"Request {request.request_id!r}: the executor {self.executor.name} raised "
-                    f"{type(error).__name__}: {error}"
+        for lost in self._scheduler.take_running(replica):
+            if lost.end_reason is not None:
+                self._finish(OmniRequestOutput.ended(lost.request, lost.end_reason))
+            elif isinstance(error, WorkerDiedError):
+                self._retry(lost, error)
+            else:
+                self._finish(OmniRequestOutput.failed(lost.request, self._step_error(lost.request, error)))
+
+    def _retry(self, lost: LostRequest, error: WorkerDiedError) -> None:
+        """Let a request run again from its seed, unless workers have died under it too often."""
+        live = self._live.get(lost.request.request_id)
+        if live is None:
+            return
+        if lost.was_started:
+            if live.num_retries >= self._config.max_retries:
+                reason = WorkerDiedError(
+                    f"Request {lost.request.request_id!r} was given up: the worker died under it "
+                    f"{live.num_retries + 1} times (max_retries = {self._config.max_retries}). "
+                    f"The last time: {error.message}",
+                    replica=error.replica,
+                    rank=error.rank,
+                    worker_traceback=error.worker_traceback,
                 )
+                self._finish(OmniRequestOutput.failed(lost.request, reason))
+                return
+            live.num_retries += 1
+            live.handle._add_event(RequestEvent("retrying", lost.request.request_id))
+            log.warning(
+                "request is run again", request_id=lost.request.request_id, retry=live.num_retries, reason=error.message
             )
-            if reason is not error:
-                reason.__cause__ = error
-            self._finish(OmniRequestOutput.failed(request, reason))
+        self._scheduler.requeue(lost)
+
+    def _step_error(self, request: OmniDiffusionRequest, error: BaseException) -> OmniError:
+        if isinstance(error, OmniError):
+            return error
+        reason = ExecutorError(
+            f"Request {request.request_id!r}: the executor {self.executor.name} raised {type(error).__name__}: {error}"
+        )
+        reason.__cause__ = error
+        return reason
 
     def _finish(self, output: OmniRequestOutput) -> None:
         with self._lock:
@@ -324,6 +358,7 @@ class EngineCore:
             self._ended[output.finish_reason] += 1
         metrics = output.metrics
         worked_s = metrics.encode_s + metrics.denoise_s + metrics.decode_s
+        metrics.num_retries = live.num_retries
         metrics.queue_s = max(0.0, time.monotonic() - live.submitted_at - worked_s)
         callbacks = live.handle._finish(output)
         if output.finish_reason in ("finished", "aborted"):

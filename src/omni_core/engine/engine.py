@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
-from omni_core.errors import ConfigError, EngineClosedError, EngineError, RequestError
+from omni_core.errors import ConfigError, EngineClosedError, EngineError, RequestError, WorkerDiedError
 from omni_core.executor import DiffusionExecutor, ExecutorContext
 from omni_core.log import configure_logging
 from omni_core.outputs import EngineStats, OmniRequestOutput, StackingStats
@@ -209,9 +210,11 @@ class DiffusionEngine:
         """
         self._check_open()
         stats = self._core.stats()
-        if self.executor.runs_diffusion_worker:
-            replies: list[StackingStats] = self.executor.collective_rpc("stats")
-            stats.stacking = sum(replies, StackingStats())
+        stats.workers = self.executor.worker_stats()
+        if self.executor.runs_diffusion_worker and self.executor.fault is None:
+            with contextlib.suppress(WorkerDiedError):  # one that is being replaced has nothing to tell
+                replies: list[StackingStats] = self.executor.collective_rpc("stats")
+                stats.stacking = sum(replies, StackingStats())
         return stats
 
     def sleep(self, level: int = 1) -> None:

@@ -16,7 +16,7 @@ from omni_core.request import OmniDiffusionRequest
 
 log = get_logger(__name__)
 
-EventKind = Literal["queued", "started", "step", "finished"]
+EventKind = Literal["queued", "started", "step", "retrying", "finished"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class RequestEvent:
     """Something that happened to a request.
 
     Attributes:
-        kind: `"queued"`, `"started"`, `"step"` or `"finished"`. The last comes once, whatever the end was.
+        kind: `"queued"`, `"started"`, `"step"`, `"retrying"` or `"finished"`. The last comes once, whatever the end
+            was. `"retrying"`: the worker died, and the request begins again from its seed, at step 1.
         request_id: Which request.
         step: Denoising steps done.
         num_steps: Steps in all; 0 while not known.
