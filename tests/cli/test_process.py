@@ -83,14 +83,14 @@ def test_bars_on_a_terminal():
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
     command = [sys.executable, "-m", "omni_core", "generate", "--seed", "1", "--model", "cli_test_models:ddpm"]
     with subprocess.Popen(
-        [*command, "--steps", "40"], stderr=theirs, stdout=subprocess.PIPE, env=environment
+        [*command, "--steps", "900"], stderr=theirs, stdout=subprocess.PIPE, env=environment
     ) as process:
         os.close(theirs)
         shown = _drain(ours)
         assert process.wait(120) == 0
         assert process.stdout.read() == b""
     assert "━" in shown
-    assert "/40" in shown
+    assert "/900" in shown
     assert "output-1.png  256x256" in shown
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")  # the cursor is shown again
 

@@ -80,7 +80,7 @@ class ModelRunner:
                 task.end(reason)
                 self._collect([task], step_output)
         for number, wave in enumerate(scheduler_output.waves):
-            if number > 0 and self._interrupt.take():
+            if number > 0 and (not self._tasks or self._interrupt.take()):
                 break
             self._run_wave([self._tasks[request_id] for request_id in wave if request_id in self._tasks], step_output)
 

@@ -71,8 +71,7 @@ class TaskProgress:
         for scheduler in self._schedulers:
             if hasattr(scheduler, "step"):
                 scheduler.step = self._counted(scheduler.step)
-        parameters = inspect.signature(type(pipeline).__call__).parameters
-        steps = [arguments.get(name, parameters[name].default) for name in parameters if name.endswith(_STEPS)]
+        steps = [arguments.get(name, default) for name, default in _step_parameters(type(pipeline).__call__)]
         self._stages = [count for count in steps if type(count) is int] if len(steps) > 1 else []
 
     def _stages_to_come(self) -> list[int]:
@@ -136,6 +135,13 @@ class _StepBar(tqdm):  # type: ignore[type-arg]
                 self.n += 1
         finally:
             self.is_open = False
+
+
+@functools.lru_cache(maxsize=64)
+def _step_parameters(call: Callable[..., Any]) -> list[tuple[str, Any]]:
+    """Return the arguments of a pipeline's call that say how many steps to take, with their defaults."""
+    parameters = inspect.signature(call).parameters
+    return [(name, parameter.default) for name, parameter in parameters.items() if name.endswith(_STEPS)]
 
 
 def _length(sized: Any) -> int:
