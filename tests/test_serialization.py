@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +80,18 @@ def test_pictures(mode: str) -> None:
     found.putpixel((0, 0), 0)  # it is nobody else's
 
 
+def test_a_picture_opened_from_a_file(tmp_path: Path) -> None:
+    Image.effect_noise((90, 80), 50).convert("RGB").save(tmp_path / "a.png", dpi=(72, 72))
+    with Image.open(tmp_path / "a.png") as picture:
+        picture.info["handle"] = threading.Lock()  # such things are left behind
+        data, buffers = dumps(picture)
+        found = loads(data, buffers)
+        assert found.tobytes() == picture.tobytes()
+        assert found.info["dpi"] == picture.info["dpi"]
+    assert "handle" not in found.info
+    assert len(data) < 1000
+
+
 def test_memory_is_handed_over_and_not_copied() -> None:
     tensor, array = torch.arange(10_000.0), np.arange(10_000.0)
     data, buffers = dumps({"tensor": tensor, "array": array, "small": torch.zeros(3)})
@@ -90,6 +105,44 @@ def test_memory_is_handed_over_and_not_copied() -> None:
     assert found["array"][0] == 8
     found["tensor"][1] = 9
     assert np.frombuffer(memory[0], dtype=np.float32)[1] == 9
+
+
+@pytest.mark.parametrize("cut", [np.s_[::2], np.s_[:, 3:50], np.s_[::-1]], ids=["rows", "columns", "backwards"])
+def test_arrays_with_gaps_leave_their_memory_out_too(cut: Any) -> None:
+    array = np.arange(40_000.0).reshape(200, 200)[cut]
+    data, buffers = dumps(array)
+    assert len(data) < 500
+    assert [buffer.raw().nbytes for buffer in buffers] == [array.nbytes]
+    assert np.array_equal(loads(data, buffers), array)
+
+
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5) | st.binary(max_size=9000) | tensors(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def same(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and left.shape == right.shape and raw(left) == raw(right)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return type(left) is type(right) and bool(left == right)
+
+
+@given(VALUES)
+def test_nested_values(value: Any) -> None:
+    assert same(value, trip(value))
+
+
+def test_a_tensor_that_is_there_twice_is_one_tensor_again() -> None:
+    tensor = torch.zeros(5000)
+    first, second = trip([tensor, tensor])
+    first[0] = 1
+    assert second[0] == 1
 
 
 def test_parameters_and_gradients_stay_behind() -> None:
@@ -115,12 +168,46 @@ class Part:
     inner: Any
 
 
+class Slotted:
+    __slots__ = ("inner",)
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+
+class Silent(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+
+class Refuses:
+    def __reduce__(self) -> Any:
+        raise Silent
+
+
+def in_a_circle() -> Part:
+    part = Part([None, threading.Lock()])
+    part.inner[0] = part
+    return part
+
+
+def deep() -> Any:
+    value: Any = threading.Lock()
+    for _ in range(100):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("value", "where"),
     [
         ({"args": (1, threading.Lock()), "kwargs": None}, "['args'][1]"),
         ([Part({"deep": Part(threading.Lock())})], "[0].inner['deep'].inner"),
         (threading.Lock(), "a lock cannot"),
+        ({("a", threading.Lock()): 1}, "(a key)[1]"),
+        (Slotted(threading.Lock()), "at inner"),
+        (in_a_circle(), "at inner[1]"),
+        (deep(), "[…]"),
     ],
 )
 def test_what_cannot_be_pickled_is_named(value: Any, where: str) -> None:
@@ -129,3 +216,34 @@ def test_what_cannot_be_pickled_is_named(value: Any, where: str) -> None:
     assert where in str(caught.value)
     assert "lock" in str(caught.value)
     assert isinstance(caught.value.__cause__, (TypeError, pickle.PicklingError))
+
+
+def test_an_error_without_a_message_is_named_too() -> None:
+    with pytest.raises(RPCError, match=r"a Refuses \(at \[0\]\) cannot be pickled: Silent"):
+        dumps([Refuses()])
+
+
+def test_nesting_beyond_what_pickle_does_is_an_error_of_ours() -> None:
+    value: Any = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(RPCError, match="RecursionError"):
+        dumps(value)
+    while value:  # else taking it apart recurses as deeply
+        value = value[0]
+
+
+def test_without_cloudpickle_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(RPCError, match="install cloudpickle"):
+        dumps({"callback": lambda: None})
+
+
+def test_the_module_does_not_import_torch() -> None:
+    code = "import sys, omni_core.serialization as s; s.loads(*s.dumps([1, b'x'])); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_single_number_of_an_odd_stride() -> None:
+    found = trip(torch.tensor([45.0, 46.0], dtype=torch.float64)[::2])
+    assert found.tolist() == [45.0]

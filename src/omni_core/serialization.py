@@ -1,7 +1,8 @@
 """Values on their way to another process: pickled, with the memory of tensors, arrays and pictures left out of it.
 
 Pickle protocol 5 hands large buffers over by themselves, so that a transport can move them without a copy. torch's own
-pickling does not take part in that, and PIL's copies; here tensors on the CPU and pictures do, in their own dtype.
+pickling does not take part in that, nor does PIL's, nor numpy's where an array has gaps; here tensors, pictures and all
+arrays do, in their own dtype. Tensors on an accelerator arrive on the CPU.
 
 Pickle runs code of whoever sent it: only read what came from a process of one's own, or over a connection that has
 proved whose it is.
@@ -13,12 +14,15 @@ import contextlib
 import copyreg
 import io
 import pickle
+import reprlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from omni_core.errors import RPCError
 
+# Characters of a long path that are shown at its start and its end.
+_SHOWN = 100
 # Below this many bytes a buffer is cheaper inside the pickle than by itself.
 _SMALL = 4096
 
@@ -85,6 +89,8 @@ def _reduce_torch(value: Any) -> Any:
         return None
     # Bytes, because numpy knows neither bfloat16 nor float8.
     tensor = value.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
+    if tensor.numel() == 1:  # contiguous whatever its stride, which a view as bytes does not take
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
     raw = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor.new_empty(0, dtype=torch.uint8)
     return _make_tensor, (pickle.PickleBuffer(raw.numpy()), str(value.dtype).removeprefix("torch."), tuple(value.shape))
 
@@ -100,27 +106,52 @@ def _make_tensor(buffer: Any, dtype: str, shape: tuple[int, ...]) -> Any:
     return torch.frombuffer(buffer, dtype=torch.uint8).view(kind).reshape(shape)
 
 
+# --- arrays ----------------------------------------------------------------------------------------------------
+
+
+def _reduce_numpy(value: Any) -> Any:
+    numpy = sys.modules["numpy"]
+    if type(value) is not numpy.ndarray or value.dtype.hasobject:
+        return None
+    if value.flags.c_contiguous or value.flags.f_contiguous:
+        return None  # numpy does it
+    return value.copy(order="C").__reduce_ex__(5)
+
+
 # --- pictures --------------------------------------------------------------------------------------------------
 
 
 def _reduce_pil(value: Any) -> Any:
     image_module = sys.modules.get("PIL.Image")
-    if image_module is None or type(value) is not image_module.Image or value.mode == "P":
+    if image_module is None or not isinstance(value, image_module.Image):
         return None
-    info = {key: item for key, item in value.info.items() if isinstance(item, (str, bytes, int, float, bool, tuple))}
+    value.load()  # one that was opened from a file may only then know its mode
+    if value.mode in ("P", "PA"):
+        return None  # with its palette
+    info = {key: item for key, item in value.info.items() if _is_picklable(item)}
     return _make_picture, (value.mode, value.size, pickle.PickleBuffer(value.tobytes()), info)
 
 
 def _make_picture(mode: str, size: tuple[int, int], buffer: Any, info: dict[Any, Any]) -> Any:
     from PIL import Image
 
-    picture = Image.frombytes(mode, size, bytes(buffer))
+    picture = Image.frombytes(mode, size, buffer)
     picture.info.update(info)
     return picture
 
 
+def _is_picklable(item: Any) -> bool:
+    if isinstance(item, (str, bytes, int, float, type(None))):
+        return True
+    try:
+        pickle.dumps(item)
+    except Exception:  # what a library left in there is not what somebody wants to send
+        return False
+    return True
+
+
 # By the top package of the type, so that nothing is imported and most values cost one look.
-_REDUCERS: dict[str, Callable[[Any], Any]] = {"torch": _reduce_torch, "PIL": _reduce_pil}
+_REDUCERS: dict[str, Callable[[Any], Any]] = {"torch": _reduce_torch, "numpy": _reduce_numpy, "PIL": _reduce_pil}
 
 
 # --- functions and classes that only this process has ------------------------------------------------------------
@@ -151,25 +182,41 @@ def _by_value(value: Any) -> Any:
 
 
 def _explain(value: Any, error: Exception) -> str:
-    path, part, reason = _culprit("", value, error)
+    path, part, reason = _culprit(value, error)
+    if len(path) > 2 * _SHOWN:
+        path = f"{path[:_SHOWN]}[…]{path[-_SHOWN:]}"
     where = f" (at {path})" if path else ""
-    return f"a {type(part).__name__}{where} cannot be pickled: {type(reason).__name__}: {reason}"
+    try:
+        why = str(reason)
+    except Exception:
+        why = "(its message cannot be shown)"
+    return f"a {type(part).__name__}{where} cannot be pickled: {type(reason).__name__}: {why}"
 
 
-def _culprit(path: str, value: Any, error: Exception) -> tuple[str, Any, Exception]:
+def _culprit(value: Any, error: Exception) -> tuple[str, Any, Exception]:
     """Return path, value and error of the smallest part that cannot be pickled."""
-    for name, part in _parts(value):
-        try:
-            _Pickler(io.BytesIO(), []).dump(part)
-        except Exception as reason:
-            return _culprit(f"{path}{name}" if path or not name.startswith(".") else name[1:], part, reason)
-    return path, value, error
+    path = ""
+    tried = {id(value): value}  # a part may refer to what it is a part of
+    while True:
+        for name, part in _parts(value):
+            if id(part) in tried:
+                continue
+            tried[id(part)] = part
+            try:
+                _Pickler(io.BytesIO(), []).dump(part)
+            except Exception as reason:
+                path += name
+                value, error = part, reason
+                break
+        else:
+            return path.removeprefix("."), value, error
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, item in value.items():
-            yield f"[{key!r}]", item
+            yield f"[{reprlib.repr(key)}]", item
+            yield " (a key)", key
     elif isinstance(value, (list, tuple, set, frozenset)):
         for index, item in enumerate(value):
             yield f"[{index}]", item

@@ -74,7 +74,8 @@ def test_ctrl_c_while_the_model_is_loaded(tmp_path):
         process.send_signal(signal.SIGINT)
         _read_until(process.stderr, "Interrupted")
         process.send_signal(signal.SIGINT)  # a second time: at once, without waiting for the loading
-        assert process.wait() == 130
+        # To a shell both are 130: by then the interpreter may be so far in its end that it handles no signals.
+        assert process.wait() in (130, -signal.SIGINT)
         assert "Traceback" not in process.stderr.read()
 
 

@@ -553,7 +553,8 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
     @hookimpl
     def omni_request_finished(self, output):
-        print(output.finish_reason, output.metrics.num_steps < 300, flush=True)
+        # One write: another thread prints too.
+        print(f"{output.finish_reason} {output.metrics.num_steps < 300}\\n", end="", flush=True)
 
 plugins = PluginRegistry()
 plugins.register(Interrupt())
