@@ -34,7 +34,8 @@ def trip(value: Any, writable: bool = True) -> Any:
 
 
 def raw(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
+    flat = tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
+    return bytes(flat.view(torch.uint8).numpy()) if flat.numel() else b""
 
 
 @st.composite
