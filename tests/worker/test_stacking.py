@@ -316,6 +316,19 @@ def test_a_denoiser_that_raises_later_is_run_alone_from_then_on() -> None:
     assert len(stacking.stats.refused) == 1
 
 
+def test_an_output_that_cannot_be_looked_into_is_refused() -> None:
+    class Opaque:
+        def __init__(self, sample: torch.Tensor) -> None:
+            self.sample = sample
+
+    module, stacking = Toy(lambda x: Opaque(x * 2)), VerifiedStacking("verified")
+    for _ in range(2):
+        inputs = [torch.rand(2, 4) for _ in range(3)]
+        outcomes = stacking.run([describe(module, one) for one in inputs], anywhere)
+    assert outcomes is None
+    assert len(stacking.stats.refused) == 1
+
+
 def test_an_error_of_one_call_is_that_calls_own() -> None:
     def compute(x: torch.Tensor) -> torch.Tensor:
         if (x < 0).any():

@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from omni_core.worker.object_numbers import ObjectNumbers
+
+_numbers = ObjectNumbers()
+
 
 class RowList(list[Any]):
     """A list in the arguments with one entry per row (QwenImage's `img_shapes`, Z-Image's list of latents).
@@ -91,10 +95,25 @@ class DenoiserCall:
             elif type(leaf) in (int, float):
                 signature.append(type(leaf).__name__)
                 values.append(leaf)
+            elif is_plain(leaf):
+                signature.append(leaf)
             else:
-                signature.append(leaf if _is_plain(leaf) else id(leaf))
+                number = _numbers.number(leaf)
+                if number is None:
+                    self.rows = 0
+                    return
+                signature.append(("object", number))
         self.kind = (id(self.module), self.spec, row_lists, *signature)
         self.values = tuple(values)
+
+
+def copy_containers(tree: Any) -> Any:
+    """Return the same leaves in lists, tuples and dicts of their own."""
+    if type(tree) in (list, tuple):
+        return type(tree)(copy_containers(value) for value in tree)
+    if type(tree) is dict:
+        return {name: copy_containers(value) for name, value in tree.items()}
+    return tree
 
 
 def is_row_scalar(tensor: torch.Tensor, rows: int) -> bool:
@@ -108,8 +127,9 @@ def _tensor_signature(tensor: torch.Tensor, rows: int) -> Hashable:
     return (tensor.dtype, tensor.device, Fraction(tensor.shape[0], rows), tensor.shape[1:])
 
 
-def _is_plain(leaf: Any) -> bool:
-    return leaf is None or isinstance(leaf, (bool, str, bytes, torch.dtype, torch.device, type))
+def is_plain(leaf: Any) -> bool:
+    """Whether a leaf can be told from others by its value."""
+    return leaf is None or isinstance(leaf, (bool, int, float, str, bytes, torch.dtype, torch.device, type))
 
 
 def _count_rows(first: Any) -> int:

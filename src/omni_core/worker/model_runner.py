@@ -9,13 +9,19 @@ import torch
 
 from omni_core.outputs import ForwardReport, SchedulerOutput, StackingStats, StepOutput
 from omni_core.request import OmniDiffusionRequest
+from omni_core.worker.denoiser_call import DenoiserCall
 from omni_core.worker.denoisers import SuspendablePipeline
 from omni_core.worker.interrupt import Interrupt
 from omni_core.worker.loader import LoadedPipeline
+from omni_core.worker.lockstep import Lockstep
+from omni_core.worker.rank_group import RankGroup, RankGroupError
+from omni_core.worker.row_parallel import RowParallel
 from omni_core.worker.side_thread import SideThread, has_room_for_side_thread
 from omni_core.worker.task import PipelineTask, suspend_autoencoder_call, suspend_denoiser_call
 from omni_core.worker.task_state import StateSwitch
 from omni_core.worker.verified import StackingMode, VerifiedStacking
+
+EDITS = "the pipeline puts attention processors or hooks into the model"
 
 
 class ModelRunner:
@@ -27,16 +33,25 @@ class ModelRunner:
     Args:
         loaded: The pipeline that all requests share.
         stacking: Whether and how calls are stacked.
+        group: The ranks that share each call's rows; all are given the same work. None: this rank is the only one.
     """
 
-    def __init__(self, loaded: LoadedPipeline, stacking: StackingMode = "verified") -> None:
+    def __init__(
+        self, loaded: LoadedPipeline, stacking: StackingMode = "verified", group: RankGroup | None = None
+    ) -> None:
         self.loaded = loaded
         self._suspendable = SuspendablePipeline(loaded.pipeline, suspend_denoiser_call, suspend_autoencoder_call)
-        self._stacking = VerifiedStacking(stacking)
         self._interrupt = Interrupt()
+        self._lockstep: Lockstep | None = None
+        self._rows: RowParallel | None = None
+        if group is not None and group.world_size > 1:
+            self._lockstep = Lockstep(group, self._interrupt)
+            self._rows = RowParallel(group, StackingStats())
+        self._stacking = VerifiedStacking(stacking, self._rows)
         self._switch = StateSwitch(loaded.device)
         self._side: SideThread | None = None
-        if not loaded.is_offloaded and has_room_for_side_thread(loaded.device):
+        # When a side thread is done is a matter of luck, and differs between ranks.
+        if self._lockstep is None and not loaded.is_offloaded and has_room_for_side_thread(loaded.device):
             self._side = SideThread(self._interrupt.notify)
         self._tasks: dict[str, PipelineTask] = {}
 
@@ -61,10 +76,17 @@ class ModelRunner:
 
         Returns:
             Which requests began, moved on and ended, and what the forward passes cost.
+
+        Raises:
+            RankGroupError: A rank of several is gone, or they have lost step. The runner is of no further use.
         """
         step_output = StepOutput()
         try:
             self._execute_step(scheduler_output, step_output)
+        except BaseException:
+            if self._lockstep is not None:
+                self._lockstep.group.abort()  # else the others would wait for this rank
+            raise
         finally:
             self._switch.leave()
         step_output.kinds = {
@@ -80,9 +102,12 @@ class ModelRunner:
                 task.end(reason)
                 self._collect([task], step_output)
         for number, wave in enumerate(scheduler_output.waves):
-            if number > 0 and (not self._tasks or self._interrupt.take()):
+            if number > 0 and (not self._tasks or self._is_interrupted()):
                 break
             self._run_wave([self._tasks[request_id] for request_id in wave if request_id in self._tasks], step_output)
+
+    def _is_interrupted(self) -> bool:
+        return self._interrupt.take() if self._lockstep is None else self._lockstep.is_interrupted
 
     def drain(self) -> list[OmniDiffusionRequest]:
         """End all tasks where they stand, and return their requests so that they can be run again."""
@@ -107,12 +132,16 @@ class ModelRunner:
 
     def _run_wave(self, tasks: list[PipelineTask], step_output: StepOutput) -> None:
         self._resume_side_calls(step_output)
+        started = False
         for task in tasks:
             if not task.is_started:
                 began = time.perf_counter()
                 step_output.started.append(task.request.request_id)
                 task.resume()
                 step_output.start_seconds.append(time.perf_counter() - began)
+                started = True
+        if started and self._lockstep is not None:
+            self._lockstep.settle(tasks)
         waiting = [task for task in tasks if task.call is not None and task.output is None]
         if not waiting and not any(task.output is not None for task in tasks):
             # Only autoencoders are at work: wait for one, or for somebody who wants to be heard.
@@ -125,6 +154,8 @@ class ModelRunner:
         groups = self._group(waiting)
         for group in groups:
             self._run_group(group, step_output, several=len(groups) > 1)
+        if groups and self._lockstep is not None:
+            self._lockstep.settle(tasks)
         self._collect(tasks, step_output)
 
     def _run_group(self, tasks: Sequence[PipelineTask], step_output: StepOutput, several: bool) -> None:
@@ -138,7 +169,10 @@ class ModelRunner:
             for task, call in zip(tasks, calls, strict=True):
                 stats.forwards += 1
                 stats.rows += call.rows
-                task.resume()
+                if self._rows is None:
+                    task.resume()
+                else:
+                    self._run_on_ranks(task, call, self._rows)
         else:
             # One by one, so that each result is freed when its task has used it.
             for task in tasks:
@@ -153,6 +187,26 @@ class ModelRunner:
         step_output.forwards.append(
             ForwardReport(tuple(task.request.request_id for task in tasks), total, time.perf_counter() - began)
         )
+
+    def _run_on_ranks(self, task: PipelineTask, call: DenoiserCall, rows: RowParallel) -> None:
+        """Run one task's call on all ranks. Not inside of the task, so that no pipeline handles the loss of a rank."""
+        whole = None
+        if task.state.edits.is_active:
+            whole = EDITS
+        elif task.state.cache.is_active:
+            whole = "a step cache decides by all rows what to compute"
+        self._switch.enter(task.state)
+        try:
+            if whole is None:
+                result = rows.run(call.module, call.args, call.kwargs)
+            else:
+                result = rows.run_whole(call.module, call.args, call.kwargs, whole)
+        except RankGroupError:
+            raise
+        except Exception as error:
+            task.resume_with_error(error)
+        else:
+            task.resume(result)
 
     def _resume_side_calls(self, step_output: StepOutput) -> None:
         ready = [task for task in self._tasks.values() if task.side_call is not None and task.side_call.done()]
@@ -169,7 +223,7 @@ class ModelRunner:
 
     def _group(self, tasks: list[PipelineTask]) -> list[list[PipelineTask]]:
         """Return groups of tasks whose calls may become one."""
-        if len(tasks) < 2:
+        if len(tasks) < 2 and self._lockstep is None:
             return [tasks] if tasks else []
         self._switch.leave()
         groups: dict[Hashable, list[PipelineTask]] = {}
@@ -182,7 +236,7 @@ class ModelRunner:
         call, state = task.call, task.state
         assert call is not None
         if state.edits.is_active:
-            self._stacking.note_refusal(call, "the pipeline puts attention processors or hooks into the model")
+            self._stacking.note_refusal(call, EDITS)
             return task.request.request_id
         call.examine()
         if call.rows == 0 or state.cache.is_active or state.torch.is_grad_enabled:

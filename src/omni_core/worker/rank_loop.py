@@ -106,7 +106,11 @@ def call_error(name: str, error: BaseException) -> OmniError:
             error.worker_traceback = text
         error.__traceback__ = None
         return error
-    return RPCError(f"The call {name!r} raised {type(error).__name__}: {error}", worker_traceback=text)
+    try:
+        said = str(error)
+    except Exception:
+        said = "(its message cannot be shown)"
+    return RPCError(f"The call {name!r} raised {type(error).__name__}: {said}", worker_traceback=text)
 
 
 def call_name(method: str | Callable[..., Any]) -> str:

@@ -13,7 +13,7 @@ import greenlet
 import numpy as np
 import torch
 
-from omni_core.errors import PipelineError
+from omni_core.errors import OmniError, PipelineError
 from omni_core.outputs import EndReason, OmniRequestOutput, RequestMetrics, StepProgress
 from omni_core.request import OmniDiffusionRequest
 from omni_core.worker.denoiser_call import DenoiserCall
@@ -136,12 +136,20 @@ class PipelineTask:
 
     def end(self, reason: EndReason) -> None:
         """End the request where it stands; `finally` blocks of the pipeline run. Sets `output`."""
+        self._stop()
+        self.output = OmniRequestOutput.ended(self.request, reason, self._final_metrics())
+
+    def fail(self, error: OmniError) -> None:
+        """End the request where it stands, as one that failed, whatever it came to here. Sets `output`."""
+        self._stop()
+        self.output = OmniRequestOutput.failed(self.request, error, self._final_metrics())
+
+    def _stop(self) -> None:
         for _ in range(_MAX_THROWS):
             if not self.is_started or self._greenlet.dead:
                 break
             self._enter(lambda: self._greenlet.throw(TaskEnded))
         self.call = self.side_call = None
-        self.output = OmniRequestOutput.ended(self.request, reason, self._final_metrics())
 
     def progress(self) -> StepProgress | None:
         """Return how far the request is, or None if nothing has changed since it was last asked for."""

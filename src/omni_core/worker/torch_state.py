@@ -6,6 +6,7 @@ pipeline that is suspended inside `torch.no_grad()` must not switch gradients of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -65,6 +66,16 @@ class TorchState:
         self._random = torch.Generator().manual_seed(seed).get_state()
         if self._device_random is not None:
             self._device_random = torch.Generator(self._device).manual_seed(seed).get_state()
+
+
+def generator_states(values: Iterable[Any]) -> torch.Tensor:
+    """Return what changes when a random number is drawn from a generator that a call with `values` may use."""
+    values = list(values)
+    states = [torch.get_rng_state()]
+    devices = {value.device for value in values if isinstance(value, torch.Tensor) and value.device.type == "cuda"}
+    states.extend(torch.cuda.get_rng_state(device) for device in sorted(devices, key=str))
+    states.extend(value.get_state() for value in values if isinstance(value, torch.Generator))
+    return torch.cat(states)
 
 
 def _device_generator_state(device: torch.device) -> torch.Tensor | None:

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch.utils import _pytree as pytree
 
 from omni_core.log import get_logger
 from omni_core.outputs import StackingStats
-from omni_core.worker.denoiser_call import DenoiserCall
+from omni_core.worker.denoiser_call import DenoiserCall, copy_containers
+from omni_core.worker.difference import agreed_difference
+from omni_core.worker.rank_group import RankGroup, RankGroupError
+from omni_core.worker.refusals import note_not_stacked
+from omni_core.worker.row_parallel import RowParallel
 from omni_core.worker.stacking import NotStackableError, StackingPlan, candidate_plans, split
+from omni_core.worker.torch_state import generator_states
 
 log = get_logger(__name__)
 
 StackingMode = Literal["verified", "trusted", "off"]
-
-# How far a result computed in company may be from the one computed alone: the largest difference as a part of the
-# largest value, and the norm of the difference as a part of the norm. Several times what rounding comes to in stock
-# models. In half precision the norm is what tells: rounding scatters, a wrong stacking shifts whole rows.
-TOLERANCE = {
-    torch.float64: (1e-8, 1e-9),
-    torch.float32: (1e-4, 3e-5),
-    torch.float16: (2e-2, 5e-3),
-    torch.bfloat16: (8e-2, 2e-2),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +47,14 @@ class VerifiedStacking:
 
     Args:
         mode: `"verified"`, `"trusted"` (stack without checking) or `"off"`.
+        rows: What runs calls on several ranks; all then come to the same verdicts. None: this rank is the only one.
     """
 
-    def __init__(self, mode: StackingMode) -> None:
+    def __init__(self, mode: StackingMode, rows: RowParallel | None = None) -> None:
         self.mode = mode
-        self.stats = StackingStats()
+        self.stats = rows.stats if rows is not None else StackingStats()
+        self._run_call = rows.run if rows is not None else _run_call
+        self._group = rows.group if rows is not None else RankGroup.alone()
         # What each kind of call came to: a plan that works, or None.
         self._plans: dict[Hashable, StackingPlan | None] = {}
         self._most_rows: dict[Hashable, int] = {}
@@ -88,6 +84,8 @@ class VerifiedStacking:
             return self._run_parts(calls, half, enter)
         try:
             return self._forward(plan, calls, enter)
+        except RankGroupError:
+            raise
         except NotStackableError:
             return None
         except torch.OutOfMemoryError:
@@ -114,7 +112,7 @@ class VerifiedStacking:
             calls = [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True) for call in calls]
         enter(0)
         args, kwargs = plan.stack(calls)
-        output = calls[0].module(*args, **kwargs)
+        output = self._run_call(calls[0].module, args, kwargs)
         results = split(output, [call.rows for call in calls], row_lists=calls[0].takes_list)
         self.stats.forwards += 1
         total = sum(call.rows for call in calls)
@@ -125,10 +123,12 @@ class VerifiedStacking:
         self.stats.forwards += 1
         self.stats.rows += call.rows
         # In containers of their own: some models pop what they use off lists, and these arguments are needed again.
-        args, kwargs = _copy_containers((call.args, call.kwargs))
+        args, kwargs = copy_containers((call.args, call.kwargs))
         enter(index)
         try:
-            return Outcome(call.module(*args, **kwargs), call.rows)
+            return Outcome(self._run_call(call.module, args, kwargs), call.rows)
+        except RankGroupError:
+            raise
         except Exception as error:  # belongs to the one request that made the call
             return Outcome(None, call.rows, error)
 
@@ -140,9 +140,9 @@ class VerifiedStacking:
         drew = False
         for index, call in enumerate(calls):
             enter(index)
-            before = _random_numbers_drawn(call)
+            before = generator_states(call.leaves)
             results.append(self._alone(call, index, enter))
-            drew = drew or not torch.equal(before, _random_numbers_drawn(call))
+            drew = drew or not torch.equal(before, generator_states(call.leaves))
         if any(outcome.error is not None for outcome in results):
             return results  # not a verdict on the kind
         if drew:
@@ -151,17 +151,23 @@ class VerifiedStacking:
         reason = "its arguments do not fit together"
         for plan, described in candidate_plans(calls):
             try:
-                difference = _difference(self._forward(plan, described, enter), results)
+                stacked = self._forward(plan, described, enter)
+            except RankGroupError:
+                raise
             except torch.OutOfMemoryError:
                 return results  # not a verdict on the kind: try again when there is more room
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 continue
-            if difference <= 1.0:
+            pairs = zip(stacked, results, strict=True)
+            gap = agreed_difference(self._group, ((one.result, alone.result) for one, alone in pairs))
+            if gap is None:
+                return results
+            if gap <= 1.0:
                 self._plans[kind] = plan
                 self.stats.verified += 1
                 return results
-            reason = f"the result differs by {difference:.3g} times the tolerance from running it alone"
+            reason = f"the result differs by {gap:.3g} times the tolerance from running it alone"
         self._refuse(kind, calls[0], reason)
         return results
 
@@ -170,6 +176,8 @@ class VerifiedStacking:
         for plan, described in candidate_plans(calls):
             try:
                 results = self._forward(plan, described, enter)
+            except RankGroupError:
+                raise
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 continue
@@ -184,58 +192,8 @@ class VerifiedStacking:
 
     def note_refusal(self, call: DenoiserCall, reason: str) -> None:
         """Put on record, once, that calls like this one are run alone."""
-        shapes = [tuple(leaf.shape) for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
-        name = f"{type(call.module).__name__}{shapes}"
-        if name in self.stats.refused:
-            return
-        first_line = (reason.splitlines() or [""])[0][:300]
-        self.stats.refused[name] = first_line
-        log.warning("a kind of denoiser call is run alone, not stacked", call=name, reason=first_line)
+        note_not_stacked(self.stats, call, reason)
 
 
-def _copy_containers(tree: Any) -> Any:
-    if type(tree) in (list, tuple):
-        return type(tree)(_copy_containers(value) for value in tree)
-    if type(tree) is dict:
-        return {name: _copy_containers(value) for name, value in tree.items()}
-    return tree
-
-
-def _random_numbers_drawn(call: DenoiserCall) -> torch.Tensor:
-    """Return what changes when a number is drawn from a global generator that the call may use."""
-    states = [torch.get_rng_state()]
-    devices = {leaf.device for leaf in call.leaves if isinstance(leaf, torch.Tensor) and leaf.device.type == "cuda"}
-    states.extend(torch.cuda.get_rng_state(device) for device in devices)
-    return torch.cat(states)
-
-
-def _difference(stacked: Sequence[Outcome], alone: Sequence[Outcome]) -> float:
-    """Return the largest difference between two results in units of the tolerance; infinite if they differ in kind."""
-    worst = 0.0
-    for one, other in zip(stacked, alone, strict=True):
-        ours, our_spec = pytree.tree_flatten(one.result)
-        theirs, their_spec = pytree.tree_flatten(other.result)
-        if our_spec != their_spec:
-            return math.inf
-        for left, right in zip(ours, theirs, strict=True):
-            if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
-                continue
-            if left.shape != right.shape or left.dtype != right.dtype:
-                return math.inf
-            if not left.is_floating_point():
-                worst = max(worst, 0.0 if torch.equal(left, right) else math.inf)
-                continue
-            if not torch.equal(left.isnan(), right.isnan()):
-                return math.inf
-            if left.numel():
-                worst = max(worst, _tensor_difference(left, right))
-    return worst
-
-
-def _tensor_difference(left: torch.Tensor, right: torch.Tensor) -> float:
-    most, most_norm = TOLERANCE.get(left.dtype, (1e-2, 1e-2))
-    ours, theirs = torch.nan_to_num(left.double()), torch.nan_to_num(right.double())
-    gap = ours - theirs
-    largest = gap.abs().amax().item() / max(theirs.abs().amax().item(), 1e-6)
-    norm = gap.norm().item() / max(theirs.norm().item(), 1e-6)
-    return float(max(largest / most, norm / most_norm))
+def _run_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return module(*args, **kwargs)

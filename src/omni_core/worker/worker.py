@@ -21,6 +21,7 @@ from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import OmniDiffusionRequest
 from omni_core.worker.loader import load_pipeline
 from omni_core.worker.model_runner import ModelRunner
+from omni_core.worker.rank_group import RankGroup
 
 log = get_logger(__name__)
 
@@ -36,6 +37,8 @@ class DiffusionWorker:
         rank: Its rank within the replica.
         hooks: Plugins to tell when the pipeline is loaded.
         pipeline: A pipeline object to use instead of loading `config.model`.
+        group: The ranks of the replica, `config.cfg_parallel_size` of them, which are all given the same calls. Its
+            owner closes it. Needed if there is more than one.
 
     Raises:
         ModelLoadError: The pipeline could not be built.
@@ -50,8 +53,15 @@ class DiffusionWorker:
         rank: int = 0,
         hooks: Hooks | None = None,
         pipeline: Any = None,
+        group: RankGroup | None = None,
     ) -> None:
         self.config = config
+        self.group = group or RankGroup.alone()
+        if self.group.world_size != config.cfg_parallel_size:
+            raise ConfigError(
+                f"cfg_parallel_size = {config.cfg_parallel_size}, but this worker is one of {self.group.world_size} "
+                "that share the rows of a forward."
+            )
         self.replica = replica
         self.rank = rank
         self._hooks = hooks
@@ -100,7 +110,7 @@ class DiffusionWorker:
             One output per request, in their order.
         """
         # A runner of its own, so that no output of a request that runs step by step comes out here.
-        runner = ModelRunner(self._awake().loaded, self.config.stacking)
+        runner = ModelRunner(self._awake().loaded, self.config.stacking, self.group)
         outputs: dict[str, OmniRequestOutput] = {}
         wave = tuple(request.request_id for request in requests)
         step = SchedulerOutput(new_requests=list(requests), waves=[wave])
@@ -197,7 +207,7 @@ class DiffusionWorker:
         loaded = load_pipeline(self.config, self._given_pipeline, self._hooks, self)
         self._info: PipelineInfo = loaded.info
         self._device: torch.device = loaded.device
-        self._runner = ModelRunner(loaded, self.config.stacking)
+        self._runner = ModelRunner(loaded, self.config.stacking, self.group)
         return self._runner
 
     def _awake(self) -> ModelRunner:

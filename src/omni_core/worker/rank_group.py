@@ -1,0 +1,309 @@
+"""The ranks of one replica, and what they tell each other."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib
+import pickle
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+
+from omni_core.errors import ExecutorError
+from omni_core.worker.loader import resolve_device
+from omni_core.worker.network_interface import listening_on, local_interface
+
+# A broadcast object up to this size travels in one message, with its length.
+_MESSAGE_BYTES = 4096
+_LENGTH = struct.Struct("<Q")
+# Most values in one `agree_all`. All have the same length, so that ranks that lost step still get their error.
+_MOST_VALUES = 6
+# Seconds that closing may take.
+_CLOSE_S = 5.0
+
+
+class RankGroupError(ExecutorError):
+    """The ranks of a replica cannot go on together: one is gone, does not answer, or has lost step with the others."""
+
+
+class RankGroup:
+    """The ranks of one replica, over `torch.distributed`: gloo on CPUs, NCCL with gloo beside it on GPUs.
+
+    Make one with `connect`, `within` or `alone`. All ranks must call the same methods in the same order. After an
+    error the group is of no further use: every method raises.
+
+    Args:
+        process_group: What connects the ranks; None for a single rank. It must have a backend for CPU tensors.
+        owns: Whether `close` destroys torch's default process group.
+    """
+
+    def __init__(self, process_group: dist.ProcessGroup | None, owns: bool = False) -> None:
+        self._group = process_group
+        self._owns = owns
+        self._broken = ""
+        self.rank = 0 if process_group is None else process_group.rank()
+        self.world_size = 1 if process_group is None else process_group.size()
+        self._message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
+
+    @classmethod
+    def alone(cls) -> RankGroup:
+        """Return the group of a single rank. It needs no `torch.distributed`."""
+        return cls(None)
+
+    @classmethod
+    def within(cls, process_group: dist.ProcessGroup) -> RankGroup:
+        """Return the ranks of a process group that somebody else has made, and will destroy."""
+        return cls(process_group)
+
+    @classmethod
+    def connect(
+        cls,
+        rank: int,
+        world_size: int,
+        rendezvous: str | Store,
+        *,
+        device: str | torch.device = "cpu",
+        timeout_s: float = 60.0,
+        interface: str | None = None,
+    ) -> RankGroup:
+        """Meet the other ranks: set up torch's default process group.
+
+        Args:
+            rank: Number of this rank.
+            world_size: Number of ranks. Of one, nothing is set up.
+            rendezvous: An init method of `torch.distributed` (`file:///path`, `tcp://127.0.0.1:port`) or a store.
+            device: Where the ranks compute.
+            timeout_s: Seconds to wait for the others, here and in every method.
+            interface: Network interface to listen on. Unset: what `GLOO_SOCKET_IFNAME` and `NCCL_SOCKET_IFNAME` say,
+                else loopback if the rendezvous is on this machine, else what the backends choose.
+
+        Raises:
+            RankGroupError: The others did not come in time, or this process has a default process group already.
+        """
+        if world_size == 1:
+            return cls.alone()
+        where = f"Rank {rank} of {world_size}"
+        if not dist.is_available():
+            raise RankGroupError(f"{where}: this build of torch has no torch.distributed; use one rank per replica.")
+        if dist.is_initialized():
+            raise RankGroupError(
+                f"{where}: this process has a default process group already. Use RankGroup.within(process_group)."
+            )
+        # Its functions have the default group of the time of their import as a default argument. Imported later (by
+        # diffusers), they would hold the group for ever, and its connections would outlive `abort`.
+        importlib.import_module("torch.distributed.nn.functional")
+        place = resolve_device(device) if isinstance(device, str) else device
+        options: dict[str, Any] = {"store": rendezvous}
+        if isinstance(rendezvous, str):
+            options = {"init_method": rendezvous}
+            interface = interface or local_interface(rendezvous)
+        if place.type == "cuda":
+            index = torch.cuda.current_device() if place.index is None else place.index
+            options["device_id"] = torch.device("cuda", index)
+        try:
+            with listening_on(interface):
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+                    rank=rank,
+                    world_size=world_size,
+                    timeout=datetime.timedelta(seconds=timeout_s),
+                    **options,
+                )
+                group = cls(dist.group.WORLD, owns=True)
+                group.agree_all("connected", [])
+        except RankGroupError:
+            group.close()
+            raise
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RankGroupError(
+                f"{where} could not connect to the others within {timeout_s:g} s: {_first_line(error)}"
+            ) from error
+        return group
+
+    def agree(self, value: float) -> float:
+        """Return the largest `value` of all ranks.
+
+        Raises:
+            RankGroupError: A rank is gone or did not answer in time.
+        """
+        return self.agree_all("agree", [value])[0]
+
+    def agree_all(self, purpose: str, values: Sequence[float]) -> list[float]:
+        """Return the largest of each value over all ranks, in one exchange.
+
+        Args:
+            purpose: What it is about, the same on all ranks: by this, ranks that have lost step notice.
+            values: At most 6.
+
+        Raises:
+            RankGroupError: A rank is gone, did not answer in time, or was there for another purpose.
+        """
+        if self.world_size == 1:
+            return list(values)
+        tag = zlib.crc32(purpose.encode())
+        sent = [float(tag), -float(tag), *values, *[0.0] * (_MOST_VALUES - len(values))]
+        numbers = torch.tensor(sent, dtype=torch.float64)
+        self._communicate(lambda group: dist.all_reduce(numbers, dist.ReduceOp.MAX, group))
+        received: list[float] = numbers.tolist()
+        if received[0] != -received[1]:
+            places = self._gather_objects(purpose)
+            self._broken = "; ".join(f"rank {rank} at {place!r}" for rank, place in enumerate(places))
+            raise RankGroupError(f"The ranks of this replica have lost step: {self._broken}.")
+        return received[2 : 2 + len(values)]
+
+    def broadcast_object(self, value: Any = None) -> Any:
+        """Return rank 0's `value`, which must pickle.
+
+        Raises:
+            TypeError: It does not pickle. All ranks raise.
+            RankGroupError: A rank is gone or did not answer in time.
+        """
+        if self.world_size == 1:
+            return value
+        data = _pickled(value) if self.rank == 0 else b""
+        room = _MESSAGE_BYTES - _LENGTH.size
+        message = self._message.numpy().data
+        if self.rank == 0:
+            message[: _LENGTH.size] = _LENGTH.pack(len(data))
+            message[_LENGTH.size : _LENGTH.size + min(room, len(data))] = data[:room]
+        self._communicate(lambda group: dist.broadcast(self._message, group=group, group_src=0))
+        (length,) = _LENGTH.unpack(message[: _LENGTH.size])
+        if self.rank != 0:
+            data = bytes(message[_LENGTH.size : _LENGTH.size + min(room, length)])
+        if length > room:
+            rest = _bytes_tensor(data[room:]) if self.rank == 0 else torch.empty(length - room, dtype=torch.uint8)
+            self._communicate(lambda group: dist.broadcast(rest, group=group, group_src=0))
+            data = data if self.rank == 0 else data + bytes(rest.numpy())
+        found = pickle.loads(data)  # noqa: S301  # from a rank of our own
+        if isinstance(found, _NotSent):
+            raise TypeError(found.reason)
+        return value if self.rank == 0 else found
+
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        """Return the `value` of each rank. Those that do not pickle arrive as None.
+
+        Raises:
+            RankGroupError: A rank is gone, did not answer in time, or has lost step.
+        """
+        if self.world_size == 1:
+            return [value]
+        self.agree_all("gather objects", [])
+        return self._gather_objects(value)
+
+    def rows_buffer(self, tensor: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Return the memory that `all_gather_rows` of the same arguments needs, on the tensor's device."""
+        return tensor.new_empty(self.world_size * max(counts), *tensor.shape[1:])
+
+    def all_gather_rows(
+        self, tensor: torch.Tensor, counts: Sequence[int], buffer: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the rows of all ranks, in the order of the ranks.
+
+        Args:
+            tensor: This rank's, `[counts[rank], ...]`; dtype and the further dimensions are the same on all ranks.
+            counts: Rows of each rank.
+            buffer: What `rows_buffer` gave. With it, nothing is allocated before all ranks have what they need, so
+                no rank can run out of memory while the others wait for it.
+
+        Returns:
+            `[sum(counts), ...]`, dtype and device of `tensor`.
+
+        Raises:
+            RankGroupError: A rank is gone or did not answer in time.
+        """
+        if self.world_size == 1:
+            return tensor
+        if buffer is None:
+            buffer = self.rows_buffer(tensor, counts)
+        most = max(counts)
+        mine = buffer[self.rank * most : (self.rank + 1) * most]
+        mine[: counts[self.rank]] = tensor
+        # As bytes: not every backend knows every dtype.
+        sent, received = mine.view(-1).view(torch.uint8), buffer.view(-1).view(torch.uint8)
+        if received.numel():
+            self._communicate(lambda group: _all_gather(received, sent, group))
+        if min(counts) == most:
+            return buffer
+        return torch.cat([buffer[rank * most : rank * most + count] for rank, count in enumerate(counts)])
+
+    def abort(self) -> None:
+        """Let go of the others without a word; those that wait for this rank get an error at once. For faults."""
+        self._broken = self._broken or "it was aborted"
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the others. Waits for nobody, and is harmless when called twice."""
+        group, self._group = self._group, None
+        was_broken, self._broken = bool(self._broken), self._broken or "it was closed"
+        if group is None or not self._owns or not dist.is_initialized():
+            return
+        del group
+        # In a thread, because NCCL may wait for a peer that is dead.
+        closing = threading.Thread(target=_destroy, args=(was_broken,), name="omni-rank-group-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
+
+    def _communicate(self, collective: Callable[[dist.ProcessGroup], Any]) -> None:
+        if self._group is None or self._broken:
+            raise RankGroupError(f"The group of this replica's ranks is of no further use: {self._broken}.")
+        try:
+            collective(self._group)
+        except (RuntimeError, ValueError) as error:
+            self._broken = _first_line(error)
+            raise RankGroupError(
+                f"Rank {self.rank} of {self.world_size} cannot reach the others: {self._broken}"
+            ) from error
+
+    def _gather_objects(self, value: Any) -> list[Any]:
+        data = _pickled(value)
+        lengths = torch.zeros(self.world_size, dtype=torch.int64)
+        lengths[self.rank] = len(data)
+        self._communicate(lambda group: dist.all_reduce(lengths, dist.ReduceOp.MAX, group))
+        counts: list[int] = lengths.tolist()
+        parts = torch.split(self.all_gather_rows(_bytes_tensor(data), counts), counts)
+        values = [pickle.loads(bytes(part.numpy())) for part in parts]  # noqa: S301  # from ranks of our own
+        return [None if isinstance(found, _NotSent) else found for found in values]
+
+
+class _NotSent:
+    """Travels in place of a value that does not pickle, so that nobody waits for it in vain."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def _pickled(value: Any) -> bytes:
+    try:
+        return pickle.dumps(value, protocol=5)
+    except Exception as error:
+        reason = f"an object cannot be sent to the other ranks: {type(error).__name__}: {error}"
+        return pickle.dumps(_NotSent(reason), protocol=5)
+
+
+def _bytes_tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _all_gather(received: torch.Tensor, sent: torch.Tensor, group: dist.ProcessGroup) -> None:
+    # Renamed in torch 2.13, and the old name warns there.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(received, sent, group=group)
+
+
+def _destroy(was_broken: bool) -> None:
+    with contextlib.suppress(Exception):
+        if was_broken:
+            dist.distributed_c10d._abort_process_group()  # there is no public way that waits for nobody
+        else:
+            dist.destroy_process_group()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,225 @@
+"""One denoiser call on all ranks of a replica, each with a part of its rows.
+
+With classifier-free guidance in one batch this is CFG parallelism, for every stock pipeline. As with stacking, nothing
+is assumed of a model: the first call of each kind is also run whole on every rank, and if the results differ, that kind
+runs whole from then on.
+
+All ranks take the same way through this module. What one rank alone can know (an error, memory that ran out, a
+difference) is agreed on before anything hangs on it, and no collective is entered before all are known to come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import traceback
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from omni_core.outputs import StackingStats
+from omni_core.worker.denoiser_call import DenoiserCall, copy_containers
+from omni_core.worker.difference import agreed_difference
+from omni_core.worker.rank_group import RankGroup, RankGroupError
+from omni_core.worker.refusals import note_not_split
+from omni_core.worker.row_split import NotSplitError, OutputPart, RowSplit, candidate_splits, gather_entries, row_counts
+from omni_core.worker.torch_state import generator_states
+
+Result = TypeVar("Result")
+
+_OK, _RAISED, _OUT_OF_MEMORY = 0, 1, 2
+
+
+class PeerTraceback(Exception):
+    """The cause of an error that another rank raised; its message is the traceback there."""
+
+
+class RowParallel:
+    """Runs denoiser calls with their rows split over the ranks, and gives every rank the whole result.
+
+    Args:
+        group: The ranks.
+        stats: Where refused kinds are recorded.
+    """
+
+    def __init__(self, group: RankGroup, stats: StackingStats) -> None:
+        self.group = group
+        self.stats = stats
+        # What each kind and number of rows came to: a split that is right, or None.
+        self._splits: dict[Hashable, RowSplit | None] = {}
+
+    def run(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call, split if that is right. All ranks must make the same call.
+
+        Returns:
+            What `module(*args, **kwargs)` returns, on every rank.
+
+        Raises:
+            Exception: What the module raised, on any rank. All ranks raise then.
+            RankGroupError: A rank is gone, or the ranks have lost step.
+        """
+        call = DenoiserCall.unexamined(module, args, kwargs)
+        records_gradients = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if call.rows < self.group.world_size or records_gradients:
+            return self._run_whole(call)
+        call.examine()
+        if call.rows == 0:
+            return self._run_whole(call)
+        key = (call.kind, call.rows)
+        if key not in self._splits:
+            return self._verify(key, call)
+        split = self._splits[key]
+        if split is None:
+            return self._run_whole(call)
+        try:
+            return self._run_split(split, call)
+        except (RankGroupError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            self._refuse(key, call, f"{type(error).__name__}: {error}")
+            return self._run_whole(call)
+
+    def run_whole(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
+        """Run one call whole on every rank, because of `reason`. Returns and raises as `run` does."""
+        call = DenoiserCall.unexamined(module, args, kwargs)
+        note_not_split(self.stats, call, reason)
+        return self._run_whole(call)
+
+    def _run_whole(self, call: DenoiserCall) -> Any:
+        result, _ = self._attempt("run whole", call, lambda: (call.module(*call.args, **call.kwargs), ()))
+        return result
+
+    def _run_split(self, split: RowSplit, call: DenoiserCall) -> Any:
+        group = self.group
+        if split.row_lists:
+            call = DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True)
+        counts = row_counts(call.rows, group.world_size)
+        start = sum(counts[: group.rank])
+        mine = counts[group.rank]
+
+        def run() -> tuple[tuple[OutputPart, list[torch.Tensor], list[torch.Tensor]], Sequence[float]]:
+            args, kwargs = split.part(call, start, start + mine)
+            part = OutputPart.of(call.module(*args, **kwargs), mine, call.takes_list)
+            matrices = part.matrices()
+            buffers = [group.rows_buffer(matrix, counts) for matrix in matrices]
+            return (part, matrices, buffers), (part.signature, -part.signature)
+
+        (part, matrices, buffers), (highest, lowest) = self._attempt("run split", call, run)
+        if highest != -lowest:
+            raise NotSplitError("the parts of the output do not fit together")
+        gathered = [
+            group.all_gather_rows(matrix, counts, buffer) for matrix, buffer in zip(matrices, buffers, strict=True)
+        ]
+        lists = [gather_entries(entries, group.all_gather_objects, group.all_gather_rows) for entries in part.lists]
+        return part.whole(gathered, lists)
+
+    def _verify(self, key: Hashable, call: DenoiserCall) -> Any:
+        """Find the split that is right for a kind, and return the result of running the call whole."""
+        tensors = [leaf for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
+
+        def run() -> tuple[Any, Sequence[float]]:
+            before = [tensor.clone() for tensor in tensors]
+            generators = generator_states(call.leaves)
+            # In containers of their own: some models pop what they use off lists.
+            args, kwargs = copy_containers((call.args, call.kwargs))
+            result = call.module(*args, **kwargs)
+            drew = not torch.equal(generators, generator_states(call.leaves))
+            changed = not all(_same(tensor, copy) for tensor, copy in zip(tensors, before, strict=True))
+            return result, (drew, changed)
+
+        whole, (drew, changed) = self._attempt("run whole, to verify", call, run)
+        reason = "its arguments do not tell what its rows are"
+        if drew:
+            reason = "it draws random numbers"
+        elif changed:
+            reason = "it changes its arguments"
+        else:
+            for split, described in candidate_splits(call):
+                try:
+                    result = self._run_split(split, described)
+                except RankGroupError:
+                    raise
+                except torch.OutOfMemoryError:
+                    return whole  # not a verdict on the kind
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {error}"
+                    continue
+                gap = agreed_difference(self.group, [(result, whole)])
+                if gap is None:
+                    return whole
+                if gap <= 1.0:
+                    self._splits[key] = split
+                    return whole
+                reason = f"the result differs by {gap:.3g} times the tolerance from running it whole"
+        self._refuse(key, call, reason)
+        return whole
+
+    def _refuse(self, key: Hashable, call: DenoiserCall, reason: str) -> None:
+        self._splits[key] = None
+        note_not_split(self.stats, call, reason)
+
+    def _attempt(
+        self, what: str, call: DenoiserCall, run: Callable[[], tuple[Result, Sequence[float]]]
+    ) -> tuple[Result, list[float]]:
+        """Do something that may fail on one rank alone.
+
+        Returns:
+            The result of this rank, and the largest of each number that comes with it over all ranks.
+
+        Raises:
+            Exception: What `run` raised, here or on another rank.
+        """
+        failure: Exception | None = None
+        try:
+            result, numbers = run()
+        except Exception as error:
+            failure = error
+        status = _OK
+        if failure is not None:
+            status, numbers = _OUT_OF_MEMORY if isinstance(failure, torch.OutOfMemoryError) else _RAISED, ()
+        purpose = f"{what}: {type(call.module).__name__}, {call.rows} rows"
+        worst, *agreed = self.group.agree_all(purpose, [status, *numbers, *[0.0] * (2 - len(numbers))])
+        if worst != _OK:
+            raise self._common_error(failure if status == worst else None)
+        return result, agreed
+
+    def _common_error(self, mine: Exception | None) -> Exception:
+        """Return the error that all ranks raise, if this one's is `mine`."""
+        told = None if mine is None else _Told.of(mine)
+        found: list[_Told | None] = self.group.all_gather_objects(told)
+        if mine is not None:
+            return mine
+        rank, first = next((rank, told) for rank, told in enumerate(found) if told is not None)
+        return first.error(rank)
+
+
+class _Told:
+    """An error on its way to the other ranks."""
+
+    def __init__(self, pickled: bytes, text: str, traceback_text: str, is_out_of_memory: bool) -> None:
+        self.pickled = pickled
+        self.text = text
+        self.traceback_text = traceback_text
+        self.is_out_of_memory = is_out_of_memory
+
+    @classmethod
+    def of(cls, error: Exception) -> _Told:
+        try:
+            pickled = pickle.dumps(error)
+        except Exception:
+            pickled = b""
+        text = f"{type(error).__name__}: {error}"
+        return cls(pickled, text, "".join(traceback.format_exception(error)), isinstance(error, torch.OutOfMemoryError))
+
+    def error(self, rank: int) -> Exception:
+        error: Exception = torch.OutOfMemoryError(self.text) if self.is_out_of_memory else RuntimeError(self.text)
+        with contextlib.suppress(Exception):
+            found = pickle.loads(self.pickled)  # noqa: S301  # from a rank of our own
+            error = found if isinstance(found, Exception) else error
+        error.__cause__ = PeerTraceback(f"on rank {rank} of the replica:\n{self.traceback_text}")
+        return error
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
