@@ -7,14 +7,17 @@ import json
 import click
 
 from omni_core.cli.app import COMMANDS, registry_of
+from omni_core.cli.plugins_check import check
 from omni_core.cli.tables import print_table
 
 
-@click.command("plugins", help=COMMANDS["plugins"], short_help=COMMANDS["plugins"])
+@click.group("plugins", help=COMMANDS["plugins"], short_help=COMMANDS["plugins"], invoke_without_command=True)
 @click.option("as_json", "--json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
     """Print one line for each plugin."""
+    if context.invoked_subcommand is not None:
+        return
     records = [record.to_dict() for record in registry_of(context).records]
     if as_json:
         click.echo(json.dumps(records, indent=2, ensure_ascii=False))
@@ -37,3 +40,6 @@ def command(context: click.Context, as_json: bool) -> None:
     for record in records:
         if record["error"]:
             click.echo(f"\n{record['distribution'] or record['name']} is {record['state']}: {record['error']}")
+
+
+command.add_command(check)

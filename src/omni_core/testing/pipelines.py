@@ -1,0 +1,317 @@
+"""Tiny stock pipelines with random weights, the same in every process: `model="omni_core.testing.pipelines:picture"`.
+
+A denoising step takes about a millisecond. Besides, factories of pipelines that go wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    AutoencoderOobleck,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    EDMDPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableAudioDiTModel,
+    StableAudioPipeline,
+    StableAudioProjectionModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionImg2ImgPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+
+from omni_core.testing.injection import MOST_WAIT_S, Fault, end_process
+from omni_core.testing.text_parts import (
+    WIDTH,
+    clip_text_encoder,
+    clip_tokenizer,
+    t5_encoder,
+    t5_tokenizer,
+    umt5_encoder,
+)
+
+
+def _repeatable(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """Give every pipeline that `factory` builds the same weights, in every process."""
+
+    @functools.wraps(factory)
+    def build(*args: Any) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            pipeline = factory(*args)
+        for name, module in sorted(pipeline.components.items()):
+            if isinstance(module, torch.nn.Module):
+                _fill(module.eval(), name)
+        return pipeline
+
+    return build
+
+
+def _fill(module: torch.nn.Module, name: str) -> None:
+    """Fill a module with random weights, from a generator of its own.
+
+    Torch's global generator would not do: other threads, such as another engine's, draw from it at the same time.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            is_constant = parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all())
+            if not is_constant:  # what begins as zeros or ones is the same everywhere
+                scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+@_repeatable
+def picture(kind: Any = StableDiffusion3Pipeline) -> Any:
+    """Return a text-to-image pipeline: Stable Diffusion 3."""
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=2 * WIDTH,
+        out_channels=4,
+        pos_embed_max_size=16,
+    )
+    return kind(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip_text_encoder(projection=True),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_text_encoder(projection=True),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5_encoder(2 * WIDTH),
+        tokenizer_3=t5_tokenizer(),
+    )
+
+
+class FaultyPipeline(StableDiffusion3Pipeline):  # type: ignore[misc]
+    """Stable Diffusion 3 with a keyword `fault` by which one request can be made to go wrong: see `injection`."""
+
+    def __call__(
+        self,
+        *,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 4,
+        guidance_scale: float = 4.0,
+        num_images_per_prompt: int = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        max_sequence_length: int = 16,
+        fault: dict[str, Any] | None = None,
+        note: Any = None,
+    ) -> Any:
+        """Run the stock pipeline; `note` is ignored, so that it can hold anything."""
+        return super().__call__(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            output_type=output_type,
+            return_dict=return_dict,
+            max_sequence_length=max_sequence_length,
+            callback_on_step_end=None if fault is None else Fault(fault),
+        )
+
+
+def faulty() -> Any:
+    """Return the pipeline of `picture`, with the keyword `fault`."""
+    return picture(FaultyPipeline)
+
+
+@_repeatable
+def image_to_image() -> Any:
+    """Return an image-to-image pipeline: Stable Diffusion."""
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    return StableDiffusionImg2ImgPipeline(
+        vae=_vae(),
+        text_encoder=clip_text_encoder(),
+        tokenizer=clip_tokenizer(),
+        unet=unet,
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@_repeatable
+def class_conditional() -> Any:
+    """Return a class-conditional pipeline: DiT."""
+    transformer = DiTTransformer2DModel(
+        sample_size=8,
+        num_layers=1,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        in_channels=4,
+        out_channels=8,
+        num_embeds_ada_norm=1000,
+    )
+    return DiTPipeline(transformer, _vae(), DDIMScheduler())
+
+
+@_repeatable
+def video() -> Any:
+    """Return a text-to-video pipeline: Wan."""
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=WIDTH,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+    return WanPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=umt5_encoder(),
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=transformer,
+    )
+
+
+@_repeatable
+def audio() -> Any:
+    """Return a text-to-audio pipeline: Stable Audio."""
+    transformer = StableAudioDiTModel(
+        sample_size=4,
+        in_channels=3,
+        num_layers=1,
+        attention_head_dim=4,
+        num_key_value_attention_heads=2,
+        out_channels=3,
+        cross_attention_dim=4,
+        time_proj_dim=8,
+        global_states_input_dim=8,
+        cross_attention_input_dim=4,
+    )
+    vae = AutoencoderOobleck(
+        encoder_hidden_size=6,
+        downsampling_ratios=[1, 2],
+        decoder_channels=3,
+        decoder_input_channels=3,
+        audio_channels=2,
+        channel_multiples=[2, 4],
+        sampling_rate=40,
+    )
+    projection = StableAudioProjectionModel(text_encoder_dim=WIDTH, conditioning_dim=4, min_value=0, max_value=32)
+    return StableAudioPipeline(
+        vae=vae,
+        text_encoder=t5_encoder(),
+        projection_model=projection,
+        tokenizer=t5_tokenizer(),
+        transformer=transformer,
+        scheduler=EDMDPMSolverMultistepScheduler(),
+    )
+
+
+@_repeatable
+def unconditional() -> Any:
+    """Return a pipeline that takes no prompt: DDPM."""
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(16, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+    )
+    return DDPMPipeline(unet, DDPMScheduler())
+
+
+def raising() -> Any:
+    """Fail, as a factory does that does not find its weights."""
+    raise FileNotFoundError("no weights today")
+
+
+def exiting(spared_pid: int) -> None:
+    """End the process that loads, unless it is `spared_pid`."""
+    end_process("exit", spared_pid)
+
+
+def killed(spared_pid: int) -> None:
+    """Kill the process that loads, unless it is `spared_pid`."""
+    end_process("kill", spared_pid)
+
+
+def exiting_in_one(spared_pid: int, marker: str) -> Any:
+    """End the first process that loads, unless it is `spared_pid`, and load in the others."""
+    try:
+        Path(marker).touch(exist_ok=False)
+    except FileExistsError:
+        return picture()
+    return end_process("exit", spared_pid)
+
+
+def hanging() -> Any:
+    """Take longer to load than anybody waits."""
+    threading.Event().wait(MOST_WAIT_S)
+    return picture()
+
+
+def _vae(**options: Any) -> Any:
+    """Return an autoencoder whose pictures are twice as wide as its latents."""
+    return AutoencoderKL(
+        block_out_channels=[8, 16],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        **options,
+    )
