@@ -17,6 +17,7 @@ import pickle
 import reprlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from omni_core.errors import RPCError
@@ -42,13 +43,13 @@ def dumps(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     try:
-        _Pickler(stream, buffers).dump(value)
+        _Pickler(stream, 5, buffer_callback=partial(_keep_large, buffers)).dump(value)
     except Exception as error:
         raise RPCError(_explain(value, error)) from error
     return stream.getvalue(), buffers
 
 
-def loads(data: bytes | memoryview, buffers: Sequence[Any] = ()) -> Any:
+def loads(data: bytes | bytearray | memoryview, buffers: Sequence[Any] = ()) -> Any:
     """Return a value that `dumps` has pickled. Tensors and arrays are views on `buffers`: they need no copy.
 
     Raises whatever unpickling raises.
@@ -56,18 +57,17 @@ def loads(data: bytes | memoryview, buffers: Sequence[Any] = ()) -> Any:
     return pickle.loads(data, buffers=buffers)  # noqa: S301  # see the module's docstring
 
 
-class _Pickler(pickle.Pickler):
-    def __init__(self, stream: io.BytesIO, buffers: list[pickle.PickleBuffer]) -> None:
-        super().__init__(stream, protocol=5, buffer_callback=self._keep_large)
-        self._buffers = buffers
+def _keep_large(buffers: list[pickle.PickleBuffer], buffer: pickle.PickleBuffer) -> bool:
+    """Put a large buffer into the list; return whether it goes into the pickle instead."""
+    with buffer.raw() as raw:
+        if raw.nbytes < _SMALL:
+            return True
+    buffers.append(buffer)
+    return False
 
-    def _keep_large(self, buffer: pickle.PickleBuffer) -> bool:
-        """Return whether the buffer goes into the pickle."""
-        with buffer.raw() as raw:
-            if raw.nbytes < _SMALL:
-                return True
-        self._buffers.append(buffer)
-        return False
+
+class _Pickler(pickle.Pickler):
+    # Without an __init__ of its own, which would be a good part of what a small call costs.
 
     def reducer_override(self, value: Any) -> Any:
         reduce = _REDUCERS.get(type(value).__module__.partition(".")[0])
@@ -203,7 +203,7 @@ def _culprit(value: Any, error: Exception) -> tuple[str, Any, Exception]:
                 continue
             tried[id(part)] = part
             try:
-                _Pickler(io.BytesIO(), []).dump(part)
+                _Pickler(io.BytesIO(), 5, buffer_callback=partial(_keep_large, [])).dump(part)
             except Exception as reason:
                 path += name
                 value, error = part, reason

@@ -1,0 +1,1 @@
+"""Worker processes for omni: `executor_class = "multiproc"`."""

@@ -1,0 +1,373 @@
+"""A connection between the driver and one worker: frames over a Unix socket, their large parts in shared memory."""
+
+from __future__ import annotations
+
+import array
+import collections
+import contextlib
+import itertools
+import pickle
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from omni_exec_multiproc.shared_memory import Block, BlockPool, BlockViews, Bytes, close_files, make_memory
+
+# Mark of a frame, number of its buffers, its number, bytes of its data; numbers of: blocks given back, given up.
+_HEADER = struct.Struct("<4sIQQII")
+_MARK = b"omni"
+# Of each buffer: its length, the number of its block (0: its bytes follow the data), whether the block is new.
+_BUFFER = struct.Struct("<QIB")
+_NUMBER = struct.Struct("<I")
+# Number of a frame that is no message: it only gives blocks back.
+_NO_MESSAGE = (1 << 64) - 1
+# Buffers from this size on go through shared memory: below, copying through the socket costs less than the bookkeeping.
+_SHARED_FROM = 1 << 16
+# What one receive call takes at most, unless a larger frame is being received.
+_CHUNK = 1 << 17
+# Most file descriptors, and most pieces of memory, in one call (the kernel's own limits are 253 and 1024).
+_MOST_FDS = 200
+_MOST_PIECES = 256
+_FDS_SPACE = socket.CMSG_SPACE(4 * _MOST_FDS)
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+# No frame of ours has more bytes, or more of anything else; a header that says so is no header.
+_MOST_BYTES = 1 << 40
+_MOST_PARTS = 1 << 20
+
+
+class ChannelClosedError(ConnectionError):
+    """The other side is gone, or this one was closed."""
+
+
+class SendTimeoutError(ChannelClosedError):
+    """The other side does not take what is sent: it is stopped, or stuck. Nothing can be sent any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What is sent: a number that the channel does not look at, some data, and its large parts.
+
+    Attributes:
+        number: Tells the receiver what it is; below 2^64 - 1.
+        data: Any bytes.
+        buffers: Further contiguous buffers. On the receiving side they may be views on shared memory.
+    """
+
+    number: int
+    data: bytes | bytearray = b""
+    buffers: Sequence[Any] = ()
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """A frame of which some is still missing: pieces of `data` and `buffers`, in order."""
+
+    number: int
+    data: bytearray
+    buffers: list[Any]
+    missing: list[memoryview]
+
+
+class Channel:
+    """One end of a connection; the other end is one of these in another process.
+
+    Any thread may send; one thread at a time receives.
+
+    Args:
+        connection: A Unix stream socket; the channel owns it from now on.
+        send_timeout_s: Seconds after which a receiver that takes nothing is given up.
+        shared_memory_bytes: Most shared memory for what this end sends. Beyond it, and where there is none, the
+            socket carries everything.
+        make: Makes shared memory; raises OSError if there is none.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        *,
+        send_timeout_s: float = 10.0,
+        shared_memory_bytes: int = 1 << 30,
+        make: Callable[[int], tuple[int, Bytes]] = make_memory,
+    ) -> None:
+        self._socket = connection
+        self._socket.setblocking(True)
+        self._send_timeout_s = send_timeout_s
+        self._send_lock = threading.Lock()
+        # After half a frame nothing can follow: the other side would take it for the other half.
+        self._is_torn = False
+        self._pool = BlockPool(shared_memory_bytes, make)
+        # Blocks of ours that came back, noted by whoever receives for whoever sends.
+        self._came_back: collections.deque[int] = collections.deque()
+        # Blocks of theirs to give back. Filled by finalizers, in any thread and at any moment: no lock here.
+        self._to_give_back: collections.deque[int] = collections.deque()
+        self._views = BlockViews(self._to_give_back.append)
+        self._fds: collections.deque[int] = collections.deque()
+        self._chunk = memoryview(bytearray(_CHUNK))
+        self._rest = bytearray()
+        self._incoming: _Incoming | None = None
+        self._closed = False
+
+    def fileno(self) -> int:
+        """File descriptor to poll; -1 once closed."""
+        return self._socket.fileno()
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame.
+
+        Raises:
+            ChannelClosedError: The other side is gone.
+            SendTimeoutError: It does not take the frame.
+        """
+        raws = [_raw(buffer) for buffer in frame.buffers]
+        if len(raws) > _MOST_PARTS:
+            raise ValueError(f"a frame has at most {_MOST_PARTS} buffers, not {len(raws)}")
+        with self._send_lock:
+            if self._is_torn:
+                raise ChannelClosedError("an earlier message was not taken to its end")
+            pieces, new_blocks = self._encode(frame, raws)
+            try:
+                self._send_pieces(pieces, [block.fd for block in new_blocks if block.fd is not None])
+            except BaseException as error:
+                self._is_torn = True
+                self.shutdown_send()
+                if isinstance(error, ChannelClosedError) or not isinstance(error, OSError):
+                    raise
+                raise ChannelClosedError(f"the other side is gone: {error}") from error
+            finally:
+                for block in new_blocks:
+                    block.close_fd()
+
+    def flush_releases(self) -> None:
+        """Give shared memory back that nobody here refers to any more, without waiting for the next frame.
+
+        Raises:
+            ChannelClosedError: The other side is gone.
+            SendTimeoutError: It takes nothing.
+        """
+        if self._to_give_back:
+            self.send(Frame(_NO_MESSAGE))
+
+    def recv(self) -> Frame:
+        """Wait for the next frame.
+
+        Raises:
+            ChannelClosedError: The other side is gone, and there are no more; or what came is not a frame.
+        """
+        while True:
+            frame = self._next()
+            if frame is not None:
+                return frame
+            self._fill(0)
+
+    def drain(self) -> list[Frame]:
+        """Return the frames that are there, without waiting: after a poll has said that there is something.
+
+        Raises:
+            ChannelClosedError: The other side is gone, and there are no more; or what came is not a frame.
+        """
+        with contextlib.suppress(BlockingIOError):
+            self._fill(socket.MSG_DONTWAIT)
+        frames = []
+        while (frame := self._next()) is not None:
+            frames.append(frame)
+        return frames
+
+    def shutdown_send(self) -> None:
+        """Tell the other side that there will be no more."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def shutdown(self) -> None:
+        """End the connection in both directions: whoever waits on it wakes up."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of the socket and the shared memory. What was received stays valid."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a sender that waits, and then the lock is free
+        with self._send_lock:
+            self._socket.close()
+            self._pool.close()
+        self._views.close()
+        close_files(self._fds)
+
+    # Sending.
+
+    def _encode(self, frame: Frame, raws: list[memoryview]) -> tuple[list[memoryview], list[Block]]:
+        """Return what to send, and the blocks whose files go along."""
+        pool = self._pool
+        self._collect()
+        if not raws and not self._to_give_back and not pool.retired:
+            header = _HEADER.pack(_MARK, 0, frame.number, len(frame.data), 0, 0)
+            if len(frame.data) < _CHUNK:
+                return [memoryview(header + frame.data)], []
+            return [memoryview(header), memoryview(frame.data)], []
+        table: list[bytes] = []
+        new: list[Block] = []
+        inline: list[memoryview] = []
+        for raw in raws:
+            block = pool.take(raw.nbytes) if raw.nbytes >= _SHARED_FROM and len(new) < _MOST_FDS else None
+            if block is None:
+                table.append(_BUFFER.pack(raw.nbytes, 0, 0))
+                inline.append(raw)
+                continue
+            np.copyto(block.memory[: raw.nbytes], np.frombuffer(raw, dtype=np.uint8))
+            table.append(_BUFFER.pack(raw.nbytes, block.number, block.fd is not None))
+            if block.fd is not None:
+                new.append(block)
+        given_back = [self._to_give_back.popleft() for _ in range(min(len(self._to_give_back), _MOST_PARTS))]
+        retired, pool.retired = pool.retired[:_MOST_PARTS], pool.retired[_MOST_PARTS:]
+        header = _HEADER.pack(_MARK, len(table), frame.number, len(frame.data), len(given_back), len(retired))
+        numbers = map(_NUMBER.pack, itertools.chain(given_back, retired))
+        head = b"".join([header, *numbers, *table])
+        return [memoryview(head), *(piece for piece in (memoryview(frame.data), *inline) if piece.nbytes)], new
+
+    def _collect(self) -> None:
+        while self._came_back:
+            self._pool.give_back(self._came_back.popleft())
+
+    def _send_pieces(self, pieces: list[memoryview], fds: list[int]) -> None:
+        while pieces:
+            try:
+                if fds:
+                    files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                    sent = self._socket.sendmsg(pieces[:_MOST_PIECES], files, socket.MSG_DONTWAIT)
+                elif len(pieces) == 1:
+                    sent = self._socket.send(pieces[0], socket.MSG_DONTWAIT)
+                else:
+                    sent = self._socket.sendmsg(pieces[:_MOST_PIECES], (), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._wait_for_room()
+                continue
+            fds = []
+            _advance(pieces, sent)
+
+    def _wait_for_room(self) -> None:
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLOUT)
+        if not poll.poll(self._send_timeout_s * 1e3):
+            raise SendTimeoutError(f"the other side took nothing for {self._send_timeout_s:g} s")
+
+    # Receiving.
+
+    def _fill(self, flags: int) -> None:
+        """Read what the socket has."""
+        missing: list[memoryview] = []
+        into = [self._chunk]
+        if self._incoming is not None:
+            missing = self._incoming.missing
+            into = missing[:_MOST_PIECES] if len(missing) >= _MOST_PIECES else [*missing, self._chunk]
+        try:
+            count, files, result, _ = self._socket.recvmsg_into(into, _FDS_SPACE, flags | _CLOEXEC)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise ChannelClosedError(f"the other side is gone: {error}") from error
+        for level, kind, data in files:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+                self._fds.extend(fds)
+        if result & socket.MSG_CTRUNC:
+            raise ChannelClosedError("this process may not open as many files as came: see `ulimit -n`")
+        if count == 0:
+            raise ChannelClosedError("the other side is gone")
+        beyond = _advance(missing, count) if missing else count
+        if beyond:
+            self._rest += self._chunk[:beyond]
+
+    def _next(self) -> Frame | None:
+        """Take the next whole message off what was read."""
+        while (frame := self._parse()) is not None and frame.number == _NO_MESSAGE:
+            if self._send_lock.acquire(blocking=False):  # else whoever sends collects
+                try:
+                    self._collect()
+                finally:
+                    self._send_lock.release()
+        return frame
+
+    def _parse(self) -> Frame | None:
+        incoming = self._incoming
+        if incoming is None:
+            rest = self._rest
+            if len(rest) < _HEADER.size:
+                return None
+            mark, num_buffers, number, data_size, num_back, num_retired = _HEADER.unpack_from(rest)
+            if mark != _MARK or data_size > _MOST_BYTES or max(num_buffers, num_back, num_retired) > _MOST_PARTS:
+                raise ChannelClosedError("what comes is not a frame")
+            numbers_end = _HEADER.size + (num_back + num_retired) * _NUMBER.size
+            start = numbers_end + num_buffers * _BUFFER.size
+            end = start + data_size
+            if len(rest) < (end if data_size < _CHUNK else start):
+                return None
+            if start == _HEADER.size and len(rest) >= end:
+                frame = Frame(number, bytes(rest[start:end]))
+                del rest[:end]
+                return frame
+            numbers = [one for (one,) in _NUMBER.iter_unpack(rest[_HEADER.size : numbers_end])]
+            entries = list(_BUFFER.iter_unpack(rest[numbers_end:start]))
+            incoming = self._begin(number, data_size, entries)
+            self._came_back.extend(numbers[:num_back])
+            for block in numbers[num_back:]:
+                self._views.drop(block)
+            self._incoming = incoming
+            del rest[: start + _copy(memoryview(rest)[start:], incoming.missing)]
+        if incoming.missing:
+            return None
+        self._incoming = None
+        return Frame(incoming.number, incoming.data, tuple(incoming.buffers))
+
+    def _begin(self, number: int, data_size: int, entries: list[tuple[int, int, int]]) -> _Incoming:
+        """Make room for a frame of which the tables were read."""
+        try:
+            if sum(size for size, block, _ in entries if block == 0) > _MOST_BYTES:
+                raise ValueError("what comes is not a frame")
+            data = bytearray(data_size)
+            buffers: list[Any] = []
+            for size, block, is_new in entries:
+                if is_new:
+                    self._views.add(block, self._fds.popleft())
+                buffers.append(self._views.view(block, size) if block else bytearray(size))
+        except (IndexError, KeyError, MemoryError, OSError, ValueError) as error:
+            raise ChannelClosedError(f"a frame cannot be received: {type(error).__name__}: {error}") from error
+        inline = [buffer for buffer, (_, block, _) in zip(buffers, entries, strict=True) if block == 0]
+        return _Incoming(number, data, buffers, [memoryview(piece) for piece in (data, *inline) if piece])
+
+
+def _raw(buffer: Any) -> memoryview:
+    return (buffer if isinstance(buffer, pickle.PickleBuffer) else pickle.PickleBuffer(buffer)).raw()
+
+
+def _copy(source: memoryview, pieces: list[memoryview]) -> int:
+    """Fill the pieces as far as `source` goes, drop those that are full, and return how many bytes that took."""
+    taken = 0
+    with source:
+        while pieces and taken < len(source):
+            count = min(len(pieces[0]), len(source) - taken)
+            pieces[0][:count] = source[taken : taken + count]
+            taken += count
+            _advance(pieces, count)
+    return taken
+
+
+def _advance(pieces: list[memoryview], count: int) -> int:
+    """Take `count` bytes off the front of the pieces, and return how many there were not."""
+    full = 0
+    while full < len(pieces) and count >= len(pieces[full]):
+        count -= len(pieces[full])
+        full += 1
+    del pieces[:full]
+    if count and pieces:
+        pieces[0] = pieces[0][count:]
+        return 0
+    return count

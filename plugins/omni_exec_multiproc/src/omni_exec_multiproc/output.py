@@ -1,0 +1,108 @@
+"""What worker processes write to standard output and error: passed on, and remembered for messages."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+
+from omni_core.log import get_logger
+from omni_exec_multiproc.reactor import Reactor
+
+log = get_logger(__name__)
+
+_LINES_KEPT = 30
+_LONGEST_LINE = 65536
+
+
+class WorkerOutput:
+    """A pipe whose lines go to omni's log, tagged with replica and rank.
+
+    Lines of the worker's own log (JSON objects with an event and a level) keep their level and fields; any other line
+    is logged as it is.
+
+    Args:
+        reactor: Where the pipe is read.
+        tags: Fields that say whose lines they are.
+    """
+
+    def __init__(self, reactor: Reactor, tags: dict[str, object]) -> None:
+        self._reactor = reactor
+        self._tags = tags
+        self._read_fd, self.write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        self._rest = b""
+        self._is_open = True
+        self._last: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
+        reactor.watch(self._read_fd, self._read)
+
+    def close_write_end(self) -> None:
+        """Close this process's copy of the end that the worker writes to."""
+        if self.write_fd >= 0:
+            os.close(self.write_fd)
+            self.write_fd = -1
+
+    def tail(self) -> str:
+        """Return the last lines."""
+        self._read()
+        return "\n".join(self._last)
+
+    def close(self) -> None:
+        """Read what is left, and close the pipe."""
+        self.close_write_end()
+        self._read()
+        if self._is_open:
+            self._end()
+
+    def _end(self) -> None:
+        self._is_open = False
+        self._reactor.unwatch(self._read_fd)
+        os.close(self._read_fd)
+        if self._rest:
+            self._pass_on(self._rest)
+            self._rest = b""
+
+    def _read(self) -> None:
+        while self._is_open:
+            try:
+                data = os.read(self._read_fd, _LONGEST_LINE)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._end()
+                return
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                self._pass_on(line)
+            if len(self._rest) > _LONGEST_LINE:
+                self._pass_on(self._rest)
+                self._rest = b""
+
+    def _pass_on(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        if not text:
+            return
+        level, event, fields = _parse(text)
+        self._last.append(event if fields is None else text)
+        log.log(level, event, **{**(fields or {}), **self._tags})
+
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+
+
+def _parse(text: str) -> tuple[int, str, dict[str, object] | None]:
+    """Return level, event and fields of a line of omni's own log; of another line, itself."""
+    if text.startswith("{"):
+        with contextlib.suppress(ValueError):
+            fields = json.loads(text)
+            level = _LEVELS.get(fields.pop("level", None))
+            event = fields.pop("event", None)
+            if level is not None and isinstance(event, str):
+                for name in ("timestamp", "replica", "rank"):
+                    fields.pop(name, None)
+                fields["worker_logger"] = fields.pop("logger", None)
+                return level, event, fields
+    return 20, text, None

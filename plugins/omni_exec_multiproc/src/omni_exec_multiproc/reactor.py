@@ -1,0 +1,158 @@
+"""One thread that waits for everything: replies, deaths, output of workers, and the time."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import heapq
+import itertools
+import os
+import select
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from omni_core.log import get_logger
+
+log = get_logger(__name__)
+
+
+class Timer:
+    """A call that is to come; `cancel` before its time leaves it out."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        """Leave the call out."""
+        self.action = None
+
+
+class Reactor:
+    """Calls back when a file can be read, when a time has come, or when another thread asks for it.
+
+    Everything runs in its one thread, so what only callbacks touch needs no lock. It sleeps while nothing happens.
+
+    Args:
+        name: Name of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._selector = selectors.DefaultSelector()
+        # Where the kernel keeps the list, it can be told to leave a file out without waking the thread.
+        self._kernel_list = getattr(self._selector, "_selector", None)
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_wake)
+        self._soon: collections.deque[Callable[[], None]] = collections.deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._numbers = itertools.count()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller runs in the thread."""
+        return threading.current_thread() is self._thread
+
+    def watch(self, fd: int, readable: Callable[[], None]) -> None:
+        """Call `readable()` whenever `fd` can be read or has ended. In the thread only."""
+        self._selector.register(fd, selectors.EVENT_READ, readable)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget `fd`, if it is watched. In the thread only, and before it is closed."""
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether `pause` works on this system."""
+        return hasattr(select, "epoll") and isinstance(self._kernel_list, select.epoll)
+
+    def pause(self, fd: int) -> None:
+        """Leave `fd` to the calling thread for a while: `readable` is not called for what comes. From any thread."""
+        with contextlib.suppress(OSError):
+            self._kernel_list.modify(fd, 0)  # type: ignore[union-attr]
+
+    def resume(self, fd: int) -> None:
+        """End a `pause`. From any thread."""
+        with contextlib.suppress(OSError):  # it is not watched any more
+            self._kernel_list.modify(fd, select.EPOLLIN)  # type: ignore[union-attr]
+
+    def call_soon(self, action: Callable[[], None]) -> None:
+        """Call `action()` in the thread. From any thread."""
+        self._soon.append(action)
+        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody is there to call
+            os.write(self._wake_write, b"\0")
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
+        """Call `action()` in the thread after `seconds`. In the thread only."""
+        timer = Timer(action)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), timer))
+        return timer
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the thread once its callback has returned. Not called from the thread itself, and once only."""
+        self.call_soon(self._stop)
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self._selector.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            for key, _ in self._selector.select(self._timeout()):
+                # An earlier callback of this round may have let go of a later one's file.
+                if self._selector.get_map().get(key.fd) is key:
+                    _guarded(key.data)
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                _, _, timer = heapq.heappop(self._timers)
+                if timer.action is not None:
+                    _guarded(timer.action)
+            for _ in range(len(self._soon)):
+                _guarded(self._soon.popleft())
+
+    def _timeout(self) -> float | None:
+        if self._soon:
+            return 0.0
+        while self._timers and self._timers[0][2].action is None:
+            heapq.heappop(self._timers)
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+
+def run_in(reactor: Reactor, action: Callable[[], object]) -> None:
+    """Run something in the reactor's thread, and wait for it. What it raises comes out."""
+    if reactor.is_current:
+        action()
+        return
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    reactor.call_soon(run)
+    done.result()
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except Exception:  # one worker's trouble must not end the watch over the others
+        log.error("a callback of the workers' watch raised; please report this", exc_info=True)

@@ -1,0 +1,44 @@
+"""Requests that cannot be sent to another process fail alone, and not with those that they were to be sent with."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Future
+
+from omni_core import serialization
+from omni_core.errors import RequestError, RPCError
+from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
+
+
+def without_unpicklable(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
+    """Return what can be sent of a step, and the outputs of the requests that cannot."""
+    sendable, refused = [], []
+    for request in scheduler_output.new_requests:
+        try:
+            serialization.dumps(request)
+        except RPCError as error:
+            reason = RequestError(
+                f"Request {request.request_id!r} cannot be sent to a worker process: {error}. Use arguments that "
+                "can be pickled, or executor_class='inline'."
+            )
+            refused.append(OmniRequestOutput.failed(request, reason))
+        else:
+            sendable.append(request)
+    return dataclasses.replace(scheduler_output, new_requests=sendable), refused
+
+
+def with_refused(future: Future[StepOutput], refused: list[OmniRequestOutput]) -> Future[StepOutput]:
+    """Return a future of a step's output with those of requests added that were not sent."""
+    completed: Future[StepOutput] = Future()
+
+    def add(done: Future[StepOutput]) -> None:
+        error = done.exception()
+        if error is not None:
+            completed.set_exception(error)
+            return
+        step_output = done.result()
+        step_output.finished.extend(refused)
+        completed.set_result(step_output)
+
+    future.add_done_callback(add)
+    return completed
