@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import Any
 
-from omni_core.errors import OmniError
+from omni_core.errors import OmniError, RPCError, StartupError
 from omni_core.worker.rank_loop import WorkerCall, WorkerReply, call_error, serve
 from omni_exec_multiproc.channel import Channel, ChannelClosedError, Frame
 from omni_exec_multiproc.messages import INTERRUPT, STARTED, Setup, open_call, open_value, seal, seal_reply
@@ -116,7 +116,10 @@ def _build(setup: Setup, channel: Channel) -> Any:
     try:
         worker = _make_worker(setup)
     except Exception as error:
-        reason: OmniError = call_error(f"loading the pipeline in replica {setup.replica} rank {setup.rank}", error)
+        reason: OmniError = call_error("make the worker", error)
+        if type(reason) is RPCError:
+            who = f"Worker {setup.rank} of replica {setup.replica}"
+            reason = StartupError(f"{who} could not be made: {error!r}", worker_traceback=reason.worker_traceback)
         channel.send(seal(STARTED, (None, reason)))
         return None
     channel.send(seal(STARTED, (os.getpid(), None)))
