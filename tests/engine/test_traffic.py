@@ -143,12 +143,15 @@ class Traffic(RuleBasedStateMachine):
             self.engine.close()
 
 
-def alive(kind: type[Any]) -> int:
-    return sum(type(thing) is kind for thing in gc.get_objects())
+def alive() -> set[tuple[str, int]]:
+    gc.collect()
+    kinds = (PipelineTask, RequestHandle, DiffusionEngine)
+    return {(type(thing).__name__, id(thing)) for thing in gc.get_objects() if type(thing) in kinds}
 
 
 def test_random_traffic() -> None:
     process = psutil.Process()
+    others = alive()  # what pytest keeps of other tests
 
     def play(examples: int) -> float:
         run_state_machine_as_test(
@@ -159,5 +162,5 @@ def test_random_traffic() -> None:
 
     before = play(10)
     after = play(100)  # up to 4,000 actions in about a minute and a half
-    assert alive(PipelineTask) == alive(RequestHandle) == alive(DiffusionEngine) == 0
+    assert alive() - others == set()
     assert after - before < 50, "memory grows with the number of requests"

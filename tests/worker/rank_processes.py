@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -61,7 +62,13 @@ class RankProcesses:
 
     def send(self, function: Callable[..., Any], *args: Any) -> None:
         """Begin to run `function(group, *args)` on all ranks."""
-        data = cloudpickle.dumps((function, args))
+        # By value: the name that pytest gives a test module means nothing to another process.
+        module = sys.modules[function.__module__]
+        cloudpickle.register_pickle_by_value(module)
+        try:
+            data = cloudpickle.dumps((function, args))
+        finally:
+            cloudpickle.unregister_pickle_by_value(module)
         for connection in self._connections:
             connection.send_bytes(data)
 

@@ -231,21 +231,27 @@ class Observer:
 
     def __init__(self) -> None:
         self.seen: list[tuple[Any, ...]] = []
+        self.at: list[float] = []
 
     @hookimpl
     def omni_worker_died(self, replica: int, rank: int, reason: str) -> None:
+        self.at.append(time.monotonic())
         self.seen.append(("died", replica, rank, reason))
 
     @hookimpl
     def omni_worker_restarted(self, replica: int, rank: int) -> None:
+        self.at.append(time.monotonic())
         self.seen.append(("restarted", replica, rank))
 
 
-def test_a_death_is_noticed_at_once_idle_and_busy(wait_until: Callable[..., None]) -> None:
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_death_is_noticed_at_once(busy: bool, wait_until: Callable[..., None]) -> None:
     plugins, observer = PluginRegistry(), Observer()
     plugins.register(observer, name="observer")
+    seconds: list[float] = []
     with DiffusionEngine(config(), plugins=plugins) as engine:
-        for number, busy in enumerate((False, True)):
+        # Several times: what the machine does besides can only make it later.
+        for number in range(4):
             handle = engine.submit(ask(num_inference_steps=900)) if busy else None
             if handle is not None:
                 next(event for event in handle.events(30) if event.kind == "step")
@@ -253,9 +259,8 @@ def test_a_death_is_noticed_at_once_idle_and_busy(wait_until: Callable[..., None
             killed_at = time.monotonic()
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda number=number: len(observer.seen) > 2 * number)  # type: ignore[misc]
-            # 100 ms, and as much again for a machine that is busy with other things.
-            assert time.monotonic() - killed_at < 0.2
-            wait_until(lambda number=number: len(observer.seen) == 2 * number + 2)  # type: ignore[misc]
+            seconds.append(observer.at[2 * number] - killed_at)
+            wait_until(lambda number=number: len(observer.seen) == 2 * number + 2, timeout=60)  # type: ignore[misc]
             assert "SIGKILL" in observer.seen[2 * number][3]
             assert observer.seen[2 * number + 1] == ("restarted", 0, 0)
             [stats] = engine.stats().workers
@@ -264,6 +269,7 @@ def test_a_death_is_noticed_at_once_idle_and_busy(wait_until: Callable[..., None
             if handle is not None:
                 handle.abort()
                 assert handle.result(30).finish_reason == "aborted"
+    assert min(seconds) < 0.1
 
 
 def test_a_call_under_which_the_worker_dies_says_so(engine: DiffusionEngine) -> None:

@@ -29,7 +29,10 @@ def test_kills_while_a_hundred_requests_run() -> None:
         expected = [output.raise_for_error().output["images"] for output in engine.step(requests)]
 
     poison = ask(REQUESTS, extra_args={"fault": fault("exit", step=3)})
-    config = OmniDiffusionConfig(executor_class="multiproc", data_parallel_size=2, model=MODEL, log_level="error")
+    # One that is killed by chance is killed again by chance now and then, the more so on a slow machine.
+    config = OmniDiffusionConfig(
+        executor_class="multiproc", data_parallel_size=2, model=MODEL, log_level="error", max_retries=5
+    )
     randomness = random.Random(1)
     with DiffusionEngine(config) as engine:
         over = threading.Event()

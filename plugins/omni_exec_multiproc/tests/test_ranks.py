@@ -34,7 +34,7 @@ def config(family: str = "class_conditional", **fields: Any) -> OmniDiffusionCon
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DiffusionEngine]:
-    with DiffusionEngine(config(executor_options={"collective_grace_s": 1.0})) as made:
+    with DiffusionEngine(config(executor_options={"collective_grace_s": 4.0})) as made:
         yield made
 
 
@@ -86,7 +86,7 @@ def test_ranks_that_wait_for_one_that_raised_are_released(
     began = time.monotonic()
     with pytest.raises(RPCError, match=f"rank {rank} does not come"):
         engine.collective_rpc(calls.meet_the_others, args=(rank,), unique_reply_rank=0)
-    assert time.monotonic() - began < 1.0, "the caller waited for the ranks that wait"
+    assert time.monotonic() - began < 3.0, "the caller waited for the ranks that wait"
     wait_until(lambda: not set(before) & set(pids(engine)) and len(pids(engine)) == 2, timeout=60)
     assert engine.step(requests("class_conditional"), timeout=60)[0].finish_reason == "finished"
 
