@@ -77,13 +77,6 @@ def hang_in_steps(worker: Any) -> None:
     worker._runner.execute_step = hang
 
 
-class PoisonExtension:
-    """Methods for the worker."""
-
-    def poison(self) -> int:
-        return os.getpid()
-
-
 def meet_the_others(worker: Any, absent: int) -> None:
     if worker.rank == absent:
         raise ValueError(f"rank {absent} does not come")

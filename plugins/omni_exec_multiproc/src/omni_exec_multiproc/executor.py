@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
 from omni_core.executor import WORKER_OPTIONS, DiffusionExecutor
-from omni_core.log import get_logger
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
 from omni_core.request import OmniDiffusionRequest
 from omni_core.worker.rank_loop import call_name
@@ -28,8 +27,6 @@ from omni_exec_multiproc.replica import Replica, ReplicaPlace
 from omni_exec_multiproc.replies import gather, read_until_done, reading, wait_for_all
 from omni_exec_multiproc.requests import with_refused, without_unpicklable
 from omni_exec_multiproc.starter import ForkServer, Spawner, Starter, has_fork_server
-
-log = get_logger(__name__)
 
 # Seconds within which `check_health` answers, whatever the workers do.
 _HEALTH_S = 0.9
@@ -56,7 +53,6 @@ class MultiprocExecutor(DiffusionExecutor):
     def _init_executor(self) -> None:
         self._replicas: list[Replica] = []
         self._heard = threading.Condition()
-        self._next_replica = 0
         self._server_output: WorkerOutput | None = None
         self._options: MultiprocOptions = self.options or MultiprocOptions()  # none if it was given as a class
         self._reactor: Reactor | None = Reactor("omni-multiproc")

@@ -13,10 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from omni_core.log import get_logger
 from omni_exec_multiproc.reactor import Reactor
-
-log = get_logger(__name__)
 
 
 @dataclass(slots=True)
