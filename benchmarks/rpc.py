@@ -192,7 +192,7 @@ class ZmqPeer:
 
 def serve_channel(connection: socket.socket) -> None:
     from omni_core.serialization import dumps, loads
-    from omni_exec_multiproc.channel import Channel, ChannelClosedError, Frame
+    from omni_core.remote.channel import Channel, ChannelClosedError, Frame
 
     answers, channel = Answers(), Channel(connection)
     with contextlib.suppress(ChannelClosedError):
@@ -208,7 +208,7 @@ class DirectPeer:
     name = "channel, caller reads"
 
     def __init__(self, workers: int) -> None:
-        from omni_exec_multiproc.channel import Channel
+        from omni_core.remote.channel import Channel
 
         self._channels = []
         self._processes = []
@@ -221,7 +221,7 @@ class DirectPeer:
 
     def _send(self, index: int, nbytes: int) -> None:
         from omni_core.serialization import dumps
-        from omni_exec_multiproc.channel import Frame
+        from omni_core.remote.channel import Frame
 
         self._number += 1
         self._channels[index].send(Frame(self._number, *dumps(request(nbytes))))

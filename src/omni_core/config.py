@@ -179,6 +179,11 @@ class OmniDiffusionConfig(BaseSettings):
         """Return for each field where its value came from: argument, environment NAME, file PATH, or default."""
         return dict(self._sources)
 
+    @property
+    def ranks_per_replica(self) -> int:
+        """Ranks that hold one copy of the model together."""
+        return self.cfg_parallel_size * self.ulysses_degree * self.ring_degree * self.tensor_parallel_size
+
     def replace(self, **values: Any) -> OmniDiffusionConfig:
         """Return a copy with some values changed, validated again; sources of the others are kept.
 

@@ -74,13 +74,13 @@ def test_workers_are_other_processes_with_an_environment_of_their_own(pair: Diff
 def test_threads_are_shared_between_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)))
-    from omni_exec_multiproc.executor import _worker_config
+    from omni_core.remote.executor import worker_config
 
-    assert _worker_config(config(), 2).num_threads == 3
-    assert _worker_config(config(), 8).num_threads == 1
-    assert _worker_config(config(num_threads=5), 2).num_threads == 5
+    assert worker_config(config(), "multiproc", 2).num_threads == 3
+    assert worker_config(config(), "multiproc", 8).num_threads == 1
+    assert worker_config(config(num_threads=5), "multiproc", 2).num_threads == 5
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert _worker_config(config(), 2).num_threads is None
+    assert worker_config(config(), "multiproc", 2).num_threads is None
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,13 @@ def test_threads_are_shared_between_the_workers(monkeypatch: pytest.MonkeyPatch)
 def test_each_worker_sees_one_accelerator(
     monkeypatch: pytest.MonkeyPatch, visible: str, index: int, expected: str
 ) -> None:
-    from omni_exec_multiproc.messages import Setup
-    from omni_exec_multiproc.worker_process import _choose_accelerator
+    from omni_core.worker.accelerator import choose_accelerator
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    _choose_accelerator(Setup(config(), 0, 0, 1, index, 4, ""))
+    choose_accelerator(config(), index, 4)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    _choose_accelerator(Setup(config(device="cpu"), 0, 0, 1, index, 4, ""))
+    choose_accelerator(config(device="cpu"), index, 4)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 

@@ -2,88 +2,46 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
-from omni_core.config import OmniDiffusionConfig
-from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
-from omni_core.executor import WORKER_OPTIONS, DiffusionExecutor
-from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
-from omni_core.request import OmniDiffusionRequest
-from omni_core.worker.rank_loop import call_name
-from omni_exec_multiproc.handle import WorkerHandle
+from omni_core.remote.executor import RemoteExecutor, worker_config
+from omni_core.remote.output import WorkerOutput
+from omni_core.remote.reactor import Reactor
+from omni_core.remote.replica import ReplicaEvents
 from omni_exec_multiproc.options import MultiprocOptions
-from omni_exec_multiproc.output import WorkerOutput
-from omni_exec_multiproc.reactor import Reactor, run_in
-from omni_exec_multiproc.replica import Replica, ReplicaPlace
-from omni_exec_multiproc.replies import gather, read_until_done, reading, wait_for_all
-from omni_exec_multiproc.requests import with_refused, without_unpicklable
+from omni_exec_multiproc.replica import ProcessReplica
 from omni_exec_multiproc.starter import ForkServer, Spawner, Starter, has_fork_server
 
-# Seconds within which `check_health` answers, whatever the workers do.
-_HEALTH_S = 0.9
-# Seconds that workers have, at the end, to finish the step that they do; then to heed SIGTERM; then SIGKILL.
-_FINISH_S = 2.0
-_TERMINATE_S = 1.0
-_KILL_S = 5.0
 
-
-class MultiprocExecutor(DiffusionExecutor):
+class MultiprocExecutor(RemoteExecutor):
     """Runs `data_parallel_size` replicas of `cfg_parallel_size` worker processes each.
 
     A worker that ends, hangs or raises in a step is replaced with its replica; the engine runs its requests again.
     """
 
-    supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS | {
-        "data_parallel_size",
-        "cfg_parallel_size",
-        "step_timeout_s",
-    }
-    runs_diffusion_worker: ClassVar[bool] = True
-    can_interrupt: ClassVar[bool] = True
-
     def _init_executor(self) -> None:
-        self._replicas: list[Replica] = []
-        self._heard = threading.Condition()
-        self._server_output: WorkerOutput | None = None
         self._options: MultiprocOptions = self.options or MultiprocOptions()  # none if it was given as a class
-        self._reactor: Reactor | None = Reactor("omni-multiproc")
-        run_in(self._reactor, self._start_all)
-        deadline = time.monotonic() + self.config.startup_timeout_s + _KILL_S
-        for replica in self._replicas:
-            try:
-                replica.first_start.result(max(0.0, deadline - time.monotonic()))
-            except FutureTimeoutError:
-                raise StartupError(f"Replica {replica.index} did not start in time.") from None
+        self._process_replicas: list[ProcessReplica] = []
+        self._server_output: WorkerOutput | None = None
+        self._starter: Starter | None = None
+        super()._init_executor()
 
-    def _start_all(self) -> None:
-        assert self._reactor is not None
-        self._starter = self._make_starter(self._reactor)
-        world_size = self.config.cfg_parallel_size
-        num_local = self.config.data_parallel_size * world_size
-        config = _worker_config(self.config, num_local)
-        for index in range(self.config.data_parallel_size):
-            replica = Replica(
-                self._reactor,
-                self._starter,
-                config,
-                self._options,
-                ReplicaPlace(index, world_size, num_local),
-                hooks=self.plugins,
-                sleep_level=lambda: self._sleep_level,
-                on_change=self._changed,
-                on_heard=self._note_heard,
-            )
-            self._replicas.append(replica)
-            replica.start()
+    def make_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[ProcessReplica]:
+        """Return the replicas, not started yet."""
+        starter = self._starter = self._make_starter(reactor)
+        config = worker_config(self.config, "multiproc", self.config.data_parallel_size * self.config.ranks_per_replica)
+        self._process_replicas = [
+            ProcessReplica(reactor, starter, config, self._options, events, index=index, hooks=self.plugins)
+            for index in range(self.config.data_parallel_size)
+        ]
+        return self._process_replicas
+
+    def release(self) -> None:
+        """Let go of what has started the workers."""
+        if self._starter is not None:
+            self._starter.close()
+        if self._server_output is not None:
+            self._server_output.close()
 
     def _make_starter(self, reactor: Reactor) -> Starter:
         method = self._options.start_method
@@ -95,251 +53,7 @@ class MultiprocExecutor(DiffusionExecutor):
         finally:
             self._server_output.close_write_end()
 
-    def execute_step(self, replica: int, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
-        """Advance the running requests of a replica, wave by wave, on all its ranks."""
-        target = self._replicas[replica]
-        try:
-            return target.execute_step(scheduler_output)
-        except RPCError:
-            sendable, refused = without_unpicklable(scheduler_output)
-            if not refused:
-                raise
-        return with_refused(target.execute_step(sendable), refused)
-
-    def interrupt(self, replica: int) -> None:
-        """Let the running `execute_step` return after the wave that is running."""
-        self._replicas[replica].interrupt()
-
-    def is_ready(self, replica: int) -> bool:
-        """Whether the replica's workers are there."""
-        return self._replicas[replica].is_ready
-
-    @property
-    def fault(self) -> OmniError | None:
-        """Why no replica takes steps: the error of the last, once all of them keep dying."""
-        if self._replicas and all(replica.state == "failed" for replica in self._replicas):
-            return self._replicas[-1].error
-        return None
-
-    def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
-        """Run whole requests to their end, spread over the replicas; the engine's own requests there wait meanwhile."""
-        ready = [replica for replica in self._replicas if replica.is_ready]
-        if not ready:
-            raise self.fault or self._replicas[0].unavailable()
-        parts: dict[int, list[OmniDiffusionRequest]] = {}
-        for number, request in enumerate(requests):
-            parts.setdefault(number % len(ready), []).append(request)
-        futures = [ready[number].call("execute_model", (part,))[0] for number, part in parts.items()]
-        outputs = {output.request_id: output for future in futures for output in future.result()}
-        return [outputs[request.request_id] for request in requests]
-
-    def collective_rpc(
-        self,
-        method: str | Callable[..., Any],
-        timeout: float | None = None,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-        unique_reply_rank: int | None = None,
-        *,
-        non_block: bool = False,
-    ) -> Any:
-        """Call a method on every worker, between two steps.
-
-        A worker that is replaced later does not make the call again.
-
-        Args:
-            method: Name of a method of the worker, or a callable that gets the worker as its first argument.
-            timeout: Seconds to wait for the replies; None waits until they come. A later reply is dropped.
-            args: Further positional arguments.
-            kwargs: Keyword arguments.
-            unique_reply_rank: Number of the worker whose reply alone is wanted, counted through all replicas.
-            non_block: Return a future of what would be returned; `timeout` does not hold for it.
-
-        Returns:
-            A list with one result per rank of every replica, or one result if `unique_reply_rank` is given.
-
-        Raises:
-            RPCError: The call raised in a worker, the worker has no such method, or an argument cannot be pickled.
-            RPCTimeoutError: A reply did not come in time.
-            WorkerDiedError: A worker ended before it replied, or is being replaced.
-        """
-        number = self.config.data_parallel_size * self.config.cfg_parallel_size
-        if unique_reply_rank is not None and unique_reply_rank not in range(number):
-            raise RPCError(f"There is no rank {unique_reply_rank}: there are {number} workers, 0 to {number - 1}.")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._wait_until_ready(call_name(method), timeout)
-        if non_block:
-            return gather(self._call_all(method, args, kwargs), unique_reply_rank)
-        handles = [handle for replica in self._replicas for handle in replica.handles]
-        with reading(handles) as readers:
-            futures = self._call_all(method, args, kwargs)
-            read_until_done(readers, futures, deadline)
-        late = wait_for_all(futures, deadline)
-        if late:
-            names = ", ".join(map(str, late))
-            raise RPCTimeoutError(
-                f"The call {call_name(method)!r} did not return within {timeout:g} s: no reply from worker {names}. "
-                "It runs on there, and its result is dropped."
-            )
-        results = [future.result() for future in futures]
-        return results if unique_reply_rank is None else results[unique_reply_rank]
-
-    def _call_all(
-        self, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
-    ) -> list[Future[Any]]:
-        futures: list[Future[Any]] = []
-        for replica in self._replicas:
-            futures += replica.call(method, args, kwargs)
-            replica.interrupt()
-        return futures
-
-    def check_health(self) -> None:
-        """Return if a replica can serve: its processes answer, though they may be busy."""
-        if self._reactor is None:
-            raise ExecutorError("The executor was shut down.")
-        ready = [replica for replica in self._replicas if replica.is_ready]
-        if not ready:
-            reasons = "; ".join(str(replica.error or replica.state) for replica in self._replicas)
-            raise ExecutorError(f"No replica can serve: {reasons}")
-        handles = [handle for replica in ready for handle in replica.handles]
-        asked_at = time.monotonic()
-        for handle in handles:
-            handle.ping()
-        # One that died meanwhile is being replaced, and does not answer any more.
-        with self._heard:
-            self._heard.wait_for(
-                lambda: all(_answered(handle, asked_at) or not handle.is_alive for handle in handles), _HEALTH_S
-            )
-        silent = [handle.name for handle in handles if handle.is_alive and not _answered(handle, asked_at)]
-        if not any(handle.is_alive for handle in handles):
-            raise ExecutorError(f"No replica can serve: the {handles[0].name} and all others have just died.")
-        if silent:
-            raise ExecutorError(f"No answer within {_HEALTH_S:g} s from: {', '.join(silent)}.")
-
-    def worker_stats(self) -> list[WorkerStats]:
-        """Return what is known about each worker, without asking it."""
-        now = time.monotonic()
-        stats = []
-        for replica in self._replicas:
-            handles = {handle.rank: handle for handle in list(replica.handles)}
-            for rank in range(self.config.cfg_parallel_size):
-                stats.append(_stats(replica, handles.get(rank), rank, now))
-        return stats
-
-    def worker_pids(self) -> list[list[int]]:
-        """Return the process ids of each replica's workers, by rank."""
-        return [[handle.pid for handle in replica.handles if handle.pid is not None] for replica in self._replicas]
-
-    def shutdown(self) -> None:
-        """End all workers: at the end of the step that they do, or by a signal."""
-        reactor, self._reactor = self._reactor, None
-        if reactor is None:
-            return
-        try:
-            for then, seconds in (
-                (self._finish_all, _FINISH_S),
-                (partial(self._signal, signal.SIGTERM), _TERMINATE_S),
-                (partial(self._signal, signal.SIGKILL), _KILL_S),
-            ):
-                run_in(reactor, then)
-                if self._wait_until_gone(seconds):
-                    break
-            run_in(reactor, self._forget_all)
-        finally:
-            reactor.stop()
-
-    def _wait_until_ready(self, what: str, timeout: float | None) -> None:
-        """Wait for replicas that are being replaced."""
-        if self._reactor is None:
-            raise ExecutorError("The executor was shut down.")
-        if all(replica.is_ready for replica in self._replicas):
-            return
-        if self._reactor.is_current:
-            raise ExecutorError(f"The call {what!r} was made in the thread that replaces workers: it cannot wait here.")
-
-        def is_settled() -> bool:
-            return all(replica.is_ready or replica.state in ("failed", "closed") for replica in self._replicas)
-
-        with self._heard:
-            self._heard.wait_for(is_settled, timeout)
-        for replica in self._replicas:
-            if not replica.is_ready:
-                raise replica.unavailable()
-
-    def _finish_all(self) -> None:
-        for replica in self._replicas:
-            replica.close()
-
-    def _signal(self, which: signal.Signals) -> None:
-        for replica in self._replicas:
-            for handle in replica.all_handles:
-                handle.kill(which)
-
-    def _wait_until_gone(self, seconds: float) -> bool:
-        with self._heard:
-            return self._heard.wait_for(self._are_gone, seconds)
-
-    def _are_gone(self) -> bool:
-        return all(handle.has_exited for replica in self._replicas for handle in replica.all_handles)
-
-    def _forget_all(self) -> None:
-        for replica in self._replicas:
-            replica.forget()
-        starter = getattr(self, "_starter", None)
-        if starter is not None:
-            starter.close()
-        if self._server_output is not None:
-            self._server_output.close()
-
     def _process_ended(self, pid: int, exit_code: int) -> None:
-        for replica in self._replicas:
+        for replica in self._process_replicas:
             replica.note_exit(pid, exit_code)
         self._changed()
-
-    def _changed(self) -> None:
-        self._note_heard()
-        self.notify_change()
-
-    def _note_heard(self) -> None:
-        with self._heard:
-            self._heard.notify_all()
-
-
-def _worker_config(config: OmniDiffusionConfig, num_local: int) -> OmniDiffusionConfig:
-    """Return what the workers are told: without the executor, which may be a class that only the driver has."""
-    changes: dict[str, Any] = {"executor_class": "multiproc", "executor_options": {}}
-    if config.num_threads is None and "OMP_NUM_THREADS" not in os.environ:
-        # More threads than cores are ruinous: forwards were seen to take 200 times as long.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        changes["num_threads"] = max(1, cores // num_local)
-    return config.replace(**changes)
-
-
-def _answered(handle: WorkerHandle, asked_at: float) -> bool:
-    return handle.heard_at is not None and handle.heard_at >= asked_at
-
-
-def _stats(replica: Replica, handle: WorkerHandle | None, rank: int, now: float) -> WorkerStats:
-    state: Any = {"ready": "idle", "closed": "failed"}.get(replica.state, replica.state)
-    if handle is None or handle.pid is None:
-        return WorkerStats(replica.index, rank, None, state, restarts=replica.num_restarts)
-    if state == "idle" and handle.num_pending:
-        state = "busy"
-    return WorkerStats(
-        replica.index,
-        rank,
-        handle.pid,
-        state,
-        uptime_s=0.0 if handle.ready_at is None else now - handle.ready_at,
-        restarts=replica.num_restarts,
-        memory_bytes=_resident_bytes(handle.pid),
-        last_heartbeat_s=None if handle.heard_at is None else now - handle.heard_at,
-    )
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

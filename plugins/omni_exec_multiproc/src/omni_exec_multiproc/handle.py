@@ -1,4 +1,4 @@
-"""One worker process as the driver sees it."""
+"""One worker process of this machine as the driver sees it."""
 
 from __future__ import annotations
 
@@ -6,48 +6,22 @@ import contextlib
 import os
 import signal
 import socket
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
 
-from omni_core.errors import OmniError, WorkerDiedError
-from omni_core.worker.rank_loop import call_name
-from omni_exec_multiproc.channel import Channel, ChannelClosedError, Frame, SendTimeoutError
-from omni_exec_multiproc.messages import INTERRUPT, PING, STARTED, Setup, open_reply, seal, seal_call
+from omni_core.remote.channel import Channel
+from omni_core.remote.output import WorkerOutput
+from omni_core.remote.process_end import describe_exit
+from omni_core.remote.reactor import Reactor
+from omni_core.remote.worker_link import LinkEvents, WorkerLink
+from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions
-from omni_exec_multiproc.output import WorkerOutput
-from omni_exec_multiproc.reactor import Reactor
-from omni_exec_multiproc.starter import Started, Starter, describe_exit
+from omni_exec_multiproc.starter import Started, Starter
 
 # Seconds after its death was seen within which a worker's exit code must have come; it is only for the message.
 _EXIT_CODE_WAIT_S = 0.05
-# Seconds that closing waits for a caller that reads; it has been woken.
-_READER_WAIT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class HandleEvents:
-    """Who is told of what happens to a worker.
-
-    Attributes:
-        on_ready: Told once, when it has loaded its pipeline.
-        on_dead: Told once, when its process has ended or could not be started: what happened, and the worker's own
-            error if it could not load its pipeline.
-        on_heard: Told when it has given a sign of life that was asked for.
-    """
-
-    on_ready: Callable[[], None]
-    on_dead: Callable[[WorkerHandle, str, OmniError | None], None]
-    on_heard: Callable[[], None]
-
-
-class WorkerHandle:
-    """Sends calls to one worker process, matches its replies, and sees it end.
-
-    Made and changed in the reactor's thread; `call`, `interrupt` and `ping` may be called from any.
+class WorkerHandle(WorkerLink):
+    """Starts one worker process, over socket pairs, and sees it end.
 
     Args:
         reactor: Where the process is watched.
@@ -63,144 +37,39 @@ class WorkerHandle:
         reactor: Reactor,
         starter: Starter,
         options: MultiprocOptions,
-        events: HandleEvents,
+        events: LinkEvents,
         *,
         replica: int,
         rank: int,
     ) -> None:
-        self.replica = replica
-        self.rank = rank
-        self.pid: int | None = None
-        self.ready_at: float | None = None
-        self.heard_at: float | None = None
-        self.is_closed = False
-        self._reactor = reactor
+        work, self._theirs_work = _channel(options)
+        control, self._theirs_control = _channel(options)
+        super().__init__(
+            reactor, work, control, events, replica=replica, rank=rank, send_timeout_s=options.send_timeout_s
+        )
         self._starter = starter
-        self._options = options
-        self._events = events
         self._pidfd: int | None = None
         self._exit_code: int | None = None
         self._is_ending = False
-        self._asked_at: float | None = None
-        self._load_error: OmniError | None = None
-        # Guards what callers' threads touch: no call may be added once the worker is known to be dead.
-        self._lock = threading.Lock()
-        # Held by whoever reads replies: the reactor's thread, or a caller that waits for one.
-        self._reading = threading.Lock()
-        self._pending: dict[int, Future[Any]] = {}
-        self._next_number = STARTED + 1
-        self._dead: str | None = None
-        self._work, self._theirs_work = self._channel()
-        self._control, self._theirs_control = self._channel()
-        self.output = WorkerOutput(reactor, {"replica": replica, "rank": rank})
+        self._output = WorkerOutput(reactor, {"replica": replica, "rank": rank})
 
     @property
-    def name(self) -> str:
-        """What to call the worker in messages."""
-        process = "" if self.pid is None else f", pid {self.pid}"
-        return f"worker {self.rank} of replica {self.replica}{process}"
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process is not known to have ended."""
-        return self._dead is None
-
-    @property
-    def num_pending(self) -> int:
-        """Calls that wait for a reply."""
-        return len(self._pending)
+    def has_exited(self) -> bool:
+        """Whether the process is gone, or never was."""
+        return self.pid is None or self._exit_code is not None
 
     def start(self, setup: Setup) -> None:
         """Start the process. In the reactor's thread."""
         try:
             self._starter.start(
-                self._theirs_work.fileno(), self._theirs_control.fileno(), self.output.write_fd, self._started
+                self._theirs_work.fileno(), self._theirs_control.fileno(), self._output.write_fd, self._started
             )
         finally:
             self._theirs_work.close()
             self._theirs_control.close()
-            self.output.close_write_end()
+            self._output.close_write_end()
         if self.is_alive:
-            self._reactor.watch(self._work.fileno(), self._receive_replies)
-            self._reactor.watch(self._control.fileno(), self._receive_control)
-            self._send(self._work, seal(STARTED, setup))
-
-    def call(
-        self, method: str | Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Future[Any]:
-        """Send a call.
-
-        Returns:
-            A future of its result; it fails with the worker's error, or with `WorkerDiedError`.
-
-        Raises:
-            RPCError: An argument cannot be pickled; nothing was sent.
-        """
-        future: Future[Any] = Future()
-        with self._lock:
-            number = self._next_number
-            self._next_number += 1
-        frame = seal_call(number, method, args, kwargs)
-        with self._lock:
-            if self._dead is not None:
-                future.set_exception(self.death(f"before it was asked to do {call_name(method)!r}"))
-                return future
-            self._pending[number] = future
-        self._send(self._work, frame)
-        return future
-
-    def begin_reading(self) -> bool:
-        """Let the calling thread read the replies, itself: no other thread has to wake up for that, and wake it.
-
-        Returns:
-            Whether it may, and then must call `end_reading`. False if somebody else reads: wait for the future.
-        """
-        if not self._reactor.can_pause or not self._reading.acquire(blocking=False):
-            return False
-        self._reactor.pause(self._work.fileno())
-        return True
-
-    def end_reading(self) -> None:
-        """Give the replies back to the reactor's thread."""
-        self._reactor.resume(self._work.fileno())
-        self._reading.release()
-
-    def read(self) -> bool:
-        """Settle the calls whose replies are there, between `begin_reading` and `end_reading`.
-
-        Returns:
-            Whether there can be more. False once the worker has ended: the reactor's thread then tells its callers.
-        """
-        return self._settle_replies()
-
-    def fileno(self) -> int:
-        """The file on which replies come, for polling."""
-        return self._work.fileno()
-
-    def interrupt(self) -> None:
-        """Let a long `execute_step` return early."""
-        self._send(self._control, Frame(INTERRUPT))
-
-    def ping(self) -> None:
-        """Ask the process for a sign of life; `heard_at` says when it came."""
-        if self._asked_at is None:
-            self._asked_at = time.monotonic()
-        self._send(self._control, Frame(PING))
-
-    def silent_for(self, now: float) -> float:
-        """Return for how many seconds the process has left a question for a sign of life unanswered."""
-        asked_at = self._asked_at
-        return 0.0 if asked_at is None else now - asked_at
-
-    def death(self, when: str = "") -> WorkerDiedError:
-        """Return the error that says how the worker ended."""
-        text = f"The {self.name}, {self._dead}{' ' if when else ''}{when}."
-        return WorkerDiedError(text, replica=self.replica, rank=self.rank, worker_traceback=self.output.tail() or None)
-
-    def finish(self) -> None:
-        """Ask the worker to end when the call that it makes is done: there will be no more."""
-        with contextlib.suppress(OSError):
-            self._work.shutdown_send()
+            self.open(setup)
 
     def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the process, if it is there."""
@@ -212,79 +81,31 @@ class WorkerHandle:
             else:
                 os.kill(self.pid, with_signal)
 
-    def declare_dead(self, what: str) -> None:
-        """Give the worker up: callers are told first, then the process is killed. In the reactor's thread."""
-        if self._dead is not None:
-            return
-        with self._lock:
-            self._dead = what
-            pending, self._pending = self._pending, {}
-        for future in pending.values():
-            _fail(future, self.death())
-        self.kill()
-        self._events.on_dead(self, what, self._load_error)
-        if self.has_exited:
-            self._close()
+    def last_output(self) -> str:
+        """Return the last lines that the process wrote."""
+        return self._output.tail()
 
     def note_exit(self, exit_code: int) -> None:
         """Take note of the process's end. In the reactor's thread."""
         self._exit_code = exit_code
-        if self._dead is None:
+        if self.is_alive:
             self._end_seen()
         else:
             self._close()
 
-    def abandon(self, why: str) -> None:
-        """Give the worker up and let go of it, whatever becomes of its process. In the reactor's thread."""
-        self.declare_dead(why)
-        self._close()
-
-    def _close(self) -> None:
-        if self.is_closed:
-            return
-        self.is_closed = True
-        self._reactor.unwatch(self._work.fileno())
-        self._reactor.unwatch(self._control.fileno())
+    def _release(self) -> None:
         if self._pidfd is not None:
             self._reactor.unwatch(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
-        self._work.shutdown()  # a caller that reads sees the end
-        is_mine = self._reading.acquire(timeout=_READER_WAIT_S)
-        self._work.close()
-        if is_mine:
-            self._reading.release()
-        self._control.close()
-        self.output.close()
-
-    @property
-    def has_exited(self) -> bool:
-        """Whether the process is gone, or never was."""
-        return self.pid is None or self._exit_code is not None
-
-    def _channel(self) -> tuple[Channel, socket.socket]:
-        ours, theirs = socket.socketpair()
-        limit = self._options.shared_memory_bytes
-        return Channel(ours, send_timeout_s=self._options.send_timeout_s, shared_memory_bytes=limit), theirs
-
-    def _send(self, channel: Channel, frame: Frame) -> None:
-        try:
-            channel.send(frame)
-        except SendTimeoutError:
-            self._reactor.call_soon(
-                lambda: self.declare_dead(
-                    f"did not take a message for {self._options.send_timeout_s:g} s (send_timeout_s) and was killed"
-                )
-            )
-        except ChannelClosedError:
-            pass  # the reactor sees its end
+        self._output.close()
 
     def _started(self, started: Started | OSError) -> None:
         if isinstance(started, OSError):
             self.declare_dead(f"could not be started: {started}")
             return
         self.pid, self._pidfd = started.pid, started.pidfd
-        if self._dead is not None:
+        if not self.is_alive:
             self.kill()
         if self._pidfd is not None:
             self._reactor.watch(self._pidfd, self._process_ended)
@@ -295,58 +116,9 @@ class WorkerHandle:
         self._starter.poll()
         self._end_seen()
 
-    def _receive_replies(self) -> None:
-        if not self._reading.acquire(blocking=False):
-            return  # a caller reads
-        try:
-            if not self._settle_replies():
-                self._reactor.unwatch(self._work.fileno())
-                self._end_seen()
-        finally:
-            self._reading.release()
-
-    def _settle_replies(self) -> bool:
-        try:
-            frames = self._work.drain()
-        except ChannelClosedError:
-            return False
-        self.heard_at, self._asked_at = time.monotonic(), None
-        for frame in frames:
-            value, error = open_reply(frame)
-            if frame.number == STARTED:
-                self._loaded(error)
-                continue
-            with self._lock:
-                future = self._pending.pop(frame.number, None)
-            if future is None:
-                continue  # nobody waits for it any more
-            if error is not None:
-                _fail(future, error)
-            elif future.set_running_or_notify_cancel():
-                future.set_result(value)
-        return True
-
-    def _loaded(self, error: OmniError | None) -> None:
-        if error is not None:
-            self._load_error = error
-            self.declare_dead("could not load the pipeline")
-            return
-        self.ready_at = time.monotonic()
-        self._events.on_ready()
-
-    def _receive_control(self) -> None:
-        try:
-            self._control.drain()
-        except ChannelClosedError:
-            self._reactor.unwatch(self._control.fileno())
-            self._end_seen()
-            return
-        self.heard_at, self._asked_at = time.monotonic(), None
-        self._events.on_heard()
-
     def _end_seen(self) -> None:
         """The process ends: wait a moment for its exit code, which comes by another way."""
-        if self._dead is not None:
+        if not self.is_alive:
             return
         if self._exit_code is not None:
             self.declare_dead(describe_exit(self._exit_code))
@@ -355,6 +127,7 @@ class WorkerHandle:
             self._reactor.call_later(_EXIT_CODE_WAIT_S, lambda: self.declare_dead("ended"))
 
 
-def _fail(future: Future[Any], error: OmniError) -> None:
-    if future.set_running_or_notify_cancel():
-        future.set_exception(error)
+def _channel(options: MultiprocOptions) -> tuple[Channel, socket.socket]:
+    ours, theirs = socket.socketpair()
+    limit = options.shared_memory_bytes
+    return Channel(ours, send_timeout_s=options.send_timeout_s, shared_memory_bytes=limit), theirs

@@ -1,25 +1,10 @@
-"""What travels between driver and worker: calls and replies.
-
-The number of the call is outside of what is pickled: a worker that cannot read a call (it needs a module that it does
-not have, say) can still tell whose call that was.
-"""
+"""The first message to a worker process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from omni_core import serialization
 from omni_core.config import OmniDiffusionConfig
-from omni_core.errors import OmniError, RPCError
-from omni_core.worker.rank_loop import WorkerCall, WorkerReply, call_error, call_name
-from omni_exec_multiproc.channel import Frame
-
-# Numbers of frames that are no calls: the setup and what became of it; on the control channel, what is wanted.
-STARTED = 0
-PING = 1
-INTERRUPT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,59 +28,3 @@ class Setup:
     local_index: int
     num_local: int
     rendezvous: str
-
-
-def open_value(frame: Frame) -> Any:
-    """Return what was packed. Raises whatever unpickling raises."""
-    return serialization.loads(frame.data, frame.buffers)
-
-
-def seal(number: int, value: Any) -> Frame:
-    """Pack a value.
-
-    Raises:
-        RPCError: It cannot be pickled; the message says which part.
-    """
-    data, buffers = serialization.dumps(value)
-    return Frame(number, data, buffers)
-
-
-def seal_call(
-    number: int, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
-) -> Frame:
-    """Pack a call.
-
-    Raises:
-        RPCError: An argument cannot be pickled.
-    """
-    try:
-        return seal(number, {"method": method, "args": args, "kwargs": kwargs})
-    except RPCError as error:
-        raise RPCError(f"The call {call_name(method)!r} cannot be sent: {error}") from error
-
-
-def open_call(frame: Frame) -> WorkerCall | WorkerReply:
-    """Return the call, or the reply that says why it cannot be read."""
-    try:
-        return WorkerCall(frame.number, **open_value(frame))
-    except Exception as error:
-        reason = RPCError(f"The worker cannot read the call: {type(error).__name__}: {error}")
-        return WorkerReply(frame.number, error=call_error("unpickling", reason))
-
-
-def seal_reply(reply: WorkerReply) -> Frame:
-    """Pack a reply.
-
-    Raises:
-        RPCError: Its value cannot be pickled.
-    """
-    return seal(reply.call_id, (reply.value, reply.error))
-
-
-def open_reply(frame: Frame) -> tuple[Any, OmniError | None]:
-    """Return value and error of a reply; an error that says so if it cannot be read here."""
-    try:
-        value, error = open_value(frame)
-    except Exception as reason:
-        return None, RPCError(f"The worker's reply cannot be read here: {type(reason).__name__}: {reason}")
-    return value, error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from omni_core.remote.options import RemoteOptions
 
 
-class MultiprocOptions(BaseModel):
+class MultiprocOptions(RemoteOptions):
     """Options of the executor `multiproc`; every one has a default that suits most."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     start_method: Literal["auto", "forkserver", "spawn"] = Field(
         "auto",
@@ -18,28 +18,6 @@ class MultiprocOptions(BaseModel):
         "so that the second and every replacement start fast. spawn: each starts from nothing. auto: forkserver on "
         "Linux, else spawn.",
     )
-    heartbeat_timeout_s: float | None = Field(
-        30.0,
-        gt=0,
-        description="Seconds after which a busy worker whose process does not answer at all, not even between two "
-        "operations (stopped, or stuck in native code that holds Python's lock), is taken for dead. None: never.",
-    )
-    max_failures: int = Field(
-        5,
-        ge=1,
-        description="Deaths of a replica in a row, without a step done between them, after which it counts as failed. "
-        "It is started again all the same, ever more slowly, but requests do not wait for it.",
-    )
-    max_backoff_s: float = Field(30.0, gt=0, description="Most seconds between two starts of a replica that dies.")
-    collective_grace_s: float = Field(
-        5.0,
-        gt=0,
-        description="Seconds that the other ranks of a replica have to reply after one has raised; then they are "
-        "taken to wait for it in a collective, and the replica is replaced.",
-    )
     shared_memory_bytes: int = Field(
         1 << 30, ge=0, description="Most shared memory that the messages of one worker may take; 0 uses none."
-    )
-    send_timeout_s: float = Field(
-        10.0, gt=0, description="Seconds after which a worker that does not take a message is taken for dead."
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from omni_exec_multiproc.reactor import Reactor
+from omni_core.remote.process_end import describe_exit
+from omni_core.remote.reactor import Reactor
 
 
 @dataclass(slots=True)
@@ -185,19 +185,3 @@ def _popen(command: list[str], fds: list[int], output: int) -> subprocess.Popen[
         # Out of the terminal's process group: Ctrl-C is the driver's to handle.
         start_new_session=True,
     )
-
-
-def describe_exit(status: int) -> str:
-    """Say how a process ended.
-
-    Args:
-        status: An exit code; the negative number of the signal that killed it.
-    """
-    if status >= 0:
-        return f"exited with code {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    hint = " (out of memory, perhaps, or somebody's kill -9)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"

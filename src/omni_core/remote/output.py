@@ -8,7 +8,7 @@ import json
 import os
 
 from omni_core.log import get_logger
-from omni_exec_multiproc.reactor import Reactor
+from omni_core.remote.reactor import Reactor
 
 log = get_logger(__name__)
 

@@ -14,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import Any
 
-from omni_exec_multiproc.handle import WorkerHandle
+from omni_core.remote.worker_link import WorkerLink
 
 
 @contextlib.contextmanager
-def reading(handles: Sequence[WorkerHandle]) -> Iterator[list[WorkerHandle]]:
+def reading(handles: Sequence[WorkerLink]) -> Iterator[list[WorkerLink]]:
     """Take over the replies of all the workers, or of none if somebody else reads one's; give them back at the end.
 
     Of some alone would not do: one that is not read may be the last to reply, and nobody would wake up for it.
     """
-    taken: list[WorkerHandle] = []
+    taken: list[WorkerLink] = []
     try:
         for handle in handles:
             if not handle.begin_reading():
@@ -35,7 +35,7 @@ def reading(handles: Sequence[WorkerHandle]) -> Iterator[list[WorkerHandle]]:
             handle.end_reading()
 
 
-def read_until_done(readers: Sequence[WorkerHandle], futures: Sequence[Future[Any]], deadline: float | None) -> None:
+def read_until_done(readers: Sequence[WorkerLink], futures: Sequence[Future[Any]], deadline: float | None) -> None:
     """Read replies until the futures are done, one has failed, the time has come, or a worker has ended.
 
     Args:

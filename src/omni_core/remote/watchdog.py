@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from omni_exec_multiproc.handle import WorkerHandle
-from omni_exec_multiproc.reactor import Reactor
+from omni_core.remote.reactor import Reactor
+from omni_core.remote.worker_link import WorkerLink
 
 # Seconds between two looks, at most.
 _LONGEST_TICK_S = 5.0
@@ -28,7 +28,7 @@ class Watchdog:
     def __init__(
         self,
         reactor: Reactor,
-        handles: Callable[[], Sequence[WorkerHandle]],
+        handles: Callable[[], Sequence[WorkerLink]],
         step_timeout_s: float | None,
         heartbeat_timeout_s: float | None,
     ) -> None:
@@ -67,7 +67,7 @@ class Watchdog:
     def _is_busy(self) -> bool:
         return any(handle.num_pending for handle in self._handles())
 
-    def _trouble(self, handle: WorkerHandle, now: float) -> str | None:
+    def _trouble(self, handle: WorkerLink, now: float) -> str | None:
         """Return what is wrong with a busy worker; ask it for a sign of life if nothing is."""
         limit_s, since = self._step_timeout_s, self.step_since
         if limit_s is not None and since is not None and now - since > limit_s:

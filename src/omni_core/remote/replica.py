@@ -1,0 +1,332 @@
+"""The ranks of one copy of the model: started together, lost together, and started again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omni_core.config import OmniDiffusionConfig
+from omni_core.errors import ExecutorError, OmniError, RPCError, StartupError, WorkerDiedError
+from omni_core.hookspecs import Hooks
+from omni_core.log import get_logger
+from omni_core.outputs import SchedulerOutput, StepOutput
+from omni_core.remote.options import RemoteOptions
+from omni_core.remote.reactor import Reactor, Timer
+from omni_core.remote.watchdog import Watchdog
+from omni_core.remote.worker_link import LinkEvents, WorkerLink
+
+log = get_logger(__name__)
+
+State = Literal["starting", "ready", "restarting", "failed", "closed"]
+
+# Seconds before the second try to start a replica that died; doubled for each further one. The first is at once.
+_FIRST_BACKOFF_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaEvents:
+    """What a replica tells its executor, and asks it, in the reactor's thread.
+
+    Attributes:
+        on_change: Told when `is_ready` or `error` has changed.
+        on_heard: Told when a worker has given a sign of life that was asked for.
+        sleep_level: Tells at which level workers are to sleep; 0 is awake.
+    """
+
+    on_change: Callable[[], None]
+    on_heard: Callable[[], None]
+    sleep_level: Callable[[], int]
+
+
+class Replica(ABC):
+    """Keeps the workers of one replica running. A subclass knows how they are started.
+
+    All methods but `call`, `execute_step`, `interrupt` and the properties belong to the reactor's thread.
+
+    Args:
+        reactor: Where the workers are watched.
+        config: The configuration for the workers.
+        options: Of the executor.
+        events: What the executor is told and asked.
+        index: Its index.
+        hooks: Plugins to tell of deaths and restarts.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        config: OmniDiffusionConfig,
+        options: RemoteOptions,
+        events: ReplicaEvents,
+        *,
+        index: int,
+        hooks: Hooks | None,
+    ) -> None:
+        self.index = index
+        self.world_size = config.ranks_per_replica
+        self.state: State = "starting"
+        self.handles: list[WorkerLink] = []
+        self.num_restarts = 0
+        self.error: OmniError | None = None
+        self.first_start: Future[None] = Future()
+        self._reactor = reactor
+        self._config = config
+        self._options = options
+        self._hooks = hooks
+        self._events = events
+        self._failures = 0
+        self._start_timer: Timer | None = None
+        # Workers that were killed and whose end has not been seen.
+        self._leaving: list[WorkerLink] = []
+        self._watchdog = Watchdog(reactor, lambda: self.handles, config.step_timeout_s, options.heartbeat_timeout_s)
+
+    @abstractmethod
+    def start_workers(self) -> None:
+        """Start a worker for each rank; put each into `handles`, now or once it is there.
+
+        Their events are `link_events`. Those of the last start are gone, or about to be.
+        """
+
+    def clean_up(self) -> None:  # noqa: B027  # to be overridden where there is something
+        """Let go of what the workers of the last start had in common."""
+
+    @property
+    def link_events(self) -> LinkEvents:
+        """What the links of the workers tell this replica."""
+        return LinkEvents(self._rank_ready, self._rank_dead, self._events.on_heard)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the workers take calls."""
+        return self.state == "ready"
+
+    @property
+    def all_handles(self) -> list[WorkerLink]:
+        """The workers, and those that are about to be gone."""
+        return [*self.handles, *self._leaving]
+
+    def start(self) -> None:
+        """Start a worker for each rank."""
+        if self.state == "closed":
+            return
+        self._start_timer = self._reactor.call_later(self._config.startup_timeout_s, self._start_took_too_long)
+        self.start_workers()
+
+    def call(
+        self, method: str | Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> list[Future[Any]]:
+        """Send a call to all ranks. From any thread.
+
+        Returns:
+            A future for each rank. If one of them fails and others do not reply, because they wait for it in a
+            collective, the replica is replaced.
+
+        Raises:
+            RPCError: An argument cannot be pickled.
+            WorkerDiedError: The replica is being replaced.
+        """
+        # Read once: the reactor's thread may lose and replace them at any moment.
+        handles = self.handles
+        if not handles or not self.is_ready:
+            raise self.unavailable()
+        futures = [handle.call(method, args, kwargs) for handle in handles]
+        if len(futures) > 1:
+            for future in futures:
+                future.add_done_callback(lambda done: self._release_others(done, handles, futures))
+        self._watchdog.look_after()
+        return futures
+
+    def execute_step(self, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
+        """Let all ranks do a step. From any thread, one at a time.
+
+        Returns:
+            A future of rank 0's output, done when all ranks are. It fails with `WorkerDiedError` if a rank ended,
+            hung, or raised: then the replica is replaced.
+
+        Raises:
+            RPCError: A request cannot be pickled; nothing was sent.
+        """
+        outcome: Future[StepOutput] = Future()
+        self._watchdog.step_since = time.monotonic()
+        try:
+            futures = self.call("execute_step", (scheduler_output,))
+        except RPCError:
+            self._watchdog.step_since = None
+            raise
+        except WorkerDiedError as error:
+            self._watchdog.step_since = None
+            outcome.set_exception(error)
+            return outcome
+        open_futures = set(range(len(futures)))
+
+        lock = threading.Lock()
+
+        def note(index: int, future: Future[Any]) -> None:
+            error = future.exception()
+            with lock:
+                # Once: when a rank fails, or when the last is done.
+                is_last = index in open_futures and (error is not None or len(open_futures) == 1)
+                open_futures.discard(index)
+                if error is not None:
+                    open_futures.clear()
+            if not is_last:
+                return
+            self._watchdog.step_since = None
+            if error is not None:
+                outcome.set_exception(self._step_error(index, error))
+                return
+            self._failures = 0
+            outcome.set_result(futures[0].result())
+
+        for index, future in enumerate(futures):
+            future.add_done_callback(lambda done, index=index: note(index, done))  # type: ignore[misc]
+        return outcome
+
+    def interrupt(self) -> None:
+        """Let a long step return early. From any thread."""
+        if self._watchdog.step_since is not None:
+            for handle in self.handles[:1]:
+                handle.interrupt()  # it tells the other ranks
+
+    def unavailable(self) -> WorkerDiedError:
+        """Return the error that says why there is nobody to call."""
+        if self.error is not None:
+            return WorkerDiedError(str(self.error), replica=self.index)
+        return WorkerDiedError(f"Replica {self.index} is {self.state}; it takes no calls.", replica=self.index)
+
+    def drop_closed(self) -> None:
+        """Forget the workers that have ended and were let go of."""
+        self._leaving = [handle for handle in self._leaving if not handle.is_closed]
+
+    def close(self) -> None:
+        """Start nothing any more, and ask the workers to end once they have done what they do."""
+        self.state = "closed"
+        if self._start_timer is not None:
+            self._start_timer.cancel()
+        for handle in self.handles:
+            handle.interrupt()
+            handle.finish()
+
+    def forget(self) -> None:
+        """Let go of what is left. All processes were killed."""
+        for handle in self.all_handles:
+            handle.abandon("the executor was shut down")
+        self.handles, self._leaving = [], []
+        self.clean_up()
+
+    def _rank_ready(self) -> None:
+        is_complete = len(self.handles) == self.world_size and all(
+            handle.ready_at is not None for handle in self.handles
+        )
+        if self.state == "closed" or not is_complete:
+            return
+        if self._start_timer is not None:
+            self._start_timer.cancel()
+        level = self._events.sleep_level()
+        if level:
+            for handle in self.handles:
+                handle.call("sleep", kwargs={"level": level})
+        was_lost = self.first_start.done()
+        self.state, self.error = "ready", None
+        if was_lost:
+            self.num_restarts += 1
+            for handle in self.handles:
+                log.warning("worker was replaced", replica=self.index, rank=handle.rank, pid=handle.pid)
+                self._notify("omni_worker_restarted", replica=self.index, rank=handle.rank)
+        else:
+            self.first_start.set_result(None)
+        self._events.on_change()
+
+    def _rank_dead(self, dead: WorkerLink, what: str, load_error: OmniError | None) -> None:
+        if self.state == "closed" or dead not in self.handles:
+            return
+        if self._start_timer is not None:
+            self._start_timer.cancel()
+        self.state = "restarting"
+        handles, self.handles = self.handles, []
+        self._leaving.extend(handle for handle in handles if not handle.is_closed)
+        was_ready = dead.ready_at is not None
+        error: OmniError = load_error or dead.death()
+        for handle in handles:
+            if handle is not dead:
+                handle.declare_dead(f"was ended with its replica, whose rank {dead.rank} {what}")
+        self.clean_up()
+        if not self.first_start.done():
+            self.state = "failed"
+            self.error = error
+            if load_error is None:
+                said = dead.last_output() or None
+                error = StartupError(f"The {dead.name}, {what} while it loaded the pipeline.", worker_traceback=said)
+            self.first_start.set_exception(error)
+            return
+        if was_ready:
+            log.error("worker died", replica=self.index, rank=dead.rank, pid=dead.pid, reason=what)
+            self._notify("omni_worker_died", replica=self.index, rank=dead.rank, reason=f"The {dead.name}, {what}.")
+        self._restart(error)
+
+    def _restart(self, error: OmniError) -> None:
+        self._failures += 1
+        delay = 0.0
+        if self._failures > 1:
+            delay = min(self._options.max_backoff_s, _FIRST_BACKOFF_S * 2 ** min(self._failures - 2, 20))
+        self.state = "failed" if self._failures > self._options.max_failures else "restarting"
+        self.error = ExecutorError(
+            f"Replica {self.index} died {self._failures} times in a row without doing a step; the next try is in "
+            f"{delay:g} s. The last time: {error.message}",
+            worker_traceback=error.worker_traceback,
+        )
+        if self.state == "failed":
+            log.error("a replica keeps dying", replica=self.index, failures=self._failures, next_try_in_s=delay)
+        self._reactor.call_later(delay, self.start)
+        self._events.on_change()
+
+    def _start_took_too_long(self) -> None:
+        limit_s = self._config.startup_timeout_s
+        for handle in list(self.handles):
+            if handle.ready_at is None:
+                handle.declare_dead(f"did not come to an end within startup_timeout_s = {limit_s:g} s and was killed")
+                return
+
+    def _step_error(self, rank: int, error: BaseException) -> BaseException:
+        """Return what a step's failure means; a replica in which a rank raised is in no state that is known."""
+        if isinstance(error, WorkerDiedError):
+            return error
+        handles = self.handles
+        if rank < len(handles):
+            handle = handles[rank]
+            self._reactor.call_soon(lambda: handle.declare_dead(f"raised in a step and was replaced: {error}"))
+        message = error.message if isinstance(error, OmniError) else str(error)
+        return WorkerDiedError(
+            f"Rank {rank} of replica {self.index} raised in a step, and the replica is replaced: {message}",
+            replica=self.index,
+            rank=rank,
+            worker_traceback=getattr(error, "worker_traceback", None),
+        )
+
+    def _release_others(self, done: Future[Any], handles: list[WorkerLink], futures: list[Future[Any]]) -> None:
+        """If a rank has raised, the others may wait for it for ever: give them a moment."""
+        if done.cancelled() or done.exception() is None or isinstance(done.exception(), WorkerDiedError):
+            return
+        grace_s = self._options.collective_grace_s
+
+        def look() -> None:
+            for handle, future in zip(handles, futures, strict=True):
+                if not future.done() and handle.is_alive:
+                    handle.declare_dead(
+                        f"waited {grace_s:g} s (collective_grace_s) for another rank, which had raised, and was killed"
+                    )
+                    return
+
+        def wait() -> None:
+            self._reactor.call_later(grace_s, look)
+
+        self._reactor.call_soon(wait)
+
+    def _notify(self, hook: str, **arguments: Any) -> None:
+        if self._hooks is not None:
+            self._hooks.notify(hook, **arguments)

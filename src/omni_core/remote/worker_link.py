@@ -1,0 +1,309 @@
+"""One worker as the driver sees it: the calls that it makes, its signs of life, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from omni_core.errors import OmniError, WorkerDiedError
+from omni_core.remote.channel import Channel, ChannelClosedError, Frame, SendTimeoutError
+from omni_core.remote.messages import INTERRUPT, PING, STARTED, open_reply, seal, seal_call
+from omni_core.remote.reactor import Reactor
+from omni_core.worker.rank_loop import call_name
+
+# Seconds that closing waits for a caller that reads; it has been woken.
+_READER_WAIT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEvents:
+    """Who is told of what happens to a worker, in the reactor's thread.
+
+    Attributes:
+        on_ready: Told once, when it has loaded its pipeline.
+        on_dead: Told once, when it has ended or could not be started: what happened, and the worker's own error if
+            it could not load its pipeline.
+        on_heard: Told when it has given a sign of life that was asked for.
+    """
+
+    on_ready: Callable[[], None]
+    on_dead: Callable[[WorkerLink, str, OmniError | None], None]
+    on_heard: Callable[[], None]
+
+
+class WorkerLink(ABC):
+    """Sends calls to one worker, matches its replies, and sees it end.
+
+    Made and changed in the reactor's thread; `call`, `interrupt` and `ping` may be called from any. A subclass knows
+    how the worker was started and how it is killed.
+
+    Args:
+        reactor: Where the worker is watched.
+        work: The channel for calls. The link owns both.
+        control: The channel for what cannot wait.
+        events: Who is told of what happens to it.
+        replica: Index of its replica.
+        rank: Its rank in the replica.
+        send_timeout_s: That of the channels, for messages.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        work: Channel,
+        control: Channel,
+        events: LinkEvents,
+        *,
+        replica: int,
+        rank: int,
+        send_timeout_s: float,
+    ) -> None:
+        self.replica = replica
+        self.rank = rank
+        self.pid: int | None = None
+        self.ready_at: float | None = None
+        self.heard_at: float | None = None
+        self.is_closed = False
+        self._reactor = reactor
+        self._work = work
+        self._control = control
+        self._events = events
+        self._send_timeout_s = send_timeout_s
+        self._asked_at: float | None = None
+        self._load_error: OmniError | None = None
+        # Guards what callers' threads touch: no call may be added once the worker is known to be dead.
+        self._lock = threading.Lock()
+        # Held by whoever reads replies: the reactor's thread, or a caller that waits for one.
+        self._reading = threading.Lock()
+        self._pending: dict[int, Future[Any]] = {}
+        self._next_number = STARTED + 1
+        self._dead: str | None = None
+
+    # What a subclass writes.
+
+    @property
+    @abstractmethod
+    def has_exited(self) -> bool:
+        """Whether the process is gone, or never was."""
+
+    @abstractmethod
+    def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the process, if it is there."""
+
+    def last_output(self) -> str:
+        """Return the last lines that the worker wrote, for messages."""
+        return ""
+
+    def _end_seen(self) -> None:
+        """The connection has ended, and the worker is not known to be dead."""
+        self.declare_dead("ended its connection")
+
+    def _release(self) -> None:  # noqa: B027  # to be overridden where there is something
+        """Let go of what the subclass holds. Called once."""
+
+    # What is the same for all.
+
+    @property
+    def name(self) -> str:
+        """What to call the worker in messages."""
+        process = "" if self.pid is None else f", pid {self.pid}"
+        return f"worker {self.rank} of replica {self.replica}{process}"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the worker is not known to have ended."""
+        return self._dead is None
+
+    @property
+    def num_pending(self) -> int:
+        """Calls that wait for a reply."""
+        return len(self._pending)
+
+    def open(self, setup: Any) -> None:
+        """Begin to listen to the worker, and send it its first message. In the reactor's thread."""
+        self._reactor.watch(self._work.fileno(), self._receive_replies)
+        self._reactor.watch(self._control.fileno(), self._receive_control)
+        self._send(self._work, seal(STARTED, setup))
+
+    def call(
+        self, method: str | Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Future[Any]:
+        """Send a call.
+
+        Returns:
+            A future of its result; it fails with the worker's error, or with `WorkerDiedError`.
+
+        Raises:
+            RPCError: An argument cannot be pickled; nothing was sent.
+        """
+        future: Future[Any] = Future()
+        with self._lock:
+            number = self._next_number
+            self._next_number += 1
+        frame = seal_call(number, method, args, kwargs)
+        with self._lock:
+            if self._dead is not None:
+                future.set_exception(self.death(f"before it was asked to do {call_name(method)!r}"))
+                return future
+            self._pending[number] = future
+        self._send(self._work, frame)
+        return future
+
+    def begin_reading(self) -> bool:
+        """Let the calling thread read the replies, itself: no other thread has to wake up for that, and wake it.
+
+        Returns:
+            Whether it may, and then must call `end_reading`. False if somebody else reads: wait for the future.
+        """
+        if not self._reactor.can_pause or not self._reading.acquire(blocking=False):
+            return False
+        self._reactor.pause(self._work.fileno())
+        return True
+
+    def end_reading(self) -> None:
+        """Give the replies back to the reactor's thread."""
+        self._reactor.resume(self._work.fileno())
+        self._reading.release()
+
+    def read(self) -> bool:
+        """Settle the calls whose replies are there, between `begin_reading` and `end_reading`.
+
+        Returns:
+            Whether there can be more. False once the worker has ended: the reactor's thread then tells its callers.
+        """
+        return self._settle_replies()
+
+    def fileno(self) -> int:
+        """The file on which replies come, for polling."""
+        return self._work.fileno()
+
+    def interrupt(self) -> None:
+        """Let a long `execute_step` return early."""
+        self._send(self._control, Frame(INTERRUPT))
+
+    def ping(self) -> None:
+        """Ask the process for a sign of life; `heard_at` says when it came."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+        self._send(self._control, Frame(PING))
+
+    def silent_for(self, now: float) -> float:
+        """Return for how many seconds the process has left a question for a sign of life unanswered."""
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else now - asked_at
+
+    def death(self, when: str = "") -> WorkerDiedError:
+        """Return the error that says how the worker ended."""
+        text = f"The {self.name}, {self._dead}{' ' if when else ''}{when}."
+        return WorkerDiedError(text, replica=self.replica, rank=self.rank, worker_traceback=self.last_output() or None)
+
+    def finish(self) -> None:
+        """Ask the worker to end when the call that it makes is done: there will be no more."""
+        with contextlib.suppress(OSError):
+            self._work.shutdown_send()
+
+    def declare_dead(self, what: str) -> None:
+        """Give the worker up: callers are told first, then the process is killed. In the reactor's thread."""
+        if self._dead is not None:
+            return
+        with self._lock:
+            self._dead = what
+            pending, self._pending = self._pending, {}
+        for future in pending.values():
+            _fail(future, self.death())
+        self.kill()
+        self._events.on_dead(self, what, self._load_error)
+        if self.has_exited:
+            self._close()
+
+    def abandon(self, why: str) -> None:
+        """Give the worker up and let go of it, whatever becomes of its process. In the reactor's thread."""
+        self.declare_dead(why)
+        self._close()
+
+    def _close(self) -> None:
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._reactor.unwatch(self._work.fileno())
+        self._reactor.unwatch(self._control.fileno())
+        self._work.shutdown()  # a caller that reads sees the end
+        is_mine = self._reading.acquire(timeout=_READER_WAIT_S)
+        self._work.close()
+        if is_mine:
+            self._reading.release()
+        self._control.close()
+        self._release()
+
+    def _send(self, channel: Channel, frame: Frame) -> None:
+        try:
+            channel.send(frame)
+        except SendTimeoutError:
+            self._reactor.call_soon(
+                lambda: self.declare_dead(
+                    f"did not take a message for {self._send_timeout_s:g} s (send_timeout_s) and was killed"
+                )
+            )
+        except ChannelClosedError:
+            pass  # the reactor sees its end
+
+    def _receive_replies(self) -> None:
+        if not self._reading.acquire(blocking=False):
+            return  # a caller reads
+        try:
+            if not self._settle_replies():
+                self._reactor.unwatch(self._work.fileno())
+                self._end_seen()
+        finally:
+            self._reading.release()
+
+    def _settle_replies(self) -> bool:
+        try:
+            frames = self._work.drain()
+        except ChannelClosedError:
+            return False
+        self.heard_at, self._asked_at = time.monotonic(), None
+        for frame in frames:
+            value, error = open_reply(frame)
+            if frame.number == STARTED:
+                self._loaded(error)
+                continue
+            with self._lock:
+                future = self._pending.pop(frame.number, None)
+            if future is None:
+                continue  # nobody waits for it any more
+            if error is not None:
+                _fail(future, error)
+            elif future.set_running_or_notify_cancel():
+                future.set_result(value)
+        return True
+
+    def _loaded(self, error: OmniError | None) -> None:
+        if error is not None:
+            self._load_error = error
+            self.declare_dead("could not load the pipeline")
+            return
+        self.ready_at = time.monotonic()
+        self._events.on_ready()
+
+    def _receive_control(self) -> None:
+        try:
+            self._control.drain()
+        except ChannelClosedError:
+            self._reactor.unwatch(self._control.fileno())
+            self._end_seen()
+            return
+        self.heard_at, self._asked_at = time.monotonic(), None
+        self._events.on_heard()
+
+
+def _fail(future: Future[Any], error: OmniError) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)

@@ -1,0 +1,132 @@
+"""What a worker process does from its first message to its end, whatever has started it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from omni_core.errors import OmniError, RPCError, StartupError
+from omni_core.remote.channel import Channel, ChannelClosedError, Frame
+from omni_core.remote.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
+from omni_core.worker.rank_loop import WorkerCall, WorkerReply, call_error, serve
+
+# How a worker ends whose driver is gone.
+DRIVER_GONE = 3
+
+
+class Setup(Protocol):
+    """The first message to a worker; what else is in it is between the executor and its workers."""
+
+    @property
+    def replica(self) -> int:
+        """Index of the worker's replica."""
+
+    @property
+    def rank(self) -> int:
+        """Its rank in the replica."""
+
+
+def run_worker(work: socket.socket, control: socket.socket, make_worker: Callable[[Any], Any]) -> None:
+    """Load the model, then serve calls until the driver has no more. Does not return: it ends the process.
+
+    Args:
+        work: Connection for calls.
+        control: Connection for what cannot wait.
+        make_worker: Makes the worker, of the first message.
+    """
+    # Ctrl-C in a terminal reaches every process there; only the driver decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    status = 0
+    try:
+        calls = Channel(work)
+        listener = _ControlThread(Channel(control))
+        setup = _receive_setup(calls)
+        worker = _build(make_worker, setup, calls)
+        if worker is None:
+            status = 1
+        else:
+            listener.worker = worker
+            serve(worker, _Transport(calls))
+            worker.close()
+    except ChannelClosedError:
+        status = DRIVER_GONE
+    except SystemExit as error:  # raised by what was called: the driver hears of it as of any other end
+        status = error.code if isinstance(error.code, int) else 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        # Without the interpreter's own clean-up: threads of libraries could hold it up.
+        os._exit(status)
+
+
+class _Transport:
+    """Calls come over one channel, one after another."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def receive(self) -> WorkerCall | WorkerReply | None:
+        try:
+            frame: Frame = self._channel.recv()
+        except ChannelClosedError:
+            return None
+        return open_call(frame)
+
+    def reply(self, reply: WorkerReply) -> None:
+        self._channel.send(seal_reply(reply))
+
+
+class _ControlThread:
+    """Answers while the worker computes: that the process lives, and that somebody wants a long step to end early.
+
+    It also sees at once that the driver is gone, whatever the worker is doing.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.worker: Any = None
+        self._channel = channel
+        threading.Thread(target=self._run, name="omni-worker-control", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                frame = self._channel.recv()
+                if frame.number != INTERRUPT:
+                    self._channel.send(frame)
+                elif self.worker is not None:
+                    self.worker.interrupt()
+        except ChannelClosedError:
+            os._exit(DRIVER_GONE)
+
+
+def _receive_setup(channel: Channel) -> Setup:
+    frame = channel.recv()
+    try:
+        setup: Setup = open_value(frame)
+        return setup
+    except Exception as error:
+        channel.send(seal(STARTED, (None, call_error("reading the configuration", error))))
+        raise SystemExit(1) from error
+
+
+def _build(make_worker: Callable[[Any], Any], setup: Setup, channel: Channel) -> Any:
+    """Return the worker, or None if it could not be made: then the driver was told why."""
+    try:
+        worker = make_worker(setup)
+    except Exception as error:
+        reason: OmniError = call_error("make the worker", error)
+        if type(reason) is RPCError:
+            who = f"Worker {setup.rank} of replica {setup.replica}"
+            reason = StartupError(f"{who} could not be made: {error!r}", worker_traceback=reason.worker_traceback)
+        channel.send(seal(STARTED, (None, reason)))
+        return None
+    channel.send(seal(STARTED, (os.getpid(), None)))
+    return worker
