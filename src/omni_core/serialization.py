@@ -40,6 +40,8 @@ def dumps(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
     Raises:
         RPCError: A part of the value cannot be pickled; the message says which, and why.
     """
+    if _is_plain(value):
+        return pickle.dumps(value, 5), []
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     try:
@@ -47,6 +49,24 @@ def dumps(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
     except Exception as error:
         raise RPCError(_explain(value, error)) from error
     return stream.getvalue(), buffers
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_MOST_PLAIN = 16
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether pickle's own way is as good: it takes a tenth of the time, and most calls are a name and numbers."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if kind is not tuple or len(value) > _MOST_PLAIN:
+        return False
+    for item in value:
+        kind = type(item)
+        if kind not in _PLAIN and not (kind is tuple and _is_plain(item)):
+            return False
+    return True
 
 
 def loads(data: bytes | bytearray | memoryview, buffers: Sequence[Any] = ()) -> Any:

@@ -35,7 +35,10 @@ _CHUNK = 1 << 17
 _MOST_FDS = 200
 _MOST_PIECES = 256
 _FDS_SPACE = socket.CMSG_SPACE(4 * _MOST_FDS)
-_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+# As plain numbers: each operation on the enumeration takes a microsecond.
+_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_CTRUNC = int(socket.MSG_CTRUNC)
 # No frame of ours has more bytes, or more of anything else; a header that says so is no header.
 _MOST_BYTES = 1 << 40
 _MOST_PARTS = 1 << 20
@@ -49,7 +52,7 @@ class SendTimeoutError(ChannelClosedError):
     """The other side does not take what is sent: it is stopped, or stuck. Nothing can be sent any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame:
     """What is sent: a number that the channel does not look at, some data, and its large parts.
 
@@ -124,24 +127,22 @@ class Channel:
             ChannelClosedError: The other side is gone.
             SendTimeoutError: It does not take the frame.
         """
-        raws = [_raw(buffer) for buffer in frame.buffers]
-        if len(raws) > _MOST_PARTS:
-            raise ValueError(f"a frame has at most {_MOST_PARTS} buffers, not {len(raws)}")
+        if frame.buffers or len(frame.data) >= _CHUNK or self._to_give_back or self._came_back or self._pool.retired:
+            raws = [_raw(buffer) for buffer in frame.buffers]
+            if len(raws) > _MOST_PARTS:
+                raise ValueError(f"a frame has at most {_MOST_PARTS} buffers, not {len(raws)}")
+            with self._send_lock:
+                pieces, new_blocks = self._encode(frame, raws)
+                try:
+                    self._send_pieces(pieces, [block.fd for block in new_blocks if block.fd is not None])
+                finally:
+                    for block in new_blocks:
+                        block.close_fd()
+            return
+        # What most messages are, some bytes alone: in one call, and with no more ado than that takes.
+        message = _HEADER.pack(_MARK, 0, frame.number, len(frame.data), 0, 0) + frame.data
         with self._send_lock:
-            if self._is_torn:
-                raise ChannelClosedError("an earlier message was not taken to its end")
-            pieces, new_blocks = self._encode(frame, raws)
-            try:
-                self._send_pieces(pieces, [block.fd for block in new_blocks if block.fd is not None])
-            except BaseException as error:
-                self._is_torn = True
-                self.shutdown_send()
-                if isinstance(error, ChannelClosedError) or not isinstance(error, OSError):
-                    raise
-                raise ChannelClosedError(f"the other side is gone: {error}") from error
-            finally:
-                for block in new_blocks:
-                    block.close_fd()
+            self._send_pieces([memoryview(message)], [])
 
     def flush_releases(self) -> None:
         """Give shared memory back that nobody here refers to any more, without waiting for the next frame.
@@ -160,10 +161,11 @@ class Channel:
             ChannelClosedError: The other side is gone, and there are no more; or what came is not a frame.
         """
         while True:
-            frame = self._next()
+            frame = self._next() if self._rest or self._incoming is not None else None
+            if frame is None:
+                frame = self._fill(0)
             if frame is not None:
                 return frame
-            self._fill(0)
 
     def drain(self) -> list[Frame]:
         """Return the frames that are there, without waiting: after a poll has said that there is something.
@@ -171,9 +173,11 @@ class Channel:
         Raises:
             ChannelClosedError: The other side is gone, and there are no more; or what came is not a frame.
         """
-        with contextlib.suppress(BlockingIOError):
-            self._fill(socket.MSG_DONTWAIT)
         frames = []
+        with contextlib.suppress(BlockingIOError):
+            frame = self._fill(_DONTWAIT)
+            if frame is not None:
+                frames.append(frame)
         while (frame := self._next()) is not None:
             frames.append(frame)
         return frames
@@ -207,11 +211,6 @@ class Channel:
         """Return what to send, and the blocks whose files go along."""
         pool = self._pool
         self._collect()
-        if not raws and not self._to_give_back and not pool.retired:
-            header = _HEADER.pack(_MARK, 0, frame.number, len(frame.data), 0, 0)
-            if len(frame.data) < _CHUNK:
-                return [memoryview(header + frame.data)], []
-            return [memoryview(header), memoryview(frame.data)], []
         table: list[bytes] = []
         new: list[Block] = []
         inline: list[memoryview] = []
@@ -237,20 +236,29 @@ class Channel:
             self._pool.give_back(self._came_back.popleft())
 
     def _send_pieces(self, pieces: list[memoryview], fds: list[int]) -> None:
-        while pieces:
-            try:
-                if fds:
-                    files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-                    sent = self._socket.sendmsg(pieces[:_MOST_PIECES], files, socket.MSG_DONTWAIT)
-                elif len(pieces) == 1:
-                    sent = self._socket.send(pieces[0], socket.MSG_DONTWAIT)
-                else:
-                    sent = self._socket.sendmsg(pieces[:_MOST_PIECES], (), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                self._wait_for_room()
-                continue
-            fds = []
-            _advance(pieces, sent)
+        if self._is_torn:
+            raise ChannelClosedError("an earlier message was not taken to its end")
+        try:
+            while pieces:
+                try:
+                    if fds:
+                        files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                        sent = self._socket.sendmsg(pieces[:_MOST_PIECES], files, _DONTWAIT)
+                    elif len(pieces) == 1:
+                        sent = self._socket.send(pieces[0], _DONTWAIT)
+                    else:
+                        sent = self._socket.sendmsg(pieces[:_MOST_PIECES], (), _DONTWAIT)
+                except BlockingIOError:
+                    self._wait_for_room()
+                    continue
+                fds = []
+                _advance(pieces, sent)
+        except BaseException as error:
+            self._is_torn = True
+            self.shutdown_send()
+            if isinstance(error, ChannelClosedError) or not isinstance(error, OSError):
+                raise
+            raise ChannelClosedError(f"the other side is gone: {error}") from error
 
     def _wait_for_room(self) -> None:
         poll = select.poll()
@@ -260,8 +268,8 @@ class Channel:
 
     # Receiving.
 
-    def _fill(self, flags: int) -> None:
-        """Read what the socket has."""
+    def _fill(self, flags: int) -> Frame | None:
+        """Read what the socket has; return it if it is one small frame, as most times."""
         missing: list[memoryview] = []
         into = [self._chunk]
         if self._incoming is not None:
@@ -278,13 +286,19 @@ class Channel:
                 fds = array.array("i")
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
                 self._fds.extend(fds)
-        if result & socket.MSG_CTRUNC:
+        if result & _CTRUNC:
             raise ChannelClosedError("this process may not open as many files as came: see `ulimit -n`")
         if count == 0:
             raise ChannelClosedError("the other side is gone")
+        if not self._rest and self._incoming is None and count >= _HEADER.size:
+            mark, num_buffers, number, size, num_back, num_retired = _HEADER.unpack_from(self._chunk)
+            is_alone = count == _HEADER.size + size and not (num_buffers or num_back or num_retired)
+            if is_alone and mark == _MARK and number != _NO_MESSAGE:
+                return Frame(number, bytes(self._chunk[_HEADER.size : count]))
         beyond = _advance(missing, count) if missing else count
         if beyond:
             self._rest += self._chunk[:beyond]
+        return None
 
     def _next(self) -> Frame | None:
         """Take the next whole message off what was read."""

@@ -63,6 +63,7 @@ class RemoteExecutor(DiffusionExecutor):
 
     def _init_executor(self) -> None:
         self._replicas: list[Replica] = []
+        self._num_workers = self.config.data_parallel_size * self.config.ranks_per_replica
         self._heard = threading.Condition()
         self._reactor: Reactor | None = Reactor(f"omni-{self.name}")
         run_in(self._reactor, self._start_all)
@@ -148,13 +149,17 @@ class RemoteExecutor(DiffusionExecutor):
             RPCTimeoutError: A reply did not come in time.
             WorkerDiedError: A worker ended before it replied, or is being replaced.
         """
-        number = self.config.data_parallel_size * self.config.ranks_per_replica
+        number = self._num_workers
         if unique_reply_rank is not None and unique_reply_rank not in range(number):
             raise RPCError(f"There is no rank {unique_reply_rank}: there are {number} workers, 0 to {number - 1}.")
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._wait_until_ready(call_name(method), timeout)
+        if not all(replica.is_ready for replica in self._replicas):
+            self._wait_until_ready(call_name(method), timeout)
         if non_block:
             return gather(self._call_all(method, args, kwargs), unique_reply_rank)
+        if number == 1 and timeout is None:
+            result = self._replicas[0].ask(method, args, kwargs).result()
+            return [result] if unique_reply_rank is None else result
         handles = [handle for replica in self._replicas for handle in replica.handles]
         with reading(handles) as readers:
             futures = self._call_all(method, args, kwargs)
@@ -237,8 +242,6 @@ class RemoteExecutor(DiffusionExecutor):
         """Wait for replicas that are being replaced."""
         if self._reactor is None:
             raise ExecutorError("The executor was shut down.")
-        if all(replica.is_ready for replica in self._replicas):
-            return
         if self._reactor.is_current:
             raise ExecutorError(f"The call {what!r} was made in the thread that replaces workers: it cannot wait here.")
 

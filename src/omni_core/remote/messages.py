@@ -44,15 +44,19 @@ def seal_call(
         RPCError: An argument cannot be pickled.
     """
     try:
-        return seal(number, {"method": method, "args": args, "kwargs": kwargs})
-    except RPCError as error:
-        raise RPCError(f"The call {call_name(method)!r} cannot be sent: {error}") from error
+        return seal(number, (method, args, kwargs or None))
+    except RPCError:
+        try:
+            seal(number, {"method": method, "args": args, "kwargs": kwargs})  # whose names the message then has
+        except RPCError as error:
+            raise RPCError(f"The call {call_name(method)!r} cannot be sent: {error}") from error
+        raise
 
 
 def open_call(frame: Frame) -> WorkerCall | WorkerReply:
     """Return the call, or the reply that says why it cannot be read."""
     try:
-        return WorkerCall(frame.number, **open_value(frame))
+        return WorkerCall(frame.number, *open_value(frame))
     except Exception as error:
         reason = RPCError(f"The worker cannot read the call: {type(error).__name__}: {error}")
         return WorkerReply(frame.number, error=call_error("unpickling", reason))

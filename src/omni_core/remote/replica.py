@@ -15,6 +15,7 @@ from omni_core.errors import ExecutorError, OmniError, RPCError, StartupError, W
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
+from omni_core.remote.answer import Answer
 from omni_core.remote.options import RemoteOptions
 from omni_core.remote.reactor import Reactor, Timer
 from omni_core.remote.watchdog import Watchdog
@@ -140,6 +141,27 @@ class Replica(ABC):
                 future.add_done_callback(lambda done: self._release_others(done, handles, futures))
         self._watchdog.look_after()
         return futures
+
+    def ask(
+        self, method: str | Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Future[Any] | Answer:
+        """Make a call on the single rank, at the end of the wave that it runs. From any thread.
+
+        Returns:
+            What it came to; or a future of that, see `WorkerLink.ask`.
+
+        Raises:
+            RPCError: An argument cannot be pickled.
+            WorkerDiedError: The replica is being replaced.
+        """
+        handles = self.handles
+        if not handles or not self.is_ready:
+            raise self.unavailable()
+        return handles[0].ask(method, args, kwargs, on_sent=self._look_after_call)
+
+    def _look_after_call(self) -> None:
+        self._watchdog.look_after()
+        self.interrupt()
 
     def execute_step(self, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
         """Let all ranks do a step. From any thread, one at a time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_core.errors import OmniError, WorkerDiedError
+from omni_core.remote.answer import Answer
 from omni_core.remote.channel import Channel, ChannelClosedError, Frame, SendTimeoutError
 from omni_core.remote.messages import INTERRUPT, PING, STARTED, open_reply, seal, seal_call
 from omni_core.remote.reactor import Reactor
@@ -82,8 +84,8 @@ class WorkerLink(ABC):
         self._lock = threading.Lock()
         # Held by whoever reads replies: the reactor's thread, or a caller that waits for one.
         self._reading = threading.Lock()
-        self._pending: dict[int, Future[Any]] = {}
-        self._next_number = STARTED + 1
+        self._pending: dict[int, Future[Any] | Answer] = {}
+        self._numbers = itertools.count(STARTED + 1)  # one step of it is atomic
         self._dead: str | None = None
 
     # What a subclass writes.
@@ -144,17 +146,66 @@ class WorkerLink(ABC):
             RPCError: An argument cannot be pickled; nothing was sent.
         """
         future: Future[Any] = Future()
-        with self._lock:
-            number = self._next_number
-            self._next_number += 1
-        frame = seal_call(number, method, args, kwargs)
+        frame = seal_call(next(self._numbers), method, args, kwargs)
         with self._lock:
             if self._dead is not None:
                 future.set_exception(self.death(f"before it was asked to do {call_name(method)!r}"))
                 return future
-            self._pending[number] = future
+            self._pending[frame.number] = future
         self._send(self._work, frame)
         return future
+
+    def ask(
+        self,
+        method: str | Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        *,
+        on_sent: Callable[[], None],
+    ) -> Future[Any] | Answer:
+        """Make a call and read its reply, without the costs of a future and of other threads.
+
+        Args:
+            method: As for `call`.
+            args: Further positional arguments.
+            kwargs: Keyword arguments.
+            on_sent: Called when the call was sent, before its reply is waited for.
+
+        Returns:
+            The answer; a future of it if the worker ends meanwhile, or another thread reads what it says.
+
+        Raises:
+            RPCError: An argument cannot be pickled; nothing was sent.
+        """
+        if not self.begin_reading():
+            future = self.call(method, args, kwargs)
+            on_sent()
+            return future
+        try:
+            answer = Answer()
+            frame = seal_call(next(self._numbers), method, args, kwargs)
+            with self._lock:
+                is_sent = self._dead is None
+                if is_sent:
+                    self._pending[frame.number] = answer
+            if not is_sent:
+                answer.error = self.death(f"before it was asked to do {call_name(method)!r}")
+                return answer
+            self._send(self._work, frame)
+            on_sent()
+            try:
+                while not answer.done():
+                    self._settle(self._work.recv())
+            except ChannelClosedError:
+                pass
+            with self._lock:
+                # The worker has ended: the reactor's thread says how, and a future can be waited for.
+                if frame.number in self._pending:
+                    self._pending[frame.number] = later = Future[Any]()
+                    return later
+            return answer
+        finally:
+            self.end_reading()
 
     def begin_reading(self) -> bool:
         """Let the calling thread read the replies, itself: no other thread has to wake up for that, and wake it.
@@ -269,21 +320,24 @@ class WorkerLink(ABC):
             frames = self._work.drain()
         except ChannelClosedError:
             return False
-        self.heard_at, self._asked_at = time.monotonic(), None
         for frame in frames:
-            value, error = open_reply(frame)
-            if frame.number == STARTED:
-                self._loaded(error)
-                continue
-            with self._lock:
-                future = self._pending.pop(frame.number, None)
-            if future is None:
-                continue  # nobody waits for it any more
-            if error is not None:
-                _fail(future, error)
-            elif future.set_running_or_notify_cancel():
-                future.set_result(value)
+            self._settle(frame)
         return True
+
+    def _settle(self, frame: Frame) -> None:
+        self.heard_at, self._asked_at = time.monotonic(), None
+        value, error = open_reply(frame)
+        if frame.number == STARTED:
+            self._loaded(error)
+            return
+        with self._lock:
+            waiting = self._pending.pop(frame.number, None)
+        if waiting is None:
+            return  # nobody waits for it any more
+        if error is not None:
+            _fail(waiting, error)
+        elif waiting.set_running_or_notify_cancel():
+            waiting.set_result(value)
 
     def _loaded(self, error: OmniError | None) -> None:
         if error is not None:
@@ -304,6 +358,6 @@ class WorkerLink(ABC):
         self._events.on_heard()
 
 
-def _fail(future: Future[Any], error: OmniError) -> None:
+def _fail(future: Future[Any] | Answer, error: OmniError) -> None:
     if future.set_running_or_notify_cancel():
         future.set_exception(error)
