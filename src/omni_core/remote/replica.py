@@ -80,6 +80,8 @@ class Replica(ABC):
         self._options = options
         self._hooks = hooks
         self._events = events
+        # A rank has raised in a step, and the reactor's thread has not heard of it yet.
+        self._is_condemned = False
         self._failures = 0
         self._start_timer: Timer | None = None
         # Workers that were killed and whose end has not been seen.
@@ -104,7 +106,8 @@ class Replica(ABC):
     @property
     def is_ready(self) -> bool:
         """Whether the workers take calls."""
-        return self.state == "ready"
+        # Callers hear of a death before the state changes; what they then ask for must not go to the dead.
+        return self.state == "ready" and not self._is_condemned and all(handle.is_alive for handle in self.handles)
 
     @property
     def all_handles(self) -> list[WorkerLink]:
@@ -264,32 +267,49 @@ class Replica(ABC):
             self.first_start.set_result(None)
         self._events.on_change()
 
+    def start_failed(self, what: str, said: str = "") -> None:
+        """Give up the start that is under way, of which no worker can tell what went wrong.
+
+        Args:
+            what: What happened, to be read after "Replica 0".
+            said: What was written meanwhile.
+        """
+        if self.state != "closed":
+            error = StartupError(f"Replica {self.index} {what}.", worker_traceback=said or None)
+            self._lose_workers(f"was ended with its replica, which {what}")
+            self._lost(error)
+
     def _rank_dead(self, dead: WorkerLink, what: str, load_error: OmniError | None) -> None:
         if self.state == "closed" or dead not in self.handles:
             return
+        error: OmniError = load_error or dead.death()
+        self._lose_workers(f"was ended with its replica, whose rank {dead.rank} {what}", dead)
+        if dead.ready_at is not None and self.first_start.done():
+            log.error("worker died", replica=self.index, rank=dead.rank, pid=dead.pid, reason=what)
+            self._notify("omni_worker_died", replica=self.index, rank=dead.rank, reason=f"The {dead.name}, {what}.")
+        elif load_error is None:
+            said = dead.last_output() or None
+            error = StartupError(f"The {dead.name}, {what} while it loaded the pipeline.", worker_traceback=said)
+        self._lost(error)
+
+    def _lose_workers(self, why: str, dead: WorkerLink | None = None) -> None:
         if self._start_timer is not None:
             self._start_timer.cancel()
         self.state = "restarting"
         handles, self.handles = self.handles, []
+        self._is_condemned = False
         self._leaving.extend(handle for handle in handles if not handle.is_closed)
-        was_ready = dead.ready_at is not None
-        error: OmniError = load_error or dead.death()
         for handle in handles:
             if handle is not dead:
-                handle.declare_dead(f"was ended with its replica, whose rank {dead.rank} {what}")
+                handle.declare_dead(why)
         self.clean_up()
-        if not self.first_start.done():
-            self.state = "failed"
-            self.error = error
-            if load_error is None:
-                said = dead.last_output() or None
-                error = StartupError(f"The {dead.name}, {what} while it loaded the pipeline.", worker_traceback=said)
+
+    def _lost(self, error: OmniError) -> None:
+        if self.first_start.done():
+            self._restart(error)
+        else:
+            self.state, self.error = "failed", error
             self.first_start.set_exception(error)
-            return
-        if was_ready:
-            log.error("worker died", replica=self.index, rank=dead.rank, pid=dead.pid, reason=what)
-            self._notify("omni_worker_died", replica=self.index, rank=dead.rank, reason=f"The {dead.name}, {what}.")
-        self._restart(error)
 
     def _restart(self, error: OmniError) -> None:
         self._failures += 1
@@ -308,11 +328,12 @@ class Replica(ABC):
         self._events.on_change()
 
     def _start_took_too_long(self) -> None:
-        limit_s = self._config.startup_timeout_s
+        what = f"did not come to an end within startup_timeout_s = {self._config.startup_timeout_s:g} s and was killed"
         for handle in list(self.handles):
             if handle.ready_at is None:
-                handle.declare_dead(f"did not come to an end within startup_timeout_s = {limit_s:g} s and was killed")
+                handle.declare_dead(what)
                 return
+        self.start_failed(what)
 
     def _step_error(self, rank: int, error: BaseException) -> BaseException:
         """Return what a step's failure means; a replica in which a rank raised is in no state that is known."""
@@ -320,8 +341,14 @@ class Replica(ABC):
             return error
         handles = self.handles
         if rank < len(handles):
+            self._is_condemned = True
             handle = handles[rank]
-            self._reactor.call_soon(lambda: handle.declare_dead(f"raised in a step and was replaced: {error}"))
+
+            def replace() -> None:
+                handle.declare_dead(f"raised in a step and was replaced: {error}")
+                self._is_condemned = False
+
+            self._reactor.call_soon(replace)
         message = error.message if isinstance(error, OmniError) else str(error)
         return WorkerDiedError(
             f"Rank {rank} of replica {self.index} raised in a step, and the replica is replaced: {message}",

@@ -128,10 +128,13 @@ class WorkerLink(ABC):
         """Calls that wait for a reply."""
         return len(self._pending)
 
-    def open(self, setup: Any) -> None:
-        """Begin to listen to the worker, and send it its first message. In the reactor's thread."""
+    def listen(self) -> None:
+        """Begin to listen to the worker. In the reactor's thread."""
         self._reactor.watch(self._work.fileno(), self._receive_replies)
         self._reactor.watch(self._control.fileno(), self._receive_control)
+
+    def set_up(self, setup: Any) -> None:
+        """Send the worker its first message. In the reactor's thread."""
         self._send(self._work, seal(STARTED, setup))
 
     def call(

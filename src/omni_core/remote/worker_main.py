@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -32,12 +31,12 @@ class Setup(Protocol):
         """Its rank in the replica."""
 
 
-def run_worker(work: socket.socket, control: socket.socket, make_worker: Callable[[Any], Any]) -> None:
+def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any]) -> None:
     """Load the model, then serve calls until the driver has no more. Does not return: it ends the process.
 
     Args:
-        work: Connection for calls.
-        control: Connection for what cannot wait.
+        work: The connection for calls.
+        control: The connection for what cannot wait.
         make_worker: Makes the worker, of the first message.
     """
     # Ctrl-C in a terminal reaches every process there; only the driver decides what it means.
@@ -45,15 +44,14 @@ def run_worker(work: socket.socket, control: socket.socket, make_worker: Callabl
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     status = 0
     try:
-        calls = Channel(work)
-        listener = _ControlThread(Channel(control))
-        setup = _receive_setup(calls)
-        worker = _build(make_worker, setup, calls)
+        listener = _ControlThread(control)
+        setup = _receive_setup(work)
+        worker = _build(make_worker, setup, work)
         if worker is None:
             status = 1
         else:
             listener.worker = worker
-            serve(worker, _Transport(calls))
+            serve(worker, _Transport(work))
             worker.close()
     except ChannelClosedError:
         status = DRIVER_GONE

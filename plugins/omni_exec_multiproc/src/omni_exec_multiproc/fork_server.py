@@ -17,6 +17,7 @@ import signal
 import socket
 from pathlib import Path
 
+from omni_core.remote.channel import Channel
 from omni_core.remote.process_end import die_with_parent
 from omni_core.remote.worker_main import run_worker
 from omni_exec_multiproc.worker_process import make_worker
@@ -87,7 +88,7 @@ def _fork(driver: socket.socket, fds: list[int], ours: list[socket.socket]) -> N
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
-            run_worker(socket.socket(fileno=work), socket.socket(fileno=control), make_worker)
+            run_worker(Channel(socket.socket(fileno=work)), Channel(socket.socket(fileno=control)), make_worker)
         finally:
             os._exit(1)
     for fd in fds:

@@ -69,7 +69,8 @@ class WorkerHandle(WorkerLink):
             self._theirs_control.close()
             self._output.close_write_end()
         if self.is_alive:
-            self.open(setup)
+            self.listen()
+            self.set_up(setup)
 
     def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the process, if it is there."""

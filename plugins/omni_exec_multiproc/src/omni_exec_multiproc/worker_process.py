@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from omni_core.remote.channel import Channel
 from omni_core.remote.process_end import die_with_parent
 from omni_core.remote.worker_main import run_worker
 from omni_core.worker.accelerator import choose_accelerator
@@ -20,7 +21,7 @@ def run_spawned(work: int, control: int, parent: int) -> None:
         parent: Process id of the driver.
     """
     die_with_parent(parent)
-    run_worker(socket.socket(fileno=work), socket.socket(fileno=control), make_worker)
+    run_worker(Channel(socket.socket(fileno=work)), Channel(socket.socket(fileno=control)), make_worker)
 
 
 def make_worker(setup: Setup) -> Any:
