@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import sys
 import threading
 from pathlib import Path
@@ -81,3 +82,10 @@ def meet_the_others(worker: Any, absent: int) -> None:
     if worker.rank == absent:
         raise ValueError(f"rank {absent} does not come")
     torch.distributed.barrier()
+
+
+def limit_memory(worker: Any, more_bytes: int) -> None:
+    """Let this process take that much more memory than it has, and no more. -1 lifts the limit."""
+    has_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = resource.RLIM_INFINITY if more_bytes < 0 else has_bytes + more_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))

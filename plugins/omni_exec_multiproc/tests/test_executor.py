@@ -23,6 +23,7 @@ from omni_core.errors import (
     ConfigError,
     ExecutorError,
     ModelLoadError,
+    OmniError,
     RPCError,
     RPCTimeoutError,
     StartupError,
@@ -376,3 +377,28 @@ def test_closing_ends_a_call_that_waits(tmp_path: Any, wait_until: Callable[...,
     assert not caller.is_alive()
     assert len(raised) == 1
     assert time.monotonic() - began < 10
+
+
+def test_statistics_do_not_wait_for_a_worker_that_is_replaced(engine: DiffusionEngine) -> None:
+    before = pids(engine)
+    os.kill(before[0], signal.SIGKILL)
+    began = time.monotonic()
+    stats = engine.stats()
+    assert time.monotonic() - began < 1.0
+    assert stats.stacking is None
+    assert engine.step([ask()], timeout=60)[0].finish_reason == "finished"
+    assert engine.stats().stacking is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is set as Linux counts memory")
+def test_a_request_that_needs_more_memory_than_there_is(engine: DiffusionEngine) -> None:
+    # A real limit: the kernel refuses what goes beyond it.
+    before = pids(engine)
+    engine.collective_rpc(calls.limit_memory, args=(200 << 20,))
+    greedy = ask(request_id="greedy", extra_args={"class_labels": [1] * 500_000})
+    outputs = engine.step([ask(), greedy, ask()], timeout=60)
+    assert [output.finish_reason for output in outputs] == ["finished", "error", "finished"]
+    with pytest.raises(OmniError, match=r"greedy(?s:.)*memory"):
+        outputs[1].raise_for_error()
+    engine.collective_rpc(calls.limit_memory, args=(-1,))
+    assert pids(engine) == before, "the worker has survived it"

@@ -206,13 +206,15 @@ class DiffusionEngine:
     def stats(self) -> EngineStats:
         """Return what the engine does and did: requests by state, and what stacking came to.
 
-        The workers are asked between two steps. Asleep or not, this does not wait for requests.
+        The workers are asked between two steps. Asleep or not, this does not wait for requests. While a replica is
+        being replaced, `stacking` is left out.
         """
         self._check_open()
         stats = self._core.stats()
         stats.workers = self.executor.worker_stats()
-        if self.executor.runs_diffusion_worker and self.executor.fault is None:
-            with contextlib.suppress(WorkerDiedError):  # one that is being replaced has nothing to tell
+        executor = self.executor
+        if executor.runs_diffusion_worker and all(map(executor.is_ready, range(executor.num_replicas))):
+            with contextlib.suppress(WorkerDiedError):  # one has died just now
                 replies: list[StackingStats] = self.executor.collective_rpc("stats")
                 stats.stacking = sum(replies, StackingStats())
         return stats

@@ -7,11 +7,12 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, ClassVar
 
-from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
+from omni_core.errors import ExecutorError, RPCError, RPCTimeoutError, StartupError
 from omni_core.executor import WORKER_OPTIONS, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
 from omni_core.serial_thread import SerialThread
+from omni_core.worker.rank_loop import call_error, call_name
 
 # Seconds that closing waits for the denoiser call that is running; the thread is a daemon and holds nothing up.
 _CLOSE_TIMEOUT_S = 30.0
@@ -76,24 +77,27 @@ class InlineExecutor(DiffusionExecutor):
         """Call a method of the one worker, between two steps."""
         if unique_reply_rank not in (None, 0):
             raise RPCError(f"There is no rank {unique_reply_rank}: the inline executor has one worker, rank 0.")
-        name = method if isinstance(method, str) else getattr(method, "__name__", repr(method))
-        future = self._submit(lambda: self._worker.call(method, args, kwargs))
+        name = call_name(method)
+        future = self._submit(self._call, name, method, args, kwargs)
         self.interrupt(0)
         try:
             result = future.result(timeout)
-        except OmniError:
-            raise
-        except FutureTimeoutError as error:
-            if future.done():
-                raise RPCError(f"The call {name!r} raised {type(error).__name__}: {error}") from error
+        except FutureTimeoutError:
             future.cancel()
             raise RPCTimeoutError(
                 f"The call {name!r} did not return within {timeout:g} s. If it has begun, it runs on in this process "
                 "and its result is dropped."
             ) from None
-        except Exception as error:
-            raise RPCError(f"The call {name!r} raised {type(error).__name__}: {error}") from error
         return [result] if unique_reply_rank is None else result
+
+    def _call(
+        self, name: str, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
+    ) -> Any:
+        try:
+            return self._worker.call(method, args, kwargs)
+        except Exception as error:
+            told = call_error(name, error)
+            raise told from (None if told is error else error)
 
     def check_health(self) -> None:
         """Return if the worker's thread is there to take work."""
