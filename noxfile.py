@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nox
 
-nox.options.sessions = ["check", "tests", "multiproc"]
+nox.options.sessions = ["check", "tests", "multiproc", "torchrun"]
 nox.options.error_on_missing_interpreters = True
 nox.options.reuse_existing_virtualenvs = True
 
@@ -16,7 +16,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 @nox.session
 def check(session: nox.Session) -> None:
     """Lint, format, strict types and import layers."""
-    session.install(*CONSTRAINTS, "-e", ".[check,test]", "-e", "plugins/omni_exec_multiproc", "nox")
+    plugins = ("-e", "plugins/omni_exec_multiproc", "-e", "plugins/omni_exec_torchrun")
+    session.install(*CONSTRAINTS, "-e", ".[check,test]", *plugins, "nox")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
@@ -38,6 +39,16 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def multiproc(session: nox.Session) -> None:
     """The tests of the plugin for worker processes, in an environment with only it and the core installed."""
-    session.install(*CONSTRAINTS, ".[test]", "./plugins/omni_exec_multiproc")
-    session.chdir("plugins/omni_exec_multiproc")
+    test_plugin(session, "plugins/omni_exec_multiproc")
+
+
+@nox.session
+def torchrun(session: nox.Session) -> None:
+    """The tests of the plugin for torch.distributed, in an environment with only it and the core installed."""
+    test_plugin(session, "plugins/omni_exec_torchrun")
+
+
+def test_plugin(session: nox.Session, folder: str) -> None:
+    session.install(*CONSTRAINTS, ".[test]", f"./{folder}")
+    session.chdir(folder)
     session.run("pytest", *(session.posargs or ["--durations=10"]), env=ENVIRONMENT)

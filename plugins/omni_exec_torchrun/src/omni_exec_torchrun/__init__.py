@@ -1,0 +1,1 @@
+"""Runs omni's models under torch elastic: executor_class = "torchrun"."""

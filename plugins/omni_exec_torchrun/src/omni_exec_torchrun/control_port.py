@@ -1,0 +1,204 @@
+"""Where workers connect to: a listening socket that hands over only those that know the secret."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from omni_core.errors import ExecutorError
+from omni_core.log import get_logger
+from omni_core.remote.reactor import Reactor, Timer, run_in
+from omni_exec_torchrun.address import format_address
+from omni_exec_torchrun.authentication import AuthenticationError, ServerHandshake, tune
+from omni_exec_torchrun.secret import check_secret
+
+log = get_logger(__name__)
+
+# Unauthenticated connections at a time. Beyond it the oldest has to go, so that no crowd keeps a worker out.
+MOST_STRANGERS = 64
+_BACKLOG = 1024
+# Taken per turn of the reactor: a crowd at the door must not hold up what workers have to say.
+_ACCEPTED_PER_TURN = 16
+_PAUSE_WITHOUT_FILES_S = 0.2
+
+# Gets an authenticated connection, which is the receiver's from now on, what it said about itself, and its address.
+OnPeer = Callable[[socket.socket, dict[str, Any], str], None]
+
+
+class ControlPort:
+    """Listens for workers.
+
+    Args:
+        reactor: In whose thread everything happens.
+        bind_address: Address to listen on; beyond loopback only if somebody asks for it. IPv6 works as well.
+        port: 0 for any that is free.
+        secret: What workers must know.
+        on_peer: Called in the reactor's thread for every worker.
+        handshake_timeout_s: How long a connection may take to prove itself.
+
+    Raises:
+        ExecutorError: The address cannot be listened on.
+        ConfigError: The secret is too short.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        bind_address: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        secret: bytes,
+        on_peer: OnPeer,
+        handshake_timeout_s: float = 10.0,
+    ) -> None:
+        self._reactor = reactor
+        self._secret = check_secret(secret, "the control port")
+        self._on_peer = on_peer
+        self._timeout_s = handshake_timeout_s
+        self._strangers: dict[_Stranger, None] = {}  # the oldest first
+        self._reopening: Timer | None = None
+        self._listener = _listen(bind_address, port)
+        host, bound_port = self._listener.getsockname()[:2]
+        self._address = format_address(host, bound_port)
+        self._is_open = True
+        run_in(reactor, self._watch)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as `host:port`."""
+        return self._address
+
+    @property
+    def num_strangers(self) -> int:
+        """How many connections have not proved themselves yet."""
+        return len(self._strangers)
+
+    def close(self) -> None:
+        """Stop listening, and end connections that have not proved themselves. From any thread, any number of times."""
+        run_in(self._reactor, self._close)
+
+    def _close(self) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self._reopening is not None:
+            self._reopening.cancel()
+        self._reactor.unwatch(self._listener.fileno())
+        self._listener.close()
+        for stranger in list(self._strangers):
+            self._let_go(stranger)
+            stranger.connection.close()
+
+    def _watch(self) -> None:
+        self._reopening = None
+        self._reactor.watch(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_PER_TURN):
+            try:
+                connection, peer = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._make_room(error)
+                    return
+                continue  # it was gone before it was taken
+            address = format_address(*peer[:2])
+            if len(self._strangers) >= MOST_STRANGERS:
+                self._refuse_oldest("too many connections wait to prove themselves")
+            connection.setblocking(False)
+            stranger = _Stranger(connection, address, ServerHandshake(self._secret))
+            self._strangers[stranger] = None
+            stranger.timer = self._reactor.call_later(self._timeout_s, functools.partial(self._time_out, stranger))
+            self._reactor.watch(connection.fileno(), functools.partial(self._read, stranger))
+
+    def _make_room(self, error: OSError) -> None:
+        """No files are left for a connection that waits."""
+        if self._strangers:
+            for _ in range((len(self._strangers) + 1) // 2):
+                self._refuse_oldest("this process has no files left")
+            return
+        # The listener would be readable again at once, and again.
+        log.warning("the control port cannot take a connection", error=str(error))
+        self._reactor.unwatch(self._listener.fileno())
+        self._reopening = self._reactor.call_later(_PAUSE_WITHOUT_FILES_S, self._watch)
+
+    def _refuse_oldest(self, reason: str) -> None:
+        silent = (one for one in self._strangers if not one.handshake.has_begun)
+        self._refuse(next(silent, None) or next(iter(self._strangers)), reason)
+
+    def _time_out(self, stranger: _Stranger) -> None:
+        self._refuse(stranger, f"it has not proved itself within {self._timeout_s:g} s")
+
+    def _read(self, stranger: _Stranger) -> None:
+        handshake = stranger.handshake
+        try:
+            data = stranger.connection.recv(handshake.wanted)
+            if not data:
+                self._refuse(stranger, "it ended the connection before it had proved itself")
+                return
+            answer = handshake.receive(data)
+            if answer and stranger.connection.send(answer) != len(answer):
+                raise BlockingIOError("it takes no answer")  # not even some hundred bytes
+        except BlockingIOError as error:
+            if error.errno is None:
+                self._refuse(stranger, str(error))
+        except (AuthenticationError, OSError) as error:
+            self._refuse(stranger, str(error))
+        else:
+            if handshake.hello is not None:
+                self._hand_over(stranger, handshake.hello)
+
+    def _hand_over(self, stranger: _Stranger, hello: dict[str, Any]) -> None:
+        self._let_go(stranger)
+        try:
+            tune(stranger.connection)
+            stranger.connection.setblocking(True)
+            self._on_peer(stranger.connection, hello, stranger.address)
+        except BaseException:
+            stranger.connection.close()
+            raise
+
+    def _refuse(self, stranger: _Stranger, reason: str) -> None:
+        self._let_go(stranger)
+        stranger.connection.close()
+        log.warning("a connection to the control port was refused", peer=stranger.address, reason=reason)
+
+    def _let_go(self, stranger: _Stranger) -> None:
+        del self._strangers[stranger]
+        if stranger.timer is not None:
+            stranger.timer.cancel()
+        self._reactor.unwatch(stranger.connection.fileno())
+
+
+class _Stranger:
+    """A connection that has not proved itself."""
+
+    def __init__(self, connection: socket.socket, address: str, handshake: ServerHandshake) -> None:
+        self.connection = connection
+        self.address = address
+        self.handshake = handshake
+        self.timer: Timer | None = None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        if listener is not None:
+            with contextlib.suppress(OSError):
+                listener.close()
+        where = format_address(host, port)
+        raise ExecutorError(f"the control port cannot listen on {where}: {error}. Choose another one.") from error
+    return listener

@@ -1,0 +1,184 @@
+"""Driver mode: an ordinary program whose executor has torch elastic launch the ranks, which connect back to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from omni_core.errors import ConfigError
+from omni_core.remote.executor import RemoteExecutor, worker_config
+from omni_core.remote.reactor import Reactor
+from omni_core.remote.replica import ReplicaEvents
+from omni_exec_torchrun.arrival import Arrivals
+from omni_exec_torchrun.control_port import ControlPort
+from omni_exec_torchrun.group import LaunchGroup
+from omni_exec_torchrun.launch_settings import LaunchSettings, parse_nnodes
+from omni_exec_torchrun.options import TorchrunOptions
+from omni_exec_torchrun.replica import Launch, RankReplica
+from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret, new_secret, write_secret
+from omni_exec_torchrun.worker import CONTROL_VARIABLE, GROUP_VARIABLE
+
+
+class DriverExecutor(RemoteExecutor):
+    """Runs `data_parallel_size` replicas of `ranks_per_replica` ranks each, here or on several nodes.
+
+    On one node each replica is a launch of its own, so that a death in one leaves the others alone. Over several nodes
+    all ranks are one launch, and are started again together.
+    """
+
+    supported_options: ClassVar[frozenset[str]] = RemoteExecutor.supported_options | {
+        "ulysses_degree",
+        "ring_degree",
+        "tensor_parallel_size",
+    }
+
+    def _init_executor(self) -> None:
+        self._options: TorchrunOptions = self.options or TorchrunOptions()  # none if it was given as a class
+        self._groups: list[LaunchGroup] = []
+        self._arrivals = Arrivals()
+        self._port: ControlPort | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._nproc_per_node = self._choose_nproc()
+        secret = load_secret(self._options.secret_file)
+        if secret is None and self._is_multi_node:
+            raise ConfigError(
+                f"nnodes = {self._options.nnodes!r} needs a secret that the other nodes know too: set secret_file, "
+                f"{SECRET_FILE_VARIABLE} or {SECRET_VARIABLE}. Make one with: openssl rand -hex 32"
+            )
+        self._secret = secret or new_secret()
+        super()._init_executor()
+
+    def make_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[RankReplica]:
+        """Return the replicas, not started yet."""
+        self._folder = tempfile.TemporaryDirectory(prefix="omni-torchrun-")
+        secret_file = Path(self._folder.name) / "secret"
+        write_secret(secret_file, self._secret)
+        self._port = ControlPort(
+            reactor,
+            self._options.master_addr or "127.0.0.1",
+            self._options.control_port,
+            secret=self._secret,
+            on_peer=self._connected,
+            handshake_timeout_s=self._options.send_timeout_s,
+        )
+        number = self.config.data_parallel_size
+        num_local = self._nproc_per_node if self._is_multi_node else number * self.config.ranks_per_replica
+        config = worker_config(self.config, "torchrun", num_local)
+        replicas: list[RankReplica] = []
+        for members in [range(number)] if self._is_multi_node else [range(index, index + 1) for index in range(number)]:
+            group = LaunchGroup(reactor, self._launch_settings(len(self._groups), secret_file), self._note_heard)
+            launch = Launch(group.start, lambda group=group: group.is_running, group.take_waiting, group.last_output)  # type: ignore[misc]
+            group.replicas = [
+                RankReplica(
+                    reactor,
+                    launch,
+                    config,
+                    self._options,
+                    events,
+                    index=index,
+                    num_local=None if self._is_multi_node else num_local,
+                    hooks=self.plugins,
+                )
+                for index in members
+            ]
+            self._groups.append(group)
+            replicas += group.replicas
+        return replicas
+
+    def release(self) -> None:
+        """Let go of the launchers, the port and the secret."""
+        for group in self._groups:
+            group.close()
+        self._arrivals.close()
+        if self._port is not None:
+            self._port.close()
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                self._folder.cleanup()
+
+    @property
+    def control_address(self) -> str:
+        """Where ranks connect to, as host:port."""
+        return self._port.address if self._port is not None else ""
+
+    @property
+    def _is_multi_node(self) -> bool:
+        return parse_nnodes(self._options.nnodes)[1] > 1
+
+    def _choose_nproc(self) -> int:
+        """Return the ranks of each node, checked.
+
+        Raises:
+            ConfigError: The ranks do not add up.
+        """
+        most = parse_nnodes(self._options.nnodes)[1]
+        wanted = self._options.nproc_per_node
+        ranks = self.config.data_parallel_size * self.config.ranks_per_replica
+        if most == 1:
+            if wanted not in (None, ranks):
+                raise ConfigError(
+                    f"nproc_per_node = {wanted}, but the configuration asks for {ranks} ranks on this node "
+                    "(data_parallel_size x cfg_parallel_size x ulysses_degree x ring_degree x tensor_parallel_size)."
+                )
+            return self.config.ranks_per_replica
+        if ranks != (wanted or ranks // most) * most:
+            raise ConfigError(
+                f"{most} nodes of {wanted or 'as many'} ranks each do not make the {ranks} ranks that the "
+                "configuration asks for (data_parallel_size x cfg_parallel_size x ulysses_degree x ring_degree x "
+                "tensor_parallel_size). Change nnodes, nproc_per_node or the sizes."
+            )
+        return wanted or ranks // most
+
+    def _launch_settings(self, group: int, secret_file: Path) -> LaunchSettings:
+        assert self._port is not None
+        options = self._options
+        log_folder = options.log_folder
+        environment = {
+            CONTROL_VARIABLE: self._port.address,
+            GROUP_VARIABLE: str(group),
+            SECRET_FILE_VARIABLE: str(secret_file),
+            SECRET_VARIABLE: "",  # the file has it
+        }
+        if "OMP_NUM_THREADS" not in os.environ:
+            # torchrun's own launcher sets 1 for more than one rank; the rank's own number is set when it is made.
+            environment["OMP_NUM_THREADS"] = "1"
+        return LaunchSettings(
+            model=self.config.model,
+            nnodes=options.nnodes,
+            nproc_per_node=self._nproc_per_node,
+            rdzv_backend=options.rdzv_backend,
+            rdzv_endpoint=options.rdzv_endpoint,
+            rdzv_id=options.rdzv_id,
+            max_restarts=options.max_restarts,
+            join_timeout_s=options.join_timeout_s,
+            master_addr=options.master_addr,
+            log_folder=None if log_folder is None else str(log_folder),
+            environment=environment,
+        )
+
+    def _connected(self, connection: socket.socket, hello: dict[str, Any], address: str) -> None:
+        arrival = self._arrivals.add(connection, hello, address)
+        if arrival is None:
+            return
+        if arrival.hello.group not in range(len(self._groups)):
+            arrival.close()
+            return
+        self._groups[arrival.hello.group].arrived(arrival)
+
+    def _finish_all(self) -> None:
+        for group in self._groups:
+            group.stop()
+        super()._finish_all()
+
+    def _signal(self, which: Any) -> None:
+        super()._signal(which)
+        for group in self._groups:
+            group.kill(at_once=which.name == "SIGKILL")
+
+    def _are_gone(self) -> bool:
+        return super()._are_gone() and not any(group.is_running for group in self._groups)

@@ -1,0 +1,138 @@
+"""The launcher process, `python -m omni_exec_torchrun.elastic`: runs torch elastic's agent, which starts the ranks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from omni_core.remote.process_end import describe_exit, die_with_parent
+from omni_exec_torchrun.agent_end import AGENT_VARIABLE, watch_lifeline
+from omni_exec_torchrun.agent_events import EventWriter
+from omni_exec_torchrun.agent_process import EVENTS_VARIABLE, SETTINGS_VARIABLE, STARTER_VARIABLE
+from omni_exec_torchrun.forked_rank import can_fork, run_rank
+from omni_exec_torchrun.launch_settings import WORKER_MODULE, LaunchSettings
+
+if TYPE_CHECKING:
+    from omni_exec_torchrun.agent import ReportingAgent
+
+# The other nodes cannot be reached, or did not come: it is worth trying again.
+EXIT_LOST = 75
+
+
+def main() -> None:
+    """Run one agent with the settings from the environment, until its ranks have ended or it is told to stop.
+
+    Ends with code 0 if all ranks did, 1 if the ranks kept dying, `EXIT_LOST` if other nodes cannot be reached, and by
+    the signal that it was sent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    settings = LaunchSettings.from_json(os.environ.pop(SETTINGS_VARIABLE))
+    events = int(os.environ.pop(EVENTS_VARIABLE))
+    die_with_parent(int(os.environ.pop(STARTER_VARIABLE)))
+    agents: list[ReportingAgent] = []
+
+    def give_up(reason: str | None = None) -> None:
+        if reason is not None:
+            report("failed", reason=reason)
+        for agent in agents:
+            agent.kill_ranks()
+        os._exit(EXIT_LOST)
+
+    report = EventWriter(events)
+    watch_lifeline(0, give_up)
+    # Ranks have standard input from here, and nothing else: they notice by it that nobody is left.
+    os.environ[AGENT_VARIABLE] = str(os.getpid())
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"
+    try:
+        status = _run(settings, report, agents, give_up)
+    except BaseException as error:
+        status = _explain(error, report)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)  # without waiting for torch's threads, some of which may wait for somebody out of reach
+
+
+def _run(
+    settings: LaunchSettings,
+    report: EventWriter,
+    agents: list[ReportingAgent],
+    give_up: Callable[[str], None],
+) -> int:
+    # Only now: the parent's death is watched while torch is imported, which takes seconds.
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    from omni_core.worker.import_ahead import import_ahead
+    from omni_exec_torchrun.agent import ReportingAgent, rank_command
+    from omni_exec_torchrun.rank_output import rank_output
+    from omni_exec_torchrun.rendezvous import make_rendezvous
+    from omni_exec_torchrun.rendezvous_watch import watch_rendezvous
+
+    if can_fork():
+        if settings.module == WORKER_MODULE:
+            import_ahead(settings.model)
+        entrypoint: Any = run_rank
+        arguments = (settings.module, *settings.module_arguments)
+    else:
+        entrypoint = sys.executable
+        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        arguments = rank_command(settings.module, settings.module_arguments, flags)
+    # Its account of each death, with a traceback of its own insides, comes on top of what is reported.
+    logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
+    handler, depends = make_rendezvous(settings)
+    spec = WorkerSpec(
+        role="omni",
+        local_world_size=settings.nproc_per_node,
+        entrypoint=entrypoint,
+        args=arguments,
+        rdzv_handler=handler,
+        max_restarts=settings.max_restarts,
+        monitor_interval=1e-3,  # the agent itself waits
+        local_addr=settings.master_addr,
+    )
+    agent = ReportingAgent(spec, rank_output(settings.log_folder), report, settings.stop_grace_s)
+    agents.append(agent)
+    if depends:
+        watch_rendezvous(settings, give_up)
+    try:
+        result = agent.run()
+    except SignalException as stop:
+        agent.leave()
+        return -stop.sigval
+    if not result.is_failed():
+        return 0
+    failure = agent.first_failure or {}
+    how = describe_exit(failure["exit_code"]) if failure else "failed"
+    reason = (
+        f"rank {failure.get('rank', '?')} (process {failure.get('pid', '?')}) {how},"
+        f" and the {settings.max_restarts} restarts of the ranks are used up"
+    )
+    report("failed", reason=reason, **failure)
+    agent.leave()
+    return 1
+
+
+def _explain(error: BaseException, report: EventWriter) -> int:
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    if isinstance(error, SignalException):  # it came at an unlucky moment
+        return -error.sigval
+    traceback.print_exception(error)
+    is_lost = isinstance(error, (RendezvousError, DistError, OSError))
+    report("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+    return EXIT_LOST if is_lost else 1
+
+
+if __name__ == "__main__":
+    main()

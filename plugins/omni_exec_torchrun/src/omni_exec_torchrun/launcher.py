@@ -1,0 +1,134 @@
+"""The driver's side of the launcher process: starts it, hears what it reports, and ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+from omni_core.log import get_logger
+from omni_core.remote.reactor import Reactor, Timer
+from omni_exec_torchrun.agent_process import EventReader, start_agent
+from omni_exec_torchrun.launch_settings import LaunchSettings
+
+log = get_logger(__name__)
+
+# How long the launcher may take to end once its ranks' time is over.
+_STOP_MARGIN_S = 2.0
+_REAP_S = 5.0
+_POLL_S = 0.05
+
+
+class Launcher:
+    """A process of its own in which torch elastic's agent starts ranks and starts them again.
+
+    Everything happens in the reactor's thread, and nothing waits, `close` aside. On Linux the process dies with that
+    thread; everywhere, with this process.
+
+    Args:
+        reactor: Where its end and its events are waited for.
+        settings: What it is told.
+        output: File descriptor for what it and its ranks print; it stays the caller's to close.
+        on_ended: Called once, with the exit code (negative for a signal), after the last event.
+        on_event: Called with everything that it reports; see `agent_events.py`.
+
+    Raises:
+        OSError: The process cannot be started.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        settings: LaunchSettings,
+        output: int,
+        on_ended: Callable[[int], None],
+        on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    ) -> None:
+        self._reactor = reactor
+        self._on_ended = on_ended
+        self._on_event = on_event
+        self._stop_s = settings.stop_grace_s + _STOP_MARGIN_S
+        self._timer: Timer | None = None
+        self._has_ended = False
+        self._agent = start_agent(settings, output)
+        self._reader = EventReader(self._agent.events)
+        # Without this the end of the pipe tells of the process's.
+        self._pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
+        reactor.watch(self._agent.events, self._read_events)
+        if self._pidfd is not None:
+            reactor.watch(self._pidfd, self._check)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the launcher."""
+        return self._agent.process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended, and `on_ended` was called."""
+        return self._has_ended
+
+    def stop(self) -> None:
+        """Ask it to end its ranks and itself; it is killed if it takes too long. `on_ended` follows."""
+        if self._has_ended:
+            return
+        self._signal(signal.SIGTERM)
+        if self._timer is None:
+            self._timer = self._reactor.call_later(self._stop_s, self.kill)
+
+    def kill(self) -> None:
+        """End it and its ranks at once. `on_ended` follows."""
+        if not self._has_ended:
+            self._signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it, if it has not, and let go of everything. `on_ended` is not called any more."""
+        if self._agent.events < 0:
+            return
+        self.kill()
+        self._has_ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._unwatch()
+        self._agent.close_files()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._agent.process.wait(_REAP_S)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._agent.process.send_signal(number)
+
+    def _read_events(self) -> None:
+        for event in self._reader.read():
+            self._on_event(event)
+        if self._reader.has_ended:
+            self._reactor.unwatch(self._agent.events)
+            if self._pidfd is None:
+                self._check()
+
+    def _check(self) -> None:
+        if self._has_ended:
+            return
+        status = self._agent.process.poll()
+        if status is None:  # it has closed its files, and ends in a moment
+            self._reactor.call_later(_POLL_S, self._check)
+            return
+        self._has_ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for event in self._reader.read():
+            self._on_event(event)
+        self._unwatch()
+        self._agent.close_files()
+        self._on_ended(status)
+
+    def _unwatch(self) -> None:
+        if self._agent.events >= 0:
+            self._reactor.unwatch(self._agent.events)
+        if self._pidfd is not None:
+            self._reactor.unwatch(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None

@@ -1,0 +1,114 @@
+"""One rank as the driver sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+from omni_core.remote.channel import Channel
+from omni_core.remote.process_end import describe_exit
+from omni_core.remote.reactor import Reactor
+from omni_core.remote.worker_link import LinkEvents, WorkerLink
+from omni_exec_torchrun.arrival import Arrival
+from omni_exec_torchrun.options import TorchrunOptions
+
+# Seconds after its connection has ended within which the launcher must have told how a rank ended.
+_REPORT_WAIT_S = 0.3
+
+
+class RankLink(WorkerLink):
+    """Talks to a rank that a launcher has started, here or on another node.
+
+    Args:
+        reactor: Where the rank is watched.
+        arrival: Its connections.
+        options: Of the executor.
+        events: Who is told of what happens to it.
+        replica: Index of its replica.
+        rank: Its rank in the replica.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        arrival: Arrival,
+        options: TorchrunOptions,
+        events: LinkEvents,
+        *,
+        replica: int,
+        rank: int,
+    ) -> None:
+        limit_s = options.send_timeout_s
+        super().__init__(
+            reactor,
+            Channel(arrival.work, send_timeout_s=limit_s, shared_memory_bytes=0),
+            Channel(arrival.control, send_timeout_s=limit_s, shared_memory_bytes=0),
+            events,
+            replica=replica,
+            rank=rank,
+            send_timeout_s=limit_s,
+        )
+        self.hello = arrival.hello
+        self.is_local = arrival.is_local
+        self.pid = arrival.hello.pid
+        self.said = ""
+        self._is_ending = False
+        self._has_exited = False
+        self._pidfd: int | None = None
+        if self.is_local and hasattr(os, "pidfd_open"):
+            try:
+                self._pidfd = os.pidfd_open(self.pid)
+            except OSError:
+                self._has_exited = True
+
+    @property
+    def has_exited(self) -> bool:
+        """Whether the process is gone. Of one on another node all that is known is whether it is still connected."""
+        return self._has_exited
+
+    def listen(self) -> None:
+        """Begin to listen to the rank."""
+        super().listen()
+        if self._pidfd is not None:
+            self._reactor.watch(self._pidfd, self._process_ended)
+
+    def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the process. One on another node ends when its connection does."""
+        if self._pidfd is not None and not self._has_exited:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, with_signal)
+        elif self._pidfd is None:
+            self._control.shutdown()
+            self._has_exited = True
+
+    def last_output(self) -> str:
+        """Return the last lines that the launch of this rank wrote."""
+        return self.said
+
+    def note_exit(self, exit_code: int) -> None:
+        """Take note of how the process ended, as its launcher tells."""
+        if self.is_alive:
+            self.declare_dead(describe_exit(exit_code))
+
+    def _process_ended(self) -> None:
+        assert self._pidfd is not None
+        self._reactor.unwatch(self._pidfd)
+        self._has_exited = True
+        if self.is_alive:
+            self._end_seen()
+        else:
+            self._close()
+        self._events.on_heard()
+
+    def _end_seen(self) -> None:
+        """The connection has ended: wait a moment for the launcher, which knows how the process did."""
+        if self.is_alive and not self._is_ending:
+            self._is_ending = True
+            self._reactor.call_later(_REPORT_WAIT_S, lambda: self.declare_dead("ended, or cannot be reached any more"))
+
+    def _release(self) -> None:
+        if self._pidfd is not None:
+            self._reactor.unwatch(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None

@@ -1,0 +1,71 @@
+"""What `executor_options` may set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from omni_core.remote.options import RemoteOptions
+from omni_exec_torchrun.launch_settings import parse_nnodes
+
+
+class TorchrunOptions(RemoteOptions):
+    """Options of the executor `torchrun`. For ranks on this machine alone none is needed."""
+
+    nnodes: str = Field(
+        "1",
+        description="Nodes, this one included: a number, or 'fewest:most'. Others join with `omni torchrun-worker`.",
+    )
+    nproc_per_node: int | None = Field(
+        None, ge=1, description="Ranks on this node. Unset: all ranks, shared out evenly over the most nodes."
+    )
+    rdzv_backend: str = Field("c10d", min_length=1, description="Where nodes meet, as torch names it.")
+    rdzv_endpoint: str = Field(
+        "", description="host:port at which nodes meet: an address of this machine, for c10d. Only for several nodes."
+    )
+    rdzv_id: str = Field("omni", min_length=1, description="Name of the meeting, the same on all nodes.")
+    join_timeout_s: int = Field(
+        600, ge=1, description="Seconds to wait for the fewest nodes before the start counts as failed."
+    )
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="Times that torch elastic starts the ranks of a launch again. After that they are launched anew, "
+        "with a growing pause.",
+    )
+    backend: Literal["auto", "gloo", "nccl"] = Field(
+        "auto", description="What connects the ranks for tensors. auto: nccl on GPUs, else gloo."
+    )
+    timeout_s: float = Field(
+        600.0, gt=0, description="Seconds that a rank waits for the others in a collective before it gives up."
+    )
+    master_addr: str | None = Field(
+        None,
+        description="Address of this machine by which other nodes reach it; the driver listens there. Unset: "
+        "127.0.0.1. Only for several nodes.",
+    )
+    control_port: int = Field(0, ge=0, lt=1 << 16, description="Port on which the driver listens. 0: any free one.")
+    secret_file: Path | None = Field(
+        None,
+        description="File with the secret that workers must know; only you may be able to read it. Unset: "
+        "OMNI_TORCHRUN_SECRET or OMNI_TORCHRUN_SECRET_FILE, else one that is made for this run.",
+    )
+    log_folder: Path | None = Field(
+        None, description="Folder for what each rank prints, in torchrun's layout. Unset: it goes to omni's log."
+    )
+    outputs: Literal["all", "rank0"] = Field(
+        "all", description="In a program that torchrun has started: which ranks get pictures."
+    )
+
+    @model_validator(mode="after")
+    def _check_nodes(self) -> TorchrunOptions:
+        _, most = parse_nnodes(self.nnodes)
+        if most > 1:
+            missing = [name for name in ("rdzv_endpoint", "master_addr") if not getattr(self, name)]
+            if missing:
+                raise ValueError(f"nnodes = {self.nnodes!r} needs {' and '.join(missing)}, so that other nodes find us")
+        elif self.rdzv_endpoint:
+            raise ValueError("rdzv_endpoint is set, but nnodes = '1' lets nobody join; set nnodes as well")
+        return self

@@ -1,0 +1,145 @@
+"""The ranks of one replica: part of a launch."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from omni_core.config import OmniDiffusionConfig
+from omni_core.hookspecs import Hooks
+from omni_core.remote.reactor import Reactor
+from omni_core.remote.replica import Replica, ReplicaEvents
+from omni_exec_torchrun.arrival import Arrival
+from omni_exec_torchrun.link import RankLink
+from omni_exec_torchrun.messages import Setup
+from omni_exec_torchrun.options import TorchrunOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a replica asks of the launch that its ranks belong to.
+
+    Attributes:
+        start: Starts the launcher, unless it runs; raises OSError if it cannot.
+        is_running: Whether it runs.
+        take_waiting: Hands over the ranks that are there already.
+        last_output: Returns what was written last.
+    """
+
+    start: Callable[[], None]
+    is_running: Callable[[], bool]
+    take_waiting: Callable[[RankReplica], None]
+    last_output: Callable[[], str]
+
+
+class RankReplica(Replica):
+    """Waits for the ranks that a launcher starts, and sets them up once all of them are there.
+
+    Args:
+        reactor: Where the ranks are watched.
+        launch: What starts them.
+        config: The configuration for the ranks.
+        options: Of the executor.
+        events: What the executor is told and asked.
+        index: Its index.
+        num_local: Ranks that share this machine with one of this replica; None: as many as its launch has there.
+        hooks: Plugins to tell of deaths and restarts.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        launch: Launch,
+        config: OmniDiffusionConfig,
+        options: TorchrunOptions,
+        events: ReplicaEvents,
+        *,
+        index: int,
+        num_local: int | None,
+        hooks: Hooks | None,
+    ) -> None:
+        super().__init__(reactor, config, options, events, index=index, hooks=hooks)
+        self._launch = launch
+        self._rank_options = options
+        self._num_local = num_local
+        self._is_waiting = False
+        # So that ranks of an earlier start, or of another driver, never meet these.
+        self._name = secrets.token_hex(8)
+        self._meetings = itertools.count()
+
+    def start_workers(self) -> None:
+        """Have the ranks started, unless the launcher has done so already."""
+        self.drop_closed()
+        self._is_waiting = True
+        try:
+            self._launch.start()
+        except OSError as error:
+            self.start_failed(f"could not be launched: {error}")
+            return
+        self._launch.take_waiting(self)
+
+    def clean_up(self) -> None:
+        """Take no ranks until the next start."""
+        self._is_waiting = False
+
+    def take(self, arrival: Arrival) -> bool:
+        """Take a rank that has connected.
+
+        Returns:
+            Whether it was taken. If not, it is to be kept until the next start.
+        """
+        rank = arrival.hello.rank % self.world_size
+        older = next((handle for handle in self.handles if handle.rank == rank), None)
+        if older is not None:
+            older.declare_dead("was started anew by its launcher")  # which calls `clean_up`
+        if not self._is_waiting:
+            return False
+        link = RankLink(self._reactor, arrival, self._rank_options, self.link_events, replica=self.index, rank=rank)
+        self.handles = [*self.handles, link]
+        link.listen()
+        if len(self.handles) == self.world_size:
+            self._set_up()
+        return True
+
+    def note_exit(self, pid: int, exit_code: int) -> None:
+        """Take note of how a process of this machine ended."""
+        for handle in self.all_handles:
+            if handle.pid == pid and isinstance(handle, RankLink) and handle.is_local:
+                handle.said = self._launch.last_output()
+                handle.note_exit(exit_code)
+
+    def launcher_ended(self, what: str, said: str) -> None:
+        """Take note that nobody starts ranks any more.
+
+        Args:
+            what: What happened, to be read after "Replica 0".
+            said: What was written meanwhile.
+        """
+        if self.state != "closed" and (self._is_waiting or self.handles):
+            self.start_failed(what, said)
+
+    def _set_up(self) -> None:
+        self._is_waiting = False
+        self.handles = sorted(self.handles, key=lambda handle: handle.rank)
+        meeting = f"{self._name}/{next(self._meetings)}"
+        for handle in list(self.handles):
+            assert isinstance(handle, RankLink)
+            hello = handle.hello
+            local_index, num_local = hello.local_rank, hello.local_world_size
+            if self._num_local is not None:
+                local_index, num_local = self.index * self.world_size + handle.rank, self._num_local
+            handle.set_up(
+                Setup(
+                    self._config,
+                    self.index,
+                    handle.rank,
+                    self.world_size,
+                    local_index,
+                    num_local,
+                    meeting,
+                    self._rank_options.backend,
+                    self._rank_options.timeout_s,
+                )
+            )

@@ -1,0 +1,82 @@
+"""Requests and configurations as text that is the same on every rank that means the same."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from omni_core import OmniDiffusionConfig, OmniDiffusionRequest
+
+# Text beyond this length is cut, and a digest of all of it added.
+_SHOWN = 120
+# What must agree for the ranks to compute the same, and to take the same part in it.
+_CONFIG_FIELDS = (
+    "model",
+    "model_options",
+    "dtype",
+    "cfg_parallel_size",
+    "ulysses_degree",
+    "ring_degree",
+    "tensor_parallel_size",
+    "stacking",
+    "cache",
+    "compile",
+    "offload",
+    "attention_backend",
+    "request_defaults",
+    "worker_extension_cls",
+)
+
+
+def request_fields(request: OmniDiffusionRequest) -> dict[str, str]:
+    """Return everything of a request but its id, and its seed if it was not chosen by who made the request."""
+    fields = {
+        name: describe(getattr(request, name))
+        for name in type(request).model_fields
+        if name not in ("request_id", "extra_args", "seed")
+    }
+    fields["seed"] = describe(request.seed) if "seed" in request.model_fields_set else "not set"
+    fields.update({name: describe(value) for name, value in sorted(request.extra_args.items())})
+    return fields
+
+
+def config_fields(config: OmniDiffusionConfig) -> dict[str, str]:
+    """Return those settings that must be the same on all ranks."""
+    return {name: describe(getattr(config, name)) for name in _CONFIG_FIELDS}
+
+
+def describe(value: Any) -> str:
+    """Return a value as text. Of tensors, arrays and pictures, it holds a digest; of an unknown object, its type."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(describe, value)) + "]"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return _shortened(repr(value))
+    return _described_object(value)
+
+
+def _described_object(value: Any) -> str:
+    import numpy
+    import PIL.Image
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return f"tensor of {value.dtype} {list(value.shape)} {_digest(flat.numpy())}"
+    if isinstance(value, numpy.ndarray) and not value.dtype.hasobject:
+        return f"array of {value.dtype} {list(value.shape)} {_digest(numpy.ascontiguousarray(value))}"
+    if isinstance(value, PIL.Image.Image):
+        return f"picture {value.mode} {value.size[0]}x{value.size[1]} {_digest(value.tobytes())}"
+    if isinstance(value, numpy.generic | torch.dtype | torch.device):
+        return repr(value)
+    name = getattr(value, "__qualname__", None)
+    return str(name) if callable(value) and name else f"an object of {type(value).__qualname__}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters, {_digest(text.encode())})"
+
+
+def _digest(data: Any) -> str:
+    return hashlib.blake2b(data, digest_size=6).hexdigest()

@@ -1,0 +1,201 @@
+"""Connections for what ranks tell each other outside of the model's own collectives: a star with rank 0 in the middle.
+
+Unlike a collective, a connection tells at once when the other side is gone, and waits for a message for any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import secrets
+import socket
+import struct
+import threading
+import time
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any, Protocol
+
+from omni_core.errors import StartupError
+from omni_core.serialization import dumps, loads
+from omni_core.worker.rank_group import RankGroup
+
+_COUNT = struct.Struct("<I")
+_NONCE_BYTES = 32
+_DIGEST_BYTES = 32
+# Seconds that whoever connects has to prove who it is.
+_HANDSHAKE_S = 5.0
+# Seconds between two looks at the clock. It costs nothing that can be measured.
+_TICK_S = 1.0
+_CLOSE_S = 5.0
+_SEND_TIMEOUT = struct.pack("ll", 10, 0)
+
+
+class Listener(Protocol):
+    """Who is told what happens on a link. All are called in the link's thread, and must be quick."""
+
+    def receive(self, rank: int, message: Any) -> None:
+        """A message came from `rank`."""
+
+    def lost(self, rank: int) -> None:
+        """The connection to `rank` has ended."""
+
+    def tick(self) -> None:
+        """About a second has passed."""
+
+
+class Link:
+    """Connects this rank with rank 0, or rank 0 with all others.
+
+    Args:
+        connections: By rank.
+        listener: Who is told what comes in.
+        tick_s: Seconds between two ticks.
+    """
+
+    def __init__(self, connections: dict[int, Connection], listener: Listener, tick_s: float = _TICK_S) -> None:
+        self._connections = connections
+        self._listener = listener
+        self._tick_s = tick_s
+        self._locks = {rank: threading.Lock() for rank in connections}
+        self._woken, self._wake = Pipe(duplex=False)
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="omni-spmd-link", daemon=True)
+
+    def start(self) -> None:
+        """Begin to tell the listener."""
+        self._thread.start()
+
+    def send(self, message: Any, rank: int | None = None) -> None:
+        """Send a message to one rank, or to all. One that is gone does not get it; the listener is told of that.
+
+        Raises:
+            RPCError: It cannot be pickled; nothing was sent.
+        """
+        data, buffers = dumps(message)
+        ranks = list(self._connections) if rank is None else [rank]
+        for one in ranks:
+            connection = self._connections[one]
+            with self._locks[one]:
+                try:
+                    connection.send_bytes(_COUNT.pack(len(buffers)) + data)
+                    for buffer in buffers:
+                        connection.send_bytes(buffer.raw())
+                except OSError:  # gone, or it takes nothing any more: then half a message may be on its way
+                    _hang_up(connection)
+
+    def hang_up(self, rank: int) -> None:
+        """End the connection to one rank."""
+        _hang_up(self._connections[rank])
+
+    def close(self) -> None:
+        """Hang up. Harmless when called twice."""
+        if self._closing:
+            return
+        self._closing = True
+        self._wake.send_bytes(b"x")
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
+            self._thread.join(_CLOSE_S)
+        for rank, connection in self._connections.items():
+            with self._locks[rank]:
+                connection.close()
+        self._wake.close()
+        self._woken.close()
+
+    def _run(self) -> None:
+        ranks = {connection: rank for rank, connection in self._connections.items()}
+        next_tick = time.monotonic() + self._tick_s
+        while not self._closing:
+            for ready in wait([*ranks, self._woken], max(0.0, next_tick - time.monotonic())):
+                if ready is self._woken or not isinstance(ready, Connection):
+                    return
+                try:
+                    message = _receive(ready)
+                except (OSError, EOFError):
+                    self._listener.lost(ranks.pop(ready))
+                else:
+                    self._listener.receive(ranks[ready], message)
+                    del message
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + self._tick_s
+                self._listener.tick()
+
+
+def _receive(connection: Connection) -> Any:
+    first = memoryview(connection.recv_bytes())
+    (count,) = _COUNT.unpack(first[: _COUNT.size])
+    # Writable, as arrays and tensors that arrive are views on them.
+    buffers = [bytearray(connection.recv_bytes()) for _ in range(count)]
+    return loads(first[_COUNT.size :], buffers)
+
+
+def _hang_up(connection: Connection) -> None:
+    """End a connection so that our own thread notices too."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
+
+
+def connect(group: RankGroup, host: str, timeout_s: float) -> dict[int, Connection]:
+    """Connect rank 0 with all others.
+
+    Args:
+        group: The ranks; all call this.
+        host: Address of rank 0, where it listens and others find it.
+        timeout_s: Seconds that it may take.
+
+    Returns:
+        The connections of this rank, by the rank at the other end.
+
+    Raises:
+        StartupError: They could not be made in time.
+    """
+    try:
+        if group.rank == 0:
+            with socket.create_server((host, 0), backlog=group.world_size) as server:
+                secret = secrets.token_bytes(32)
+                group.broadcast_object((server.getsockname()[1], secret))
+                return _accept_all(server, secret, group.world_size, time.monotonic() + timeout_s)
+        port, secret = group.broadcast_object()
+        with contextlib.closing(socket.create_connection((host, port), timeout_s)) as client:
+            nonce = _read(client, _NONCE_BYTES)
+            client.sendall(_COUNT.pack(group.rank) + hmac.digest(secret, nonce + _COUNT.pack(group.rank), "sha256"))
+            return {0: _connection(client)}
+    except OSError as error:
+        raise StartupError(f"Rank {group.rank} could not connect to the others at {host}: {error}") from error
+
+
+def _accept_all(server: socket.socket, secret: bytes, world_size: int, deadline: float) -> dict[int, Connection]:
+    connections: dict[int, Connection] = {}
+    while len(connections) < world_size - 1:
+        server.settimeout(max(0.01, deadline - time.monotonic()))
+        client, _ = server.accept()
+        # Whoever cannot prove to be one of us is let go of, and does not disturb the others.
+        with contextlib.closing(client), contextlib.suppress(OSError):
+            client.settimeout(_HANDSHAKE_S)
+            nonce = secrets.token_bytes(_NONCE_BYTES)
+            client.sendall(nonce)
+            number = _read(client, _COUNT.size)
+            proof = _read(client, _DIGEST_BYTES)
+            if hmac.compare_digest(proof, hmac.digest(secret, nonce + number, "sha256")):
+                connections[_COUNT.unpack(number)[0]] = _connection(client)
+    return connections
+
+
+def _connection(client: socket.socket) -> Connection:
+    client.settimeout(None)
+    # A step is a small message that nobody answers: without this it would wait for the last one's acknowledgement.
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # The other side's thread always reads, so if it takes nothing for this long, its process is stopped.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+    return Connection(os.dup(client.fileno()))
+
+
+def _read(client: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = client.recv(size - len(data))
+        if not part:
+            raise ConnectionError("the other side hung up")
+        data += part
+    return data

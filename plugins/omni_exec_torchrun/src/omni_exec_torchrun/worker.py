@@ -1,0 +1,158 @@
+"""A rank in driver mode, `python -m omni_exec_torchrun.worker` under torchrun: connects to the driver and serves it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from omni_core.errors import OmniError, StartupError
+from omni_core.remote.channel import Channel
+from omni_core.remote.worker_main import DRIVER_GONE, run_worker
+from omni_core.worker.accelerator import choose_accelerator
+from omni_core.worker.network_interface import local_interface
+from omni_exec_torchrun.address import interface_towards
+from omni_exec_torchrun.agent_end import end_with_agent
+from omni_exec_torchrun.arrival import Hello, this_machine
+from omni_exec_torchrun.authentication import connect
+from omni_exec_torchrun.messages import Setup
+from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+# Where the driver listens, as host:port, and the number of the launch: set for the ranks of the driver's own node.
+CONTROL_VARIABLE = "OMNI_TORCHRUN_CONTROL"
+GROUP_VARIABLE = "OMNI_TORCHRUN_GROUP"
+# Under this name those ranks tell the others, in torch's store.
+_CONTROL_KEY = "omni/control"
+_CONNECT_S = 60.0
+_STORE_S = 300.0
+
+
+def main() -> None:
+    """Connect to the driver and serve it to the end. Does not return."""
+    end_with_agent()
+    try:
+        rank = TorchrunRank()
+        work, control = rank.connect()
+    except (OmniError, OSError) as error:
+        print(f"This rank cannot reach its driver: {error}", file=sys.stderr, flush=True)  # noqa: T201  # nobody else hears it
+        os._exit(DRIVER_GONE)
+    run_worker(Channel(work, shared_memory_bytes=0), Channel(control, shared_memory_bytes=0), rank.make_worker)
+
+
+class TorchrunRank:
+    """What torchrun's environment says about this process.
+
+    Raises:
+        StartupError: It was not started by torchrun.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            self.local_rank, self.local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+            self.master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        except (KeyError, ValueError) as error:
+            raise StartupError(
+                f"{error} is not set as torchrun does it. Start this with `omni torchrun-worker`, or with "
+                "`torchrun … -m omni_exec_torchrun.worker`."
+            ) from error
+        self._store: Store | None = None
+
+    def connect(self) -> tuple[socket.socket, socket.socket]:
+        """Return a connection to the driver for calls, and one for what cannot wait.
+
+        Raises:
+            OmniError: There is no secret, or it is not the driver's.
+            OSError: The driver cannot be reached.
+        """
+        secret = load_secret()
+        if secret is None:
+            raise StartupError(f"There is no secret: set {SECRET_VARIABLE} or {SECRET_FILE_VARIABLE}, the driver's.")
+        address = self._control_address()
+        process = secrets.token_hex(16)
+
+        def one(channel: str) -> socket.socket:
+            hello = Hello(
+                channel=channel,
+                process=process,
+                group=int(os.environ.get(GROUP_VARIABLE, "0")),
+                rank=self.rank,
+                world_size=self.world_size,
+                local_rank=self.local_rank,
+                local_world_size=self.local_world_size,
+                pid=os.getpid(),
+                machine=this_machine(),
+            )
+            return connect(address, secret, hello.model_dump(), _CONNECT_S)
+
+        return one("work"), one("control")
+
+    def make_worker(self, setup: Any) -> Any:
+        """Return the worker that the driver's first message describes."""
+        assert isinstance(setup, Setup)
+        choose_accelerator(setup.config, setup.local_index, setup.num_local)
+        from omni_core.log import configure_logging
+        from omni_core.plugins import default_registry
+        from omni_core.worker.worker import worker_class
+
+        config = setup.config
+        configure_logging(config.log_level, "json")  # the driver reads it and passes it on in the form asked for
+        more: dict[str, Any] = {}
+        if setup.world_size > 1:
+            from torch.distributed.distributed_c10d import PrefixStore
+
+            from omni_core.worker.rank_group import RankGroup
+
+            more["group"] = RankGroup.connect(
+                setup.rank,
+                setup.world_size,
+                PrefixStore(setup.meeting, self._open_store()),
+                device=config.device,
+                timeout_s=setup.timeout_s,
+                interface=self._interface(),
+            )
+        return worker_class(config)(config, replica=setup.replica, rank=setup.rank, hooks=default_registry(), **more)
+
+    def _interface(self) -> str | None:
+        """Return the network interface on which ranks listen for each other: loopback if all are on this node."""
+        if self.world_size == self.local_world_size:
+            return local_interface("tcp://127.0.0.1")
+        # Gloo would look up this machine's name, which need not be known to any network.
+        return interface_towards(*self.master)
+
+    def _control_address(self) -> str:
+        address = os.environ.get(CONTROL_VARIABLE)
+        if self.world_size == self.local_world_size:
+            if not address:
+                raise StartupError("This rank has no driver: start it with `omni torchrun-worker` beside one.")
+            return address
+        store = self._open_store()
+        if address:
+            store.set(_CONTROL_KEY, address)
+            return address
+        return str(store.get(_CONTROL_KEY).decode())
+
+    def _open_store(self) -> Store:
+        """Return the store in which the ranks of a launch find each other."""
+        if self._store is None:
+            from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+            host, port = self.master
+            options: dict[str, Any] = {"timeout": datetime.timedelta(seconds=_STORE_S)}
+            is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            if self.rank == 0 and not is_served:
+                # At this address only: torch's own listener would be open to every network.
+                listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+                options |= {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener.detach()}
+            self._store = TCPStore(host, port, **options)
+        return self._store
+
+
+if __name__ == "__main__":
+    main()

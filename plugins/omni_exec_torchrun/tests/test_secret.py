@@ -1,0 +1,64 @@
+"""A secret is long enough, and nobody else can read it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from omni_core.errors import ConfigError
+from omni_exec_torchrun.secret import (
+    SECRET_FILE_VARIABLE,
+    SECRET_VARIABLE,
+    check_secret,
+    load_secret,
+    new_secret,
+    write_secret,
+)
+
+
+def test_from_the_environment() -> None:
+    assert load_secret(environment={SECRET_VARIABLE: " 0123456789abcdef\n"}) == b"0123456789abcdef"
+    assert load_secret(environment={}) is None
+
+
+def test_through_a_file(tmp_path: Path) -> None:
+    secret = new_secret()
+    path = tmp_path / "secret"
+    write_secret(path, secret)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert load_secret(path) == secret
+    assert load_secret(environment={SECRET_FILE_VARIABLE: str(path)}) == secret
+    assert load_secret(environment={SECRET_VARIABLE: secret.decode()}) == secret
+    with pytest.raises(FileExistsError):
+        write_secret(path, secret)
+
+
+def test_fresh_ones_differ() -> None:
+    assert new_secret() != new_secret()
+    assert check_secret(new_secret(), "here")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602])
+def test_a_file_that_others_can_read(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "secret"
+    write_secret(path, new_secret())
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        load_secret(path)
+
+
+def test_what_is_no_secret(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="openssl rand"):
+        load_secret(environment={SECRET_VARIABLE: "short"})
+    with pytest.raises(ConfigError, match="No such file"):
+        load_secret(tmp_path / "missing")
+    with pytest.raises(ConfigError, match="is not a file"):
+        load_secret(tmp_path)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ConfigError, match="is not a file"):
+        load_secret(tmp_path / "pipe")
+    write_secret(tmp_path / "empty", b"")
+    with pytest.raises(ConfigError, match="has 0 bytes"):
+        load_secret(tmp_path / "empty")
