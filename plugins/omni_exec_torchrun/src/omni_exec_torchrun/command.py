@@ -12,6 +12,7 @@ import click
 @click.option("--rdzv-id", default="omni", show_default=True, help="Name of the meeting, the driver's.")
 @click.option("--nnodes", default="2", show_default=True, metavar="N | MIN:MAX", help="Nodes, as for the driver.")
 @click.option("--nproc-per-node", default=1, show_default=True, type=click.IntRange(1), help="Ranks on this machine.")
+@click.option("--node-timeout", default=15, show_default=True, type=click.IntRange(3), help="node_timeout_s there.")
 @click.option("--max-restarts", default=3, show_default=True, type=click.IntRange(0), help="As for the driver.")
 @click.option(
     "--secret-file",
@@ -24,6 +25,7 @@ def torchrun_worker(  # noqa: PLR0917  # click passes them by name
     rdzv_id: str,
     nnodes: str,
     nproc_per_node: int,
+    node_timeout: int,
     max_restarts: int,
     secret_file: Path | None,
     address: str | None,
@@ -39,6 +41,7 @@ def torchrun_worker(  # noqa: PLR0917  # click passes them by name
         rdzv_id=rdzv_id,
         nnodes=nnodes,
         nproc_per_node=nproc_per_node,
+        node_timeout_s=node_timeout,
         max_restarts=max_restarts,
         master_addr=address,
     )

@@ -15,6 +15,7 @@ from omni_core.remote.executor import RemoteExecutor, worker_config
 from omni_core.remote.reactor import Reactor
 from omni_core.remote.replica import ReplicaEvents
 from omni_exec_torchrun.arrival import Arrivals
+from omni_exec_torchrun.authentication import tune
 from omni_exec_torchrun.control_port import ControlPort
 from omni_exec_torchrun.group import LaunchGroup
 from omni_exec_torchrun.launch_settings import LaunchSettings, parse_nnodes
@@ -147,7 +148,8 @@ class DriverExecutor(RemoteExecutor):
         if "OMP_NUM_THREADS" not in os.environ:
             # torchrun's own launcher sets 1 for more than one rank; the rank's own number is set when it is made.
             environment["OMP_NUM_THREADS"] = "1"
-        return LaunchSettings(
+        return LaunchSettings.for_nodes(
+            options.node_timeout_s,
             model=self.config.model,
             nnodes=options.nnodes,
             nproc_per_node=self._nproc_per_node,
@@ -162,6 +164,7 @@ class DriverExecutor(RemoteExecutor):
         )
 
     def _connected(self, connection: socket.socket, hello: dict[str, Any], address: str) -> None:
+        tune(connection, self._options.node_timeout_s)
         arrival = self._arrivals.add(connection, hello, address)
         if arrival is None:
             return

@@ -6,10 +6,13 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from omni_core.errors import ConfigError
 from omni_exec_torchrun.address import parse_address
 
+# That many a node may miss before it counts as lost.
+_SIGNS_OF_LIFE = 3
 WORKER_MODULE = "omni_exec_torchrun.worker"
 
 
@@ -86,6 +89,21 @@ class LaunchSettings:
         for name in ("max_restarts", "stop_grace_s"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, and it is {getattr(self, name)}")
+
+    @classmethod
+    def for_nodes(cls, node_timeout_s: int, **fields: Any) -> LaunchSettings:
+        """Return settings with which a node counts as lost after a time.
+
+        Args:
+            node_timeout_s: Seconds without a sign of life.
+            fields: The others.
+        """
+        return cls(
+            keep_alive_interval_s=node_timeout_s // _SIGNS_OF_LIFE,
+            keep_alive_attempts=_SIGNS_OF_LIFE,
+            read_timeout_s=node_timeout_s,
+            **fields,
+        )
 
     @property
     def lost_after_s(self) -> int:

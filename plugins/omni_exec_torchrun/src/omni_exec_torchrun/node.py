@@ -93,6 +93,7 @@ def node_settings(
     rdzv_id: str,
     nnodes: str,
     nproc_per_node: int = 1,
+    node_timeout_s: int = 15,
     **others: Any,
 ) -> LaunchSettings:
     """Return the settings of a node, checked.
@@ -102,14 +103,20 @@ def node_settings(
         rdzv_id: Name of the meeting: the driver's.
         nnodes: Number of nodes, or `"fewest:most"`: the driver's.
         nproc_per_node: Ranks to run here.
+        node_timeout_s: Seconds without a sign of life after which another node is lost: the driver's.
         others: Further fields of `LaunchSettings`.
 
     Raises:
         ConfigError: One of them cannot be meant.
     """
     parse_address(rdzv_endpoint)
-    return LaunchSettings(
-        rdzv_endpoint=rdzv_endpoint, rdzv_id=rdzv_id, nnodes=nnodes, nproc_per_node=nproc_per_node, **others
+    return LaunchSettings.for_nodes(
+        node_timeout_s,
+        rdzv_endpoint=rdzv_endpoint,
+        rdzv_id=rdzv_id,
+        nnodes=nnodes,
+        nproc_per_node=nproc_per_node,
+        **others,
     )
 
 

@@ -29,6 +29,9 @@ class TorchrunOptions(RemoteOptions):
     join_timeout_s: int = Field(
         600, ge=1, description="Seconds to wait for the fewest nodes before the start counts as failed."
     )
+    node_timeout_s: int = Field(
+        15, ge=3, description="Seconds without a sign of life after which another node, or the way to it, is lost."
+    )
     max_restarts: int = Field(
         3,
         ge=0,
