@@ -169,3 +169,22 @@ def test_several_nodes_need_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"nnodes": "2", "rdzv_endpoint": "127.0.0.1:29511", "master_addr": "127.0.0.1"}
     with pytest.raises(ConfigError, match="openssl rand"):
         DiffusionEngine(config(data_parallel_size=2, executor_options=options))
+
+
+def test_ranks_that_share_the_sequence_give_the_same() -> None:
+    request = OmniDiffusionRequest(
+        prompt="a cat",
+        seed=1,
+        height=16,
+        width=16,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        output_type="np",
+        extra_args={"num_frames": 5},
+    )
+    frames = []
+    for sizes in ({"executor_class": "inline"}, {"ulysses_degree": 2}):
+        with DiffusionEngine(config("video", **sizes)) as engine:
+            [output] = engine.step([request])
+            frames.append(np.asarray(output.raise_for_error().output["frames"]))
+    assert np.abs(frames[0] - frames[1]).max() <= 1e-4

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
-from omni_core.executor import WORKER_OPTIONS, DiffusionExecutor
+from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
 from omni_core.remote.reactor import Reactor, run_in
 from omni_core.remote.replica import Replica, ReplicaEvents
@@ -41,11 +41,7 @@ class RemoteExecutor(DiffusionExecutor):
     A subclass says how replicas are made (`make_replicas`) and what else is to be let go of (`release`).
     """
 
-    supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS | {
-        "data_parallel_size",
-        "cfg_parallel_size",
-        "step_timeout_s",
-    }
+    supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS | PARALLEL_OPTIONS | {"step_timeout_s"}
     runs_diffusion_worker: ClassVar[bool] = True
     can_interrupt: ClassVar[bool] = True
 

@@ -16,7 +16,7 @@ from omni_core.errors import OmniError, WorkerDiedError
 from omni_core.testing import calls
 from omni_core.testing.base import LONG, ConformanceBase
 from omni_core.testing.bounds import in_threads, wait_until
-from omni_core.testing.footprint import identity, is_alive
+from omni_core.testing.footprint import HAS_PROC, identity, is_alive, is_stopped
 from omni_core.testing.injection import fault
 
 # Seconds within which whoever waits must hear of a death.
@@ -29,6 +29,8 @@ def stopped(pids: list[int]) -> Iterator[None]:
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
+        if HAS_PROC:  # the signal was sent, but on a busy machine a thread may still get to do something
+            wait_until(lambda: all(map(is_stopped, pids)), "the workers are held up")
         yield
     finally:
         for pid in pids:

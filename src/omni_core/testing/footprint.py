@@ -78,6 +78,14 @@ def is_alive(process: tuple[int, str]) -> bool:
     return stat is not None and stat[0] not in "ZX" and stat[19] == process[1]
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether all threads of a process are held up by a signal, or it has ended."""
+    with contextlib.suppress(OSError, IndexError):
+        tasks = (_PROC / str(pid) / "task").iterdir()
+        return all((task / "stat").read_text().rpartition(")")[2].split()[0] in "TZX" for task in tasks)
+    return True
+
+
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time that a process has used."""
     with contextlib.suppress(OSError, ValueError, IndexError):

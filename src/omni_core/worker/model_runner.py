@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 
+from omni_core.errors import PipelineError
 from omni_core.outputs import ForwardReport, SchedulerOutput, StackingStats, StepOutput
 from omni_core.request import OmniDiffusionRequest
 from omni_core.worker.denoiser_call import DenoiserCall
@@ -14,7 +15,8 @@ from omni_core.worker.denoisers import SuspendablePipeline
 from omni_core.worker.interrupt import Interrupt
 from omni_core.worker.loader import LoadedPipeline
 from omni_core.worker.lockstep import Lockstep
-from omni_core.worker.rank_group import RankGroup, RankGroupError
+from omni_core.worker.rank_group import RankGroupError
+from omni_core.worker.replica_ranks import ReplicaRanks
 from omni_core.worker.row_parallel import RowParallel
 from omni_core.worker.side_thread import SideThread, has_room_for_side_thread
 from omni_core.worker.task import PipelineTask, suspend_autoencoder_call, suspend_denoiser_call
@@ -22,6 +24,12 @@ from omni_core.worker.task_state import StateSwitch
 from omni_core.worker.verified import StackingMode, VerifiedStacking
 
 EDITS = "the pipeline puts attention processors or hooks into the model"
+
+# Such processors would let each rank attend to its own part of the sequence only, and nothing would say so.
+NOT_SPLIT_BY_SEQUENCE = (
+    "The pipeline puts attention processors of its own into the model for this request. They know nothing of sequence "
+    "parallelism: use ulysses_degree = 1 and ring_degree = 1, or leave out the guidance that does it."
+)
 
 
 class ModelRunner:
@@ -33,20 +41,21 @@ class ModelRunner:
     Args:
         loaded: The pipeline that all requests share.
         stacking: Whether and how calls are stacked.
-        group: The ranks that share each call's rows; all are given the same work. None: this rank is the only one.
+        ranks: The ranks of the replica; all are given the same work. None: this rank is the only one.
     """
 
     def __init__(
-        self, loaded: LoadedPipeline, stacking: StackingMode = "verified", group: RankGroup | None = None
+        self, loaded: LoadedPipeline, stacking: StackingMode = "verified", ranks: ReplicaRanks | None = None
     ) -> None:
         self.loaded = loaded
         self._suspendable = SuspendablePipeline(loaded.pipeline, suspend_denoiser_call, suspend_autoencoder_call)
         self._interrupt = Interrupt()
         self._lockstep: Lockstep | None = None
         self._rows: RowParallel | None = None
-        if group is not None and group.world_size > 1:
-            self._lockstep = Lockstep(group, self._interrupt)
-            self._rows = RowParallel(group, StackingStats())
+        self._splits_sequence = ranks is not None and ranks.layout.sequence > 1
+        if ranks is not None and ranks.everyone.world_size > 1:
+            self._lockstep = Lockstep(ranks.everyone, self._interrupt)
+            self._rows = RowParallel(ranks.everyone, StackingStats(), ranks.rows, ranks.peers)
         self._stacking = VerifiedStacking(stacking, self._rows)
         self._switch = StateSwitch(loaded.device)
         self._side: SideThread | None = None
@@ -190,6 +199,9 @@ class ModelRunner:
 
     def _run_on_ranks(self, task: PipelineTask, call: DenoiserCall, rows: RowParallel) -> None:
         """Run one task's call on all ranks. Not inside of the task, so that no pipeline handles the loss of a rank."""
+        if self._splits_sequence and task.state.edits.changes_processors:
+            task.resume_with_error(PipelineError(NOT_SPLIT_BY_SEQUENCE))
+            return
         whole = None
         if task.state.edits.is_active:
             whole = EDITS

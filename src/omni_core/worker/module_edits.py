@@ -59,6 +59,11 @@ class ModuleEdits:
         """Whether the request has changed anything, so that its calls must be run alone."""
         return bool(self._processors or self._hooks)
 
+    @property
+    def changes_processors(self) -> bool:
+        """Whether the request has put attention processors in place."""
+        return bool(self._processors)
+
     def swap_in(self) -> None:
         """Make the request's changes."""
         parts = self._parts

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import importlib
 import pickle
 import struct
-import threading
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,14 +15,14 @@ from torch.distributed.distributed_c10d import Store
 from omni_core.errors import ExecutorError
 from omni_core.worker.loader import resolve_device
 from omni_core.worker.network_interface import listening_on, local_interface
+from omni_core.worker.object_transfer import NotSent, bytes_tensor, pickled
+from omni_core.worker.process_groups import all_gather, end, make_default, new_part
 
 # A broadcast object up to this size travels in one message, with its length.
 _MESSAGE_BYTES = 4096
 _LENGTH = struct.Struct("<Q")
 # Most values in one `agree_all`. All have the same length, so that ranks that lost step still get their error.
 _MOST_VALUES = 6
-# Seconds that closing may take.
-_CLOSE_S = 5.0
 
 
 class RankGroupError(ExecutorError):
@@ -42,11 +38,17 @@ class RankGroup:
     Args:
         process_group: What connects the ranks; None for a single rank. It must have a backend for CPU tensors.
         owns: Whether `close` destroys torch's default process group.
+        interface: Network interface on which parts of it are to listen. None: what the backends choose.
     """
 
-    def __init__(self, process_group: dist.ProcessGroup | None, owns: bool = False) -> None:
+    def __init__(
+        self, process_group: dist.ProcessGroup | None, owns: bool = False, interface: str | None = None
+    ) -> None:
         self._group = process_group
         self._owns = owns
+        self._interface = interface
+        self._parts: dict[tuple[tuple[int, ...], ...], RankGroup] = {}
+        self._releases: list[Callable[[], None]] = []
         self._broken = ""
         self.rank = 0 if process_group is None else process_group.rank()
         self.world_size = 1 if process_group is None else process_group.size()
@@ -72,6 +74,7 @@ class RankGroup:
         device: str | torch.device = "cpu",
         timeout_s: float = 60.0,
         interface: str | None = None,
+        backend: str = "auto",
     ) -> RankGroup:
         """Meet the other ranks: set up torch's default process group.
 
@@ -83,6 +86,7 @@ class RankGroup:
             timeout_s: Seconds to wait for the others, here and in every method.
             interface: Network interface to listen on. Unset: what `GLOO_SOCKET_IFNAME` and `NCCL_SOCKET_IFNAME` say,
                 else loopback if the rendezvous is on this machine, else what the backends choose.
+            backend: "gloo", or "nccl" with gloo beside it. "auto" is the latter where the ranks compute on CUDA.
 
         Raises:
             RankGroupError: The others did not come in time, or this process has a default process group already.
@@ -96,28 +100,21 @@ class RankGroup:
             raise RankGroupError(
                 f"{where}: this process has a default process group already. Use RankGroup.within(process_group)."
             )
-        # Its functions have the default group of the time of their import as a default argument. Imported later (by
-        # diffusers), they would hold the group for ever, and its connections would outlive `abort`.
-        importlib.import_module("torch.distributed.nn.functional")
         place = resolve_device(device) if isinstance(device, str) else device
-        options: dict[str, Any] = {"store": rendezvous}
         if isinstance(rendezvous, str):
-            options = {"init_method": rendezvous}
             interface = interface or local_interface(rendezvous)
-        if place.type == "cuda":
-            index = torch.cuda.current_device() if place.index is None else place.index
-            options["device_id"] = torch.device("cuda", index)
         try:
-            with listening_on(interface):
-                dist.init_process_group(
-                    "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
-                    rank=rank,
-                    world_size=world_size,
-                    timeout=datetime.timedelta(seconds=timeout_s),
-                    **options,
-                )
-                group = cls(dist.group.WORLD, owns=True)
-                group.agree_all("connected", [])
+            make_default(
+                rank,
+                world_size,
+                rendezvous,
+                device=place,
+                timeout_s=timeout_s,
+                interface=interface,
+                backend=backend,
+            )
+            group = cls(dist.group.WORLD, owns=True, interface=interface)
+            group.agree_all("connected", [])
         except RankGroupError:
             group.close()
             raise
@@ -126,6 +123,46 @@ class RankGroup:
                 f"{where} could not connect to the others within {timeout_s:g} s: {_first_line(error)}"
             ) from error
         return group
+
+    @property
+    def process_group(self) -> dist.ProcessGroup:
+        """What connects the ranks. Hold on to it no longer than until `on_release` calls.
+
+        Raises:
+            RankGroupError: There is none: a single rank, or the group is closed.
+        """
+        if self._group is None:
+            raise RankGroupError(f"The group of this replica's ranks is of no further use: {self._broken or 'alone'}.")
+        return self._group
+
+    def split(self, parts: Sequence[Sequence[int]]) -> RankGroup:
+        """Return the group of the ranks that are in one part with this one. It ends with this group.
+
+        Args:
+            parts: All ranks, each in one part, ascending. The same on all ranks, and all must call. The same parts
+                give the same group again.
+
+        Raises:
+            RankGroupError: The ranks could not connect.
+        """
+        key = tuple(tuple(part) for part in parts)
+        if self.world_size == 1:
+            return self
+        if key not in self._parts:
+            try:
+                with listening_on(self._interface):
+                    self._parts[key] = RankGroup(new_part(self.process_group, key))
+            except (RuntimeError, ValueError, OSError) as error:
+                self._broken = _first_line(error)
+                raise RankGroupError(f"The ranks {key} of this replica could not connect: {self._broken}") from error
+        return self._parts[key]
+
+    def on_release(self, release: Callable[[], None]) -> None:
+        """Call `release` when the group ends: it lets go of what refers to the process groups of the parts.
+
+        Connections are closed when nothing refers to them any more, and not before.
+        """
+        self._releases.append(release)
 
     def agree(self, value: float) -> float:
         """Return the largest `value` of all ranks.
@@ -167,7 +204,7 @@ class RankGroup:
         """
         if self.world_size == 1:
             return value
-        data = _pickled(value) if self.rank == 0 else b""
+        data = pickled(value) if self.rank == 0 else b""
         room = _MESSAGE_BYTES - _LENGTH.size
         message = self._message.numpy().data
         if self.rank == 0:
@@ -178,11 +215,11 @@ class RankGroup:
         if self.rank != 0:
             data = bytes(message[_LENGTH.size : _LENGTH.size + min(room, length)])
         if length > room:
-            rest = _bytes_tensor(data[room:]) if self.rank == 0 else torch.empty(length - room, dtype=torch.uint8)
+            rest = bytes_tensor(data[room:]) if self.rank == 0 else torch.empty(length - room, dtype=torch.uint8)
             self._communicate(lambda group: dist.broadcast(rest, group=group, group_src=0))
             data = data if self.rank == 0 else data + bytes(rest.numpy())
         found = pickle.loads(data)  # noqa: S301  # from a rank of our own
-        if isinstance(found, _NotSent):
+        if isinstance(found, NotSent):
             raise TypeError(found.reason)
         return value if self.rank == 0 else found
 
@@ -228,7 +265,7 @@ class RankGroup:
         # As bytes: not every backend knows every dtype.
         sent, received = mine.view(-1).view(torch.uint8), buffer.view(-1).view(torch.uint8)
         if received.numel():
-            self._communicate(lambda group: _all_gather(received, sent, group))
+            self._communicate(lambda group: all_gather(received, sent, group))
         if min(counts) == most:
             return buffer
         return torch.cat([buffer[rank * most : rank * most + count] for rank, count in enumerate(counts)])
@@ -242,13 +279,19 @@ class RankGroup:
         """Let go of the others. Waits for nobody, and is harmless when called twice."""
         group, self._group = self._group, None
         was_broken, self._broken = bool(self._broken), self._broken or "it was closed"
-        if group is None or not self._owns or not dist.is_initialized():
+        for release in self._releases:
+            release()
+        ended: list[dist.ProcessGroup | None] = []
+        for part in self._parts.values():
+            if part._group is not None:
+                ended.append(part._group)
+            part._group, part._broken = None, self._broken
+        if group is None or not dist.is_initialized():
             return
+        if self._owns:
+            ended = [None]  # the default process group, and with it all others
         del group
-        # In a thread, because NCCL may wait for a peer that is dead.
-        closing = threading.Thread(target=_destroy, args=(was_broken,), name="omni-rank-group-close", daemon=True)
-        closing.start()
-        closing.join(_CLOSE_S)
+        end(ended, was_broken)
 
     def _communicate(self, collective: Callable[[dist.ProcessGroup], Any]) -> None:
         if self._group is None or self._broken:
@@ -262,47 +305,14 @@ class RankGroup:
             ) from error
 
     def _gather_objects(self, value: Any) -> list[Any]:
-        data = _pickled(value)
+        data = pickled(value)
         lengths = torch.zeros(self.world_size, dtype=torch.int64)
         lengths[self.rank] = len(data)
         self._communicate(lambda group: dist.all_reduce(lengths, dist.ReduceOp.MAX, group))
         counts: list[int] = lengths.tolist()
-        parts = torch.split(self.all_gather_rows(_bytes_tensor(data), counts), counts)
+        parts = torch.split(self.all_gather_rows(bytes_tensor(data), counts), counts)
         values = [pickle.loads(bytes(part.numpy())) for part in parts]  # noqa: S301  # from ranks of our own
-        return [None if isinstance(found, _NotSent) else found for found in values]
-
-
-class _NotSent:
-    """Travels in place of a value that does not pickle, so that nobody waits for it in vain."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-
-def _pickled(value: Any) -> bytes:
-    try:
-        return pickle.dumps(value, protocol=5)
-    except Exception as error:
-        reason = f"an object cannot be sent to the other ranks: {type(error).__name__}: {error}"
-        return pickle.dumps(_NotSent(reason), protocol=5)
-
-
-def _bytes_tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def _all_gather(received: torch.Tensor, sent: torch.Tensor, group: dist.ProcessGroup) -> None:
-    # Renamed in torch 2.13, and the old name warns there.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(received, sent, group=group)
-
-
-def _destroy(was_broken: bool) -> None:
-    with contextlib.suppress(Exception):
-        if was_broken:
-            dist.distributed_c10d._abort_process_group()  # there is no public way that waits for nobody
-        else:
-            dist.destroy_process_group()
+        return [None if isinstance(found, NotSent) else found for found in values]
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,6 +4,8 @@ With classifier-free guidance in one batch this is CFG parallelism, for every st
 is assumed of a model: the first call of each kind is also run whole on every rank, and if the results differ, that kind
 runs whole from then on.
 
+A part may itself be computed by several ranks together, with sequence or tensor parallelism inside of the model.
+
 All ranks take the same way through this module. What one rank alone can know (an error, memory that ran out, a
 difference) is agreed on before anything hangs on it, and no collective is entered before all are known to come.
 """
@@ -21,6 +23,7 @@ import torch
 from omni_core.outputs import StackingStats
 from omni_core.worker.denoiser_call import DenoiserCall, copy_containers
 from omni_core.worker.difference import agreed_difference
+from omni_core.worker.forward_peers import ForwardPeers
 from omni_core.worker.rank_group import RankGroup, RankGroupError
 from omni_core.worker.refusals import note_not_split
 from omni_core.worker.row_split import NotSplitError, OutputPart, RowSplit, candidate_splits, gather_entries, row_counts
@@ -39,13 +42,19 @@ class RowParallel:
     """Runs denoiser calls with their rows split over the ranks, and gives every rank the whole result.
 
     Args:
-        group: The ranks.
+        group: All ranks of the replica, which make the same calls and come to the same verdicts.
         stats: Where refused kinds are recorded.
+        rows: Those over which rows are split. None: all.
+        peers: Those that compute each forward together with this one. None: it computes alone.
     """
 
-    def __init__(self, group: RankGroup, stats: StackingStats) -> None:
+    def __init__(
+        self, group: RankGroup, stats: StackingStats, rows: RankGroup | None = None, peers: ForwardPeers | None = None
+    ) -> None:
         self.group = group
         self.stats = stats
+        self._rows = group if rows is None else rows
+        self._peers = peers
         # What each kind and number of rows came to: a split that is right, or None.
         self._splits: dict[Hashable, RowSplit | None] = {}
 
@@ -61,7 +70,7 @@ class RowParallel:
         """
         call = DenoiserCall.unexamined(module, args, kwargs)
         records_gradients = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        if call.rows < self.group.world_size or records_gradients:
+        if call.rows < self._rows.world_size or self._rows.world_size == 1 or records_gradients:
             return self._run_whole(call)
         call.examine()
         if call.rows == 0:
@@ -91,7 +100,7 @@ class RowParallel:
         return result
 
     def _run_split(self, split: RowSplit, call: DenoiserCall) -> Any:
-        group = self.group
+        group = self._rows
         if split.row_lists:
             call = DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True)
         counts = row_counts(call.rows, group.world_size)
@@ -169,10 +178,13 @@ class RowParallel:
 
         Raises:
             Exception: What `run` raised, here or on another rank.
+            RankGroupError: A rank is gone, or one of those that compute a forward together raised alone.
         """
         failure: Exception | None = None
         try:
-            result, numbers = run()
+            result, numbers = run() if self._peers is None else self._peers.run(run)
+        except RankGroupError:
+            raise
         except Exception as error:
             failure = error
         status = _OK
@@ -180,6 +192,8 @@ class RowParallel:
             status, numbers = _OUT_OF_MEMORY if isinstance(failure, torch.OutOfMemoryError) else _RAISED, ()
         purpose = f"{what}: {type(call.module).__name__}, {call.rows} rows"
         worst, *agreed = self.group.agree_all(purpose, [status, *numbers, *[0.0] * (2 - len(numbers))])
+        if self._peers is not None:
+            self._peers.forget_failure()
         if worst != _OK:
             raise self._common_error(failure if status == worst else None)
         return result, agreed

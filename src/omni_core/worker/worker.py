@@ -19,9 +19,12 @@ from omni_core.log import get_logger
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StackingStats, StepOutput
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import OmniDiffusionRequest
-from omni_core.worker.loader import load_pipeline
+from omni_core.worker.loader import load_pipeline, resolve_device
 from omni_core.worker.model_runner import ModelRunner
+from omni_core.worker.parallel_layout import ParallelLayout
 from omni_core.worker.rank_group import RankGroup
+from omni_core.worker.replica_ranks import ReplicaRanks
+from omni_core.worker.shared_forwards import enable, refuse_impossible
 
 log = get_logger(__name__)
 
@@ -37,12 +40,13 @@ class DiffusionWorker:
         rank: Its rank within the replica.
         hooks: Plugins to tell when the pipeline is loaded.
         pipeline: A pipeline object to use instead of loading `config.model`.
-        group: The ranks of the replica, `config.cfg_parallel_size` of them, which are all given the same calls. Its
+        group: The ranks of the replica, `config.ranks_per_replica` of them, which are all given the same calls. Its
             owner closes it. Needed if there is more than one.
 
     Raises:
         ModelLoadError: The pipeline could not be built.
         ConfigError: It cannot do what the configuration asks for.
+        RankGroupError: The ranks could not connect.
     """
 
     def __init__(
@@ -57,11 +61,15 @@ class DiffusionWorker:
     ) -> None:
         self.config = config
         self.group = group or RankGroup.alone()
-        if self.group.world_size != config.cfg_parallel_size:
+        if self.group.world_size != config.ranks_per_replica:
             raise ConfigError(
-                f"cfg_parallel_size = {config.cfg_parallel_size}, but this worker is one of {self.group.world_size} "
-                "that share the rows of a forward."
+                f"cfg_parallel_size = {config.cfg_parallel_size}, ring_degree = {config.ring_degree}, "
+                f"ulysses_degree = {config.ulysses_degree} and tensor_parallel_size = {config.tensor_parallel_size} "
+                f"make {config.ranks_per_replica} ranks, but this worker is one of {self.group.world_size}."
             )
+        device = resolve_device(config.device, pipeline)
+        refuse_impossible(config, device)
+        self._ranks = ReplicaRanks(self.group, ParallelLayout.of(config), device)
         self.replica = replica
         self.rank = rank
         self._hooks = hooks
@@ -110,7 +118,7 @@ class DiffusionWorker:
             One output per request, in their order.
         """
         # A runner of its own, so that no output of a request that runs step by step comes out here.
-        runner = ModelRunner(self._awake().loaded, self.config.stacking, self.group)
+        runner = ModelRunner(self._awake().loaded, self.config.stacking, self._ranks)
         outputs: dict[str, OmniRequestOutput] = {}
         wave = tuple(request.request_id for request in requests)
         step = SchedulerOutput(new_requests=list(requests), waves=[wave])
@@ -168,12 +176,18 @@ class DiffusionWorker:
         is woken.
 
         Raises:
-            ExecutorError: Level 2 of a pipeline object that was given: it could not be loaded again.
+            ExecutorError: Level 2 of a pipeline object that was given: it could not be loaded again. Level 1 with
+                tensor parallelism.
         """
         if level >= 2 and self._given_pipeline is not None:
             raise ExecutorError(
                 "sleep(level=2) drops the weights, but this pipeline was given as an object and cannot be loaded "
                 "again. Use level=1, or set model."
+            )
+        if level == 1 and self.config.tensor_parallel_size > 1:
+            raise ExecutorError(
+                "sleep(level=1) moves the weights to host memory, but with tensor_parallel_size they belong to the "
+                "accelerators that share them. Use level=2."
             )
         if level <= self._sleep_level:
             return
@@ -207,7 +221,8 @@ class DiffusionWorker:
         loaded = load_pipeline(self.config, self._given_pipeline, self._hooks, self)
         self._info: PipelineInfo = loaded.info
         self._device: torch.device = loaded.device
-        self._runner = ModelRunner(loaded, self.config.stacking, self.group)
+        enable(loaded, self.config, self._ranks)
+        self._runner = ModelRunner(loaded, self.config.stacking, self._ranks)
         return self._runner
 
     def _awake(self) -> ModelRunner:

@@ -8,7 +8,7 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from omni_core.errors import ConfigError
 from omni_core.remote.executor import RemoteExecutor, worker_config
@@ -31,12 +31,6 @@ class DriverExecutor(RemoteExecutor):
     On one node each replica is a launch of its own, so that a death in one leaves the others alone. Over several nodes
     all ranks are one launch, and are started again together.
     """
-
-    supported_options: ClassVar[frozenset[str]] = RemoteExecutor.supported_options | {
-        "ulysses_degree",
-        "ring_degree",
-        "tensor_parallel_size",
-    }
 
     def _init_executor(self) -> None:
         self._options: TorchrunOptions = self.options or TorchrunOptions()  # none if it was given as a class

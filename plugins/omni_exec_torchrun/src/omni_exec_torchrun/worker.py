@@ -116,6 +116,7 @@ class TorchrunRank:
                 device=config.device,
                 timeout_s=setup.timeout_s,
                 interface=self._interface(),
+                backend=setup.backend,
             )
         return worker_class(config)(config, replica=setup.replica, rank=setup.rank, hooks=default_registry(), **more)
 
