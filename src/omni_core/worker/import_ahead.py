@@ -12,28 +12,34 @@ from pathlib import Path
 _MODULES = ("omni_core.worker.worker", "omni_core.plugins", "diffusers", "diffusers.pipelines.pipeline_utils")
 
 
-def import_ahead(model: str | None) -> None:
-    """Import what a worker needs, and leave out what cannot be imported: the worker will say why.
-
-    Args:
-        model: What it will load: a folder, an import path, a hub id, or None for the small model.
-    """
+def import_common() -> None:
+    """Import what every worker needs, and leave out what cannot be imported: the worker will say why."""
     for module in _MODULES:
         with contextlib.suppress(Exception):
             importlib.import_module(module)
+    _keep()
+
+
+def import_classes(model: str | None) -> None:
+    """Import the classes of the pipeline in a folder, which takes longer than to load it; of nothing else, none.
+
+    Only those of diffusers and transformers: modules of anybody else's belong in workers alone.
+
+    Args:
+        model: What a worker will load: a folder, an import path, a hub id, or None for the small model.
+    """
     with contextlib.suppress(Exception):
-        _import_classes(model)
+        from omni_core.worker.loader import SMALL_MODEL
+
+        folder = SMALL_MODEL if model is None else Path(model)
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        getattr(importlib.import_module("diffusers"), index["_class_name"])
+        for value in index.values():
+            if isinstance(value, list) and len(value) == 2 and value[0] in ("diffusers", "transformers"):
+                getattr(importlib.import_module(value[0]), value[1])
+    _keep()
+
+
+def _keep() -> None:
     gc.collect()
     gc.freeze()  # or the first collection of every worker would copy all pages
-
-
-def _import_classes(model: str | None) -> None:
-    """Import the classes of the pipeline in a folder: by far the most of what loading it takes."""
-    from omni_core.worker.loader import SMALL_MODEL
-
-    folder = SMALL_MODEL if model is None else Path(model)
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    getattr(importlib.import_module("diffusers"), index["_class_name"])
-    for value in index.values():
-        if isinstance(value, list) and len(value) == 2 and value[0] in ("diffusers", "transformers"):
-            getattr(importlib.import_module(value[0]), value[1])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 
+from omni_core.errors import StartupError
+from omni_core.log import get_logger
 from omni_core.remote.executor import RemoteExecutor, worker_config
-from omni_core.remote.output import WorkerOutput
 from omni_core.remote.reactor import Reactor
 from omni_core.remote.replica import ReplicaEvents
+from omni_exec_multiproc.fork_client import ForkClient
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.replica import ProcessReplica
-from omni_exec_multiproc.starter import ForkServer, Spawner, Starter, has_fork_server
+from omni_exec_multiproc.starter import Spawner, Starter, has_fork_server
+from omni_exec_multiproc.warm import SharedServer, current
+
+log = get_logger(__name__)
 
 
 class MultiprocExecutor(RemoteExecutor):
@@ -22,7 +28,6 @@ class MultiprocExecutor(RemoteExecutor):
     def _init_executor(self) -> None:
         self._options: MultiprocOptions = self.options or MultiprocOptions()  # none if it was given as a class
         self._process_replicas: list[ProcessReplica] = []
-        self._server_output: WorkerOutput | None = None
         self._starter: Starter | None = None
         super()._init_executor()
 
@@ -40,18 +45,36 @@ class MultiprocExecutor(RemoteExecutor):
         """Let go of what has started the workers."""
         if self._starter is not None:
             self._starter.close()
-        if self._server_output is not None:
-            self._server_output.close()
 
     def _make_starter(self, reactor: Reactor) -> Starter:
         method = self._options.start_method
         if method == "spawn" or (method == "auto" and not has_fork_server()):
             return Spawner(self._process_ended)
-        self._server_output = WorkerOutput(reactor, {"process": "fork server"})
+        return ForkClient(reactor, self.config.model, self._process_ended, self._connect_shared())
+
+    def _connect_shared(self) -> socket.socket | None:
+        """Return a connection to the fork server to share with other engines, if there is one that will do."""
+        folder = self._options.fork_server
+        server = SharedServer(folder) if folder is not None else None
+        if server is None and self._options.start_method == "auto":
+            server = current()
+        if server is None:
+            return None
         try:
-            return ForkServer(reactor, self.config.model, self._server_output.write_fd, self._process_ended)
-        finally:
-            self._server_output.close_write_end()
+            different = server.differences()
+            if not different:
+                return server.connect()
+        except (OSError, ValueError) as error:
+            problem = f"There is no fork server to share in {server.folder}: {error}"
+        else:
+            problem = (
+                f"The fork server in {server.folder} has not what its libraries would see here when they are imported: "
+                f"different is {', '.join(different)}"
+            )
+        if folder is not None:
+            raise StartupError(f"{problem}. Leave executor_options['fork_server'] out for a server of its own.")
+        log.warning("an engine starts a fork server of its own", reason=problem)
+        return None
 
     def _process_ended(self, pid: int, exit_code: int) -> None:
         for replica in self._process_replicas:

@@ -1,109 +1,235 @@
 """A process that has imported torch and diffusers and does nothing but fork workers: the second starts in no time.
 
-It never computes, so it has no threads and no CUDA context, and forking it is safe. It ends with its driver, and takes
-its workers along.
+It never computes, so it has no threads and no CUDA context, and forking it is safe. It ends with its owner, and takes
+the workers along. An engine has one of its own; or several engines, of several processes, share one (`warm.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import json
 import os
 import random
-import select
+import selectors
+import shutil
 import signal
 import socket
-from pathlib import Path
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
 
 from omni_core.remote.channel import Channel
 from omni_core.remote.process_end import die_with_parent
 from omni_core.remote.worker_main import run_worker
+from omni_core.worker.import_ahead import import_classes, import_common
+from omni_exec_multiproc.fork_messages import FORK, HELLO, NUM_FORK_FDS, peer_of, receive
+from omni_exec_multiproc.surroundings import take_over
 from omni_exec_multiproc.worker_process import make_worker
 
 
-def main(fd: int, model: str | None) -> None:
-    """Serve one driver.
+def serve_owner(fd: int, owner: int) -> None:
+    """Serve the process that has started this one, and nobody else.
 
     Args:
-        fd: A SOCK_SEQPACKET socket. Each request is any text with three file descriptors: the worker's two channels
-            and its output. The answer is `{"pid": …}` with a pidfd. The end of a worker comes as
-            `{"pid": …, "exit_code": …}`, negative for a signal.
-        model: What the workers will load: a folder, an import path, a hub id, or None for the small model.
+        fd: A SOCK_SEQPACKET socket, for what `fork_messages.py` describes.
+        owner: Process id of the owner.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    driver = socket.socket(fileno=fd)
-    # What cannot be imported is left out: the worker will say why.
-    for module in ("omni_core.worker.worker", "omni_core.plugins", "diffusers"):
-        with contextlib.suppress(Exception):
-            importlib.import_module(module)
-    with contextlib.suppress(Exception):
-        _import_classes(model)
-    gc.collect()
-    gc.freeze()  # or the first collection of every worker would copy all pages
-    ended, wake = socket.socketpair()
-    ended.setblocking(False)
-    wake.setblocking(False)
-    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    while True:
-        readable, _, _ = select.select([driver, ended], [], [])
-        if ended in readable:
-            with contextlib.suppress(BlockingIOError):
-                ended.recv(4096)
-            _report_ends(driver)
-        if driver in readable:
-            message, fds, _, _ = socket.recv_fds(driver, 64, 3)
-            if not message:
-                os._exit(0)  # the driver is gone; the kernel kills the workers
-            _fork(driver, fds, [driver, ended, wake])
+    server = _Server(owner)
+    server.add_client(socket.socket(fileno=fd), server.end)
+    server.run()
 
 
-def _import_classes(model: str | None) -> None:
-    """Import the classes of the pipeline in a folder: by far the most of what loading it takes."""
-    from omni_core.worker.loader import SMALL_MODEL
+def serve_many(listener: int, lifeline: int, owner: int, folder: str) -> None:
+    """Serve whoever connects, provided that it is a process of the same user.
 
-    folder = SMALL_MODEL if model is None else Path(model)
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    getattr(importlib.import_module("diffusers"), index["_class_name"])
-    for value in index.values():
-        if isinstance(value, list) and len(value) == 2 and value[0] in ("diffusers", "transformers"):
-            getattr(importlib.import_module(value[0]), value[1])
+    Args:
+        listener: A SOCK_SEQPACKET socket that listens.
+        lifeline: A socket whose other end the owner holds: this process ends with it.
+        owner: Process id of the owner.
+        folder: Where the socket lies; it is removed at the end.
+    """
+    server = _Server(owner, folder)
+    server.watch(socket.socket(fileno=lifeline), server.end)
+    server.listen(socket.socket(fileno=listener))
+    server.run()
 
 
-def _fork(driver: socket.socket, fds: list[int], ours: list[socket.socket]) -> None:
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
+class _Client:
+    """Who asks for workers.
+
+    Attributes:
+        connection: The socket.
+        pidfd: Readable when the process has ended; None if it cannot be told.
+        on_gone: Called when it has gone.
+        workers: The processes that were forked for it and have not ended.
+    """
+
+    def __init__(self, connection: socket.socket, pidfd: int | None, on_gone: Callable[[], None]) -> None:
+        self.connection = connection
+        self.pidfd = pidfd
+        self.on_gone = on_gone
+        self.workers: set[int] = set()
+
+
+class _Server:
+    """Forks workers, and tells each client of the end of its own.
+
+    Args:
+        owner: Process id of the owner; it ends with that.
+        folder: What to remove then.
+    """
+
+    def __init__(self, owner: int, folder: str | None = None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._folder = folder
+        # All files that this process holds are in here: a worker closes them.
+        self._selector = selectors.DefaultSelector()
+        self._clients: list[_Client] = []
+        # Not only by its socket: a process that the owner has forked would hold that open.
+        with contextlib.suppress(OSError):
+            self.watch(os.pidfd_open(owner), self.end)
+        if os.getppid() != owner:
+            self.end()
+        import_common()
+
+    def run(self) -> None:
+        """Serve until the owner is gone."""
+        while True:
+            for key, _ in self._selector.select():
+                # What was done before in this round may have let go of it.
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data()
+
+    def watch(self, file: Any, readable: Callable[[], None]) -> None:
+        """Call `readable()` whenever a file can be read."""
+        self._selector.register(file, selectors.EVENT_READ, readable)
+
+    def listen(self, listener: socket.socket) -> None:
+        """Take up clients that connect."""
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                pid, uid = peer_of(connection)
+                if uid == os.geteuid():
+                    self.add_client(connection, lambda: None, pid)
+                else:
+                    connection.close()
+
+        listener.setblocking(False)
+        self.watch(listener, accept)
+
+    def add_client(self, connection: socket.socket, on_gone: Callable[[], None], pid: int = 0) -> None:
+        """Take up a client.
+
+        Args:
+            connection: The socket.
+            on_gone: Called when it has gone.
+            pid: Its process id, if anybody has to look after it.
+        """
+        pidfd = None
+        if pid:
+            with contextlib.suppress(OSError):
+                pidfd = os.pidfd_open(pid)
+        client = _Client(connection, pidfd, on_gone)
+        # One that does not read must not hold up the others.
+        connection.setblocking(False)
+        self._clients.append(client)
+        self.watch(connection, lambda: self._receive(client))
+        if pidfd is not None:
+            self.watch(pidfd, lambda: self._drop(client))
+
+    def end(self) -> None:
+        """End this process and all workers."""
+        for client in self._clients:
+            _kill(client.workers)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(0)
+
+    def _receive(self, client: _Client) -> None:
         try:
-            die_with_parent(parent)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for one in ours:
-                one.close()
-            gc.unfreeze()
-            random.seed()
-            work, control, output = fds
+            message, fds = receive(client.connection, NUM_FORK_FDS)
+        except BlockingIOError:
+            return
+        try:
+            if message.startswith(HELLO):
+                with contextlib.suppress(Exception):
+                    import_classes(os.fsdecode(message.removeprefix(HELLO)) or None)
+            elif message == FORK and len(fds) == NUM_FORK_FDS:
+                self._fork(client, fds)
+            else:  # its end, or nothing that a client of ours says
+                self._drop(client)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _drop(self, client: _Client) -> None:
+        """A client is gone: its workers have nobody to work for."""
+        _kill(client.workers)
+        self._clients.remove(client)
+        self._selector.unregister(client.connection)
+        client.connection.close()
+        if client.pidfd is not None:
+            self._selector.unregister(client.pidfd)
+            os.close(client.pidfd)
+        client.on_gone()
+
+    def _fork(self, client: _Client, fds: list[int]) -> None:
+        server = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._tell(client, {"error": f"cannot fork: {error}"})
+            return
+        if pid == 0:
+            self._become_worker(server, fds)
+        pidfd = os.pidfd_open(pid)
+        client.workers.add(pid)
+        self.watch(pidfd, lambda: self._note_end(client, pid, pidfd))
+        self._tell(client, {"pid": pid}, pidfd)
+
+    def _note_end(self, client: _Client, pid: int, pidfd: int) -> None:
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        client.workers.discard(pid)
+        if client in self._clients:
+            self._tell(client, {"pid": pid, "exit_code": os.waitstatus_to_exitcode(status)})
+
+    def _tell(self, client: _Client, what: dict[str, Any], *fds: int) -> None:
+        try:
+            socket.send_fds(client.connection, [json.dumps(what).encode()], [*fds])
+        except OSError:  # it is gone, or has not read hundreds of messages
+            self._drop(client)
+
+    def _become_worker(self, server: int, fds: list[int]) -> None:
+        try:
+            die_with_parent(server)
+            # Closed and not unregistered, which would be so for the server as well.
+            for key in [*self._selector.get_map().values()]:
+                file: Any = key.fileobj
+                os.close(file) if isinstance(file, int) else file.close()
+            self._selector.close()
+            work, control, output, *surroundings = fds
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
+            take_over(surroundings)
+            gc.unfreeze()
+            random.seed()
+            if "numpy" in sys.modules:
+                sys.modules["numpy"].random.seed()
             run_worker(Channel(socket.socket(fileno=work)), Channel(socket.socket(fileno=control)), make_worker)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
-    for fd in fds:
-        os.close(fd)
-    pidfd = os.pidfd_open(pid)
-    socket.send_fds(driver, [json.dumps({"pid": pid}).encode()], [pidfd])
-    os.close(pidfd)
 
 
-def _report_ends(driver: socket.socket) -> None:
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        driver.send(json.dumps({"pid": pid, "exit_code": os.waitstatus_to_exitcode(status)}).encode())
+def _kill(workers: set[int]) -> None:
+    for pid in workers:  # children that nobody has waited for: their ids are theirs
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,19 +1,14 @@
-"""Starting worker processes: forked from a server that has imported everything, or each from nothing."""
+"""Starting worker processes, each from nothing; `fork_client.py` has them forked."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-from omni_core.remote.process_end import describe_exit
-from omni_core.remote.reactor import Reactor
 
 
 @dataclass(slots=True)
@@ -64,78 +59,6 @@ def executable_code(function: str, *arguments: Any) -> list[str]:
     return [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code]  # type: ignore[attr-defined]
 
 
-class ForkServer:
-    """A process of its own that forks workers: see `fork_server.py`.
-
-    Args:
-        reactor: Where answers are waited for.
-        model: What the workers will load, so that the server can import what that needs; None is the small model.
-        output: Where it writes what it has to say.
-        on_ended: Told of each worker that has ended.
-    """
-
-    def __init__(self, reactor: Reactor, model: str | None, output: int, on_ended: OnEnded) -> None:
-        self._reactor = reactor
-        self._on_ended = on_ended
-        self._waiting: list[OnStarted] = []
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            command = executable_code("omni_exec_multiproc.fork_server:main", theirs.fileno(), model)
-            self._process = _popen(command, [theirs.fileno()], output)
-        self._socket.setblocking(False)
-        reactor.watch(self._socket.fileno(), self._receive)
-
-    @property
-    def pid(self) -> int:
-        """Process id of the server."""
-        return self._process.pid
-
-    def start(self, work: int, control: int, output: int, on_started: OnStarted) -> None:
-        """Ask the server to fork a worker."""
-        try:
-            socket.send_fds(self._socket, [b"fork"], [work, control, output])
-        except OSError as error:
-            on_started(error)
-        else:
-            self._waiting.append(on_started)
-
-    def poll(self) -> None:
-        """Nothing: the server tells by itself."""
-
-    def close(self) -> None:
-        """End the server."""
-        self._reactor.unwatch(self._socket.fileno())
-        self._socket.close()
-        try:
-            self._process.wait(2.0)
-        except subprocess.TimeoutExpired:  # it is still importing
-            self._process.kill()
-            self._process.wait()
-
-    def _receive(self) -> None:
-        try:
-            message, fds, _, _ = socket.recv_fds(self._socket, 4096, 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            message, fds = b"", []
-        if not message:
-            self._reactor.unwatch(self._socket.fileno())
-            self._fail()
-            return
-        told: dict[str, int] = json.loads(message)
-        if fds:
-            self._waiting.pop(0)(Started(told["pid"], fds[0]))
-        else:
-            self._on_ended(told["pid"], told["exit_code"])
-
-    def _fail(self) -> None:
-        status = self._process.wait()
-        waiting, self._waiting = self._waiting, []
-        for on_started in waiting:
-            on_started(OSError(f"the process that starts workers {describe_exit(status)}"))
-
-
 class Spawner:
     """Starts each worker as a new interpreter.
 
@@ -151,7 +74,7 @@ class Spawner:
         """Start an interpreter."""
         command = executable_code("omni_exec_multiproc.worker_process:run_spawned", work, control, os.getpid())
         try:
-            process = _popen(command, [work, control], output)
+            process = start_process(command, [work, control], output)
             pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
         except OSError as error:
             on_started(error)
@@ -175,7 +98,14 @@ class Spawner:
         self._processes.clear()
 
 
-def _popen(command: list[str], fds: list[int], output: int) -> subprocess.Popen[bytes]:
+def start_process(command: list[str], fds: list[int], output: int) -> subprocess.Popen[bytes]:
+    """Start a process of this plugin's own.
+
+    Args:
+        command: What to run.
+        fds: Files that it is given besides.
+        output: Where it writes what it has to say.
+    """
     return subprocess.Popen(  # noqa: S603  # our own interpreter with our own code
         command,
         stdin=subprocess.DEVNULL,

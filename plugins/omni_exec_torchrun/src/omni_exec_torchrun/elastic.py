@@ -71,7 +71,7 @@ def _run(
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.multiprocessing import SignalException
 
-    from omni_core.worker.import_ahead import import_ahead
+    from omni_core.worker.import_ahead import import_classes, import_common
     from omni_exec_torchrun.agent import ReportingAgent, rank_command
     from omni_exec_torchrun.rank_output import rank_output
     from omni_exec_torchrun.rendezvous import make_rendezvous
@@ -79,7 +79,8 @@ def _run(
 
     if can_fork():
         if settings.module == WORKER_MODULE:
-            import_ahead(settings.model)
+            import_common()
+            import_classes(settings.model)
         entrypoint: Any = run_rank
         arguments = (settings.module, *settings.module_arguments)
     else:

@@ -1,0 +1,45 @@
+"""What drivers and fork servers say to each other, over sockets that keep messages apart.
+
+The first message of a driver is HELLO with the model that its workers will load, so that the server can import what
+that needs. FORK, with the files of a worker, asks for one; the answer is `{"pid": …}` with a pidfd, or
+`{"error": …}`. The end of a worker comes as `{"pid": …, "exit_code": …}`, negative for a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+from omni_exec_multiproc.surroundings import NUM_FDS
+
+HELLO = b"hello "
+FORK = b"fork"
+# The files that come with FORK: the worker's two channels, its output, and its surroundings.
+NUM_FORK_FDS = 3 + NUM_FDS
+_LONGEST = 65536
+_CREDENTIALS = struct.Struct("3i")
+
+
+def receive(connection: socket.socket, most_fds: int) -> tuple[bytes, list[int]]:
+    """Return a message and the files that came with it; an empty one if the other side is gone.
+
+    Raises:
+        BlockingIOError: There is none.
+    """
+    try:
+        message, fds, _, _ = socket.recv_fds(connection, _LONGEST, most_fds)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return b"", []
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return message, fds
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return process id and user id of who is at the other end of a connection."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    return pid, uid

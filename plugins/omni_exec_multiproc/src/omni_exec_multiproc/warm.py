@@ -1,0 +1,186 @@
+"""A fork server that many engines share: all of them but the first start in a fraction of a second.
+
+An engine whose workers are forked has a server of its own, which imports torch and diffusers before its first worker
+is there: seconds, at each start. Whoever makes many engines, one after another or in several processes, keeps one
+server for all of them::
+
+    with warm_fork_server():
+        for config in configs:
+            with DiffusionEngine(config) as engine:
+                ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import omni_core
+from omni_core.errors import StartupError
+from omni_exec_multiproc.fork_messages import peer_of
+from omni_exec_multiproc.starter import executable_code, has_fork_server, start_process
+
+_SOCKET = "socket"
+_FACTS = "server.json"
+# Seconds in which a connection must be made; the server answers later, when it has imported everything.
+_CONNECT_S = 5.0
+# What libraries look at when they are imported, so that workers of a shared server would not heed their driver's.
+_READ_AT_IMPORT = (
+    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "SAFETENSORS_", "USE_", "XDG_CACHE_"),
+    *("TORCH", "PYTORCH_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_"),
+    *("PYTHON", "LD_", "MALLOC_"),
+)
+# These begin like that, and are heeded all the same. (The folder for what is compiled torch sets by itself.)
+_HEEDED = frozenset({"OMP_NUM_THREADS", "PYTHONPATH", "HF_TOKEN", "TORCHINDUCTOR_CACHE_DIR"})
+
+
+class SharedServer:
+    """Where a shared fork server is.
+
+    Args:
+        folder: The folder of its socket.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The `executor_options` with which an engine of any process of this user shares it."""
+        return {"fork_server": str(self.folder)}
+
+    def connect(self) -> socket.socket:
+        """Return a connection to it.
+
+        Raises:
+            OSError: It is not there, or belongs to somebody else.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.settimeout(_CONNECT_S)
+            with _address(self.folder) as address:
+                connection.connect(address)
+            _, uid = peer_of(connection)
+            if uid != os.geteuid():
+                raise PermissionError(f"the fork server in {self.folder} runs as another user, {uid}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def differences(self) -> list[str]:
+        """Return why workers that it forks would not be like those of a server of one's own, if they would not.
+
+        Raises:
+            OSError: It is not there.
+        """
+        theirs: dict[str, Any] = json.loads((self.folder / _FACTS).read_text(encoding="utf-8"))
+        ours = _facts(os.environ)
+        different = [name for name in ours if name != "variables" and theirs.get(name) != ours[name]]
+        then, now = theirs["variables"], ours["variables"]
+        return different + sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+
+
+_entered: list[SharedServer] = []
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def warm_fork_server() -> Iterator[SharedServer]:
+    """Keep a fork server that engines share.
+
+    Engines that this process makes meanwhile use it, unless their `start_method` says otherwise. Those of other
+    processes of the same user do if they are given its `options`. Each worker has the environment, the folder, the
+    `sys.path`, the umask and the cores of the engine that it belongs to, and ends with that. The server ends with the
+    context, or with this process; engines that are still open then go on with new workers and a server of their own.
+
+    Yields:
+        The server, which need not be ready yet: engines wait for it.
+
+    Raises:
+        StartupError: There are no fork servers on this system.
+    """
+    if not has_fork_server():
+        raise StartupError("Workers can be forked from a server on Linux only.")
+    owner = os.getpid()
+    folder = Path(tempfile.mkdtemp(prefix="omni-fork-server-"))  # for this user only
+    lifeline, theirs = socket.socketpair()
+    process = None
+    server = SharedServer(folder)
+    try:
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            with _address(folder) as address:
+                listener.bind(address)
+            listener.listen(128)
+            fds = [listener.fileno(), theirs.fileno()]
+            (folder / _FACTS).write_text(json.dumps(_facts(os.environ)), encoding="utf-8")
+            command = executable_code("omni_exec_multiproc.fork_server:serve_many", *fds, owner, str(folder))
+            process = start_process(command, fds, _standard_error())
+        with _lock:
+            _entered.append(server)
+        yield server
+    finally:
+        with _lock, contextlib.suppress(ValueError):
+            _entered.remove(server)
+        lifeline.close()
+        if os.getpid() == owner:  # and no process that it has forked
+            if process is not None:
+                _wait_for(process)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def current() -> SharedServer | None:
+    """Return the server of the innermost `warm_fork_server` of this process."""
+    with _lock:
+        return _entered[-1] if _entered else None
+
+
+@contextlib.contextmanager
+def _address(folder: Path) -> Iterator[str]:
+    """Give a short name to the socket in a folder: the address of a socket has no more than 108 bytes."""
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{fd}/{_SOCKET}"
+    finally:
+        os.close(fd)
+
+
+def _facts(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a server and the drivers that use it must have in common."""
+    return {
+        "Python": sys.version,
+        "sys.prefix": sys.prefix,
+        "options of the interpreter": subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+        "omni": [omni_core.__version__, omni_core.__file__],
+        "variables": {
+            name: value
+            for name, value in environment.items()
+            if name.startswith(_READ_AT_IMPORT) and name not in _HEEDED
+        },
+    }
+
+
+def _standard_error() -> int:
+    try:
+        os.fstat(2)
+    except OSError:
+        return subprocess.DEVNULL
+    return 2
+
+
+def _wait_for(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(2.0)
+    except subprocess.TimeoutExpired:  # it is still importing
+        process.kill()
+        process.wait()
