@@ -25,16 +25,19 @@ class RankProcesses:
     Args:
         world_size: Number of ranks.
         timeout_s: That of their group.
+        device: Where they compute: `"cpu"`, or `"cuda"` for a GPU each.
     """
 
-    def __init__(self, world_size: int = 2, timeout_s: float = 60.0) -> None:
+    def __init__(self, world_size: int = 2, timeout_s: float = 60.0, device: str = "cpu") -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="omni-ranks-")
         context = multiprocessing.get_context("spawn")
         self.processes: list[Any] = []
         self._connections: list[Connection] = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            arguments = (theirs, rank, world_size, f"file://{Path(self._folder.name) / 'store'}", timeout_s)
+            store = f"file://{Path(self._folder.name) / 'store'}"
+            place = f"cuda:{rank}" if device == "cuda" else device
+            arguments = (theirs, rank, world_size, store, timeout_s, place)
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -101,14 +104,16 @@ class RankProcesses:
         self._folder.cleanup()
 
 
-def _serve(connection: Connection, rank: int, world_size: int, rendezvous: str, timeout_s: float) -> None:
+def _serve(connection: Connection, rank: int, world_size: int, rendezvous: str, timeout_s: float, device: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     from omni_core.worker.rank_group import RankGroup
 
     torch.set_num_threads(1)
-    group = RankGroup.connect(rank, world_size, rendezvous, timeout_s=timeout_s)
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    group = RankGroup.connect(rank, world_size, rendezvous, timeout_s=timeout_s, device=device)
     _reply(connection, "connected", None)
     while True:
         try:

@@ -135,6 +135,22 @@ def test_a_second_group_in_one_process_is_refused_but_one_within_it_works(ranks:
     assert ranks.run(connect) == [2.0, 2.0]
 
 
+def test_parts_of_the_ranks_are_groups_and_end_with_the_whole(ranks: RankProcesses) -> None:
+    def split(group: RankGroup) -> Any:
+        whole = RankGroup.within(dist.new_group(backend="gloo"))
+        alone, both = whole.split([[0], [1]]), whole.split([[0, 1]])
+        assert whole.split([[0, 1]]) is both
+        found = alone.agree(alone.world_size), both.agree(both.rank), whole.agree(whole.rank)
+        released = []
+        whole.on_release(lambda: released.append(True))
+        whole.close()
+        with pytest.raises(RankGroupError, match="closed"):
+            both.agree(1.0)
+        return found, released
+
+    assert ranks.run(split) == [((1.0, 1.0, 1.0), [True])] * 2
+
+
 def test_a_rank_that_does_not_come_is_an_error_in_time(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(RankGroupError, match="Rank 1 of 2 could not connect"):
