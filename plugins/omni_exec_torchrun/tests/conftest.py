@@ -12,19 +12,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import psutil
 import pytest
 
-from omni_exec_multiproc.starter import has_fork_server
-from omni_exec_multiproc.warm import SharedServer, warm_fork_server
-
-
-@pytest.fixture(scope="session", autouse=True)
-def warm_server() -> Iterator[SharedServer | None]:
-    """The engines of the tests share a fork server; those with a `start_method` of their own do without."""
-    if not has_fork_server():
-        yield None
-        return
-    with warm_fork_server() as server:
-        yield server
-
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
