@@ -188,3 +188,28 @@ def test_ranks_that_share_the_sequence_give_the_same() -> None:
             [output] = engine.step([request])
             frames.append(np.asarray(output.raise_for_error().output["frames"]))
     assert np.abs(frames[0] - frames[1]).max() <= 1e-4
+
+
+def test_an_abort_takes_effect_on_all_ranks_alike(engine: DiffusionEngine) -> None:
+    long = {"num_inference_steps": 900, "extra_args": {"class_labels": [1]}, "guidance_scale": 4.0}
+    aborted = engine.submit(OmniDiffusionRequest(seed=9, **long))
+    next(event for event in aborted.events(timeout=60) if event.kind == "step")
+    others = engine.submit_all(requests("class_conditional"))
+    aborted.abort()
+    assert aborted.result(timeout=60).finish_reason == "aborted"
+    assert_same([handle.result(timeout=60) for handle in others], expected("class_conditional"))
+    assert engine.collective_rpc(lambda worker: len(worker._runner._tasks)) == [0, 0]
+    assert not [event for handle in others for event in handle.past_events() if event.kind == "retrying"]
+
+
+def test_a_rank_that_is_stopped_is_replaced_with_its_replica() -> None:
+    with DiffusionEngine(config(cfg_parallel_size=2, step_timeout_s=4.0)) as engine:
+        handle = engine.submit(OmniDiffusionRequest(seed=0, num_inference_steps=150, extra_args={"class_labels": [1]}))
+        next(event for event in handle.events(timeout=60) if event.kind == "step")
+        stopped = pids(engine)
+        os.kill(stopped[1], signal.SIGSTOP)
+        output = handle.result(timeout=90)
+        assert output.finish_reason == "finished"
+        assert output.metrics.num_retries == 1
+        assert not set(stopped) & set(pids(engine))
+        assert not any(psutil.pid_exists(pid) for pid in stopped)
