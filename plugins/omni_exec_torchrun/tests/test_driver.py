@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
-from omni_core.errors import ConfigError, ModelLoadError, OmniError
+from omni_core.errors import ConfigError, ModelLoadError, OmniError, WorkerDiedError
 from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -213,3 +213,12 @@ def test_a_rank_that_is_stopped_is_replaced_with_its_replica() -> None:
         assert output.metrics.num_retries == 1
         assert not set(stopped) & set(pids(engine))
         assert not any(psutil.pid_exists(pid) for pid in stopped)
+
+
+def test_the_rank_that_died_is_named_and_not_the_one_that_missed_it() -> None:
+    with DiffusionEngine(config(cfg_parallel_size=2, max_retries=0)) as engine:
+        handle = engine.submit(OmniDiffusionRequest(seed=0, num_inference_steps=900, extra_args={"class_labels": [1]}))
+        next(event for event in handle.events(timeout=60) if event.kind == "step")
+        os.kill(pids(engine)[1], signal.SIGKILL)
+        with pytest.raises(WorkerDiedError, match="worker 1 of replica 0.*SIGKILL"):
+            handle.result(timeout=30).raise_for_error()

@@ -27,6 +27,8 @@ State = Literal["starting", "ready", "restarting", "failed", "closed"]
 
 # Seconds before the second try to start a replica that died; doubled for each further one. The first is at once.
 _FIRST_BACKOFF_S = 0.25
+# Seconds after a rank has raised in which the death of another is heard of: that one raised because it lost a peer.
+_CAUSE_WAIT_S = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Replica(ABC):
         self._events = events
         # A rank has raised in a step, and the reactor's thread has not heard of it yet.
         self._is_condemned = False
+        # Steps that have failed and wait for their cause.
+        self._unsettled: list[Callable[[], None]] = []
         self._failures = 0
         self._start_timer: Timer | None = None
         # Workers that were killed and whose end has not been seen.
@@ -203,7 +207,7 @@ class Replica(ABC):
                 return
             self._watchdog.step_since = None
             if error is not None:
-                outcome.set_exception(self._step_error(index, error))
+                self._fail_step(outcome, futures, index, error)
                 return
             self._failures = 0
             outcome.set_result(futures[0].result())
@@ -239,6 +243,8 @@ class Replica(ABC):
 
     def forget(self) -> None:
         """Let go of what is left. All processes were killed."""
+        for settle in list(self._unsettled):
+            self._settle(settle)
         for handle in self.all_handles:
             handle.abandon("the executor was shut down")
         self.handles, self._leaving = [], []
@@ -334,6 +340,34 @@ class Replica(ABC):
                 handle.declare_dead(what)
                 return
         self.start_failed(what)
+
+    def _fail_step(
+        self, outcome: Future[StepOutput], futures: list[Future[Any]], rank: int, error: BaseException
+    ) -> None:
+        """Let a step fail: if a rank raised, with the death of another if that turns out to be the cause."""
+        if len(futures) == 1 or isinstance(error, WorkerDiedError):
+            outcome.set_exception(self._step_error(rank, error))
+            return
+
+        def settle() -> None:
+            ended = [future.exception() for future in futures if future.done()]
+            cause = next((one for one in ended if isinstance(one, WorkerDiedError)), None)
+            if cause is not None:
+                self._is_condemned = False
+                self._events.on_change()
+            outcome.set_exception(cause or self._step_error(rank, error))
+
+        def wait() -> None:
+            self._unsettled.append(settle)
+            self._reactor.call_later(_CAUSE_WAIT_S, lambda: self._settle(settle))
+
+        self._is_condemned = True
+        self._reactor.call_soon(wait)
+
+    def _settle(self, settle: Callable[[], None]) -> None:
+        if settle in self._unsettled:
+            self._unsettled.remove(settle)
+            settle()
 
     def _step_error(self, rank: int, error: BaseException) -> BaseException:
         """Return what a step's failure means; a replica in which a rank raised is in no state that is known."""
