@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hmac
+import contextlib
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 
 from omni_core import OmniDiffusionRequest
 from omni_core.errors import ConfigError
+from omni_exec_torchrun import authentication
 from omni_exec_torchrun.spmd import link as spmd_link
 from omni_exec_torchrun.spmd.fields import describe, request_fields
 from omni_exec_torchrun.spmd.ledger import Ledger
@@ -133,13 +133,10 @@ def test_a_link_takes_those_who_know_the_secret_and_nobody_else() -> None:
             target=lambda: accepted.append(spmd_link._accept_all(server, secret, 2, time.monotonic() + 20))
         )
         accepting.start()
-        with socket.create_connection(address, 5) as stranger:
-            stranger.recv(32)
-            stranger.sendall(struct.pack("<I", 1) + b"?" * 32)
+        with socket.create_connection(address, 5) as stranger, contextlib.suppress(ConnectionResetError):
+            stranger.sendall(b"?" * 200)
             assert stranger.recv(1) == b""  # hung up on
-        with socket.create_connection(address, 5) as friend:
-            number = struct.pack("<I", 1)
-            friend.sendall(number + hmac.digest(secret, friend.recv(32) + number, "sha256"))
+        with authentication.connect(f"127.0.0.1:{address[1]}", secret, {"rank": 1}, 10) as friend:
             accepting.join(10)
             assert accepted[0].keys() == {1}
             theirs = spmd_link._connection(friend)

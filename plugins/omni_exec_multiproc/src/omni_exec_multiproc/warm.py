@@ -41,7 +41,7 @@ _READ_AT_IMPORT = (
     *("PYTHON", "LD_", "MALLOC_"),
 )
 # These begin like that, and are heeded all the same. (Some of them torch sets by itself, once something is compiled.)
-_HEEDED = ("OMP_NUM_THREADS", "PYTHONPATH", "HF_TOKEN", "TORCHINDUCTOR_CACHE_DIR", "TORCH_WARM_POOL", "TORCHELASTIC_")
+_HEEDED = frozenset({"OMP_NUM_THREADS", "PYTHONPATH", "HF_TOKEN", "TORCHINDUCTOR_CACHE_DIR", "TORCH_WARM_POOL"})
 
 
 class SharedServer:
@@ -165,7 +165,7 @@ def _facts(environment: Mapping[str, str]) -> dict[str, Any]:
         "variables": {
             name: value
             for name, value in environment.items()
-            if name.startswith(_READ_AT_IMPORT) and not name.startswith(_HEEDED)
+            if name.startswith(_READ_AT_IMPORT) and name not in _HEEDED
         },
     }
 

@@ -6,7 +6,6 @@ Unlike a collective, a connection tells at once when the other side is gone, and
 from __future__ import annotations
 
 import contextlib
-import hmac
 import os
 import secrets
 import socket
@@ -19,10 +18,11 @@ from typing import Any, Protocol
 from omni_core.errors import StartupError
 from omni_core.serialization import dumps, loads
 from omni_core.worker.rank_group import RankGroup
+from omni_exec_torchrun import authentication
+from omni_exec_torchrun.address import format_address
+from omni_exec_torchrun.authentication import AuthenticationError, ServerHandshake, tune
 
 _COUNT = struct.Struct("<I")
-_NONCE_BYTES = 32
-_DIGEST_BYTES = 32
 # Seconds that whoever connects has to prove who it is.
 _HANDSHAKE_S = 5.0
 # Seconds between two looks at the clock. It costs nothing that can be measured.
@@ -156,11 +156,9 @@ def connect(group: RankGroup, host: str, timeout_s: float) -> dict[int, Connecti
                 group.broadcast_object((server.getsockname()[1], secret))
                 return _accept_all(server, secret, group.world_size, time.monotonic() + timeout_s)
         port, secret = group.broadcast_object()
-        with contextlib.closing(socket.create_connection((host, port), timeout_s)) as client:
-            nonce = _read(client, _NONCE_BYTES)
-            client.sendall(_COUNT.pack(group.rank) + hmac.digest(secret, nonce + _COUNT.pack(group.rank), "sha256"))
+        with authentication.connect(format_address(host, port), secret, {"rank": group.rank}, timeout_s) as client:
             return {0: _connection(client)}
-    except OSError as error:
+    except (OSError, AuthenticationError) as error:
         raise StartupError(f"Rank {group.rank} could not connect to the others at {host}: {error}") from error
 
 
@@ -170,32 +168,21 @@ def _accept_all(server: socket.socket, secret: bytes, world_size: int, deadline:
         server.settimeout(max(0.01, deadline - time.monotonic()))
         client, _ = server.accept()
         # Whoever cannot prove to be one of us is let go of, and does not disturb the others.
-        with contextlib.closing(client), contextlib.suppress(OSError):
+        with client, contextlib.suppress(OSError, AuthenticationError):
             client.settimeout(_HANDSHAKE_S)
-            nonce = secrets.token_bytes(_NONCE_BYTES)
-            client.sendall(nonce)
-            number = _read(client, _COUNT.size)
-            proof = _read(client, _DIGEST_BYTES)
-            if hmac.compare_digest(proof, hmac.digest(secret, nonce + number, "sha256")):
-                connections[_COUNT.unpack(number)[0]] = _connection(client)
+            handshake = ServerHandshake(secret)
+            while handshake.hello is None:
+                data = client.recv(handshake.wanted)
+                if not data:
+                    raise ConnectionError("the other side hung up")
+                client.sendall(handshake.receive(data))
+            connections[int(handshake.hello["rank"])] = _connection(client)
     return connections
 
 
 def _connection(client: socket.socket) -> Connection:
     client.settimeout(None)
-    # A step is a small message that nobody answers: without this it would wait for the last one's acknowledgement.
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    tune(client)
     # The other side's thread always reads, so if it takes nothing for this long, its process is stopped.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
     return Connection(os.dup(client.fileno()))
-
-
-def _read(client: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = client.recv(size - len(data))
-        if not part:
-            raise ConnectionError("the other side hung up")
-        data += part
-    return data
