@@ -158,9 +158,12 @@ def test_a_model_that_cannot_be_loaded_says_so() -> None:
         ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
     ],
 )
-def test_what_cannot_be_is_refused_at_the_start(fields: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_is_refused_at_the_start(
+    fields: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(OmniError, match=message):
         DiffusionEngine(config(**fields))
+    assert "clean-up" not in caplog.text
 
 
 def test_several_nodes_need_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,8 @@ class RemoteExecutor(DiffusionExecutor):
     supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS | PARALLEL_OPTIONS | {"step_timeout_s"}
     runs_diffusion_worker: ClassVar[bool] = True
     can_interrupt: ClassVar[bool] = True
+    # None before the start and after the end.
+    _reactor: Reactor | None = None
 
     @abstractmethod
     def make_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[Replica]:
@@ -61,7 +63,7 @@ class RemoteExecutor(DiffusionExecutor):
         self._replicas: list[Replica] = []
         self._num_workers = self.config.data_parallel_size * self.config.ranks_per_replica
         self._heard = threading.Condition()
-        self._reactor: Reactor | None = Reactor(f"omni-{self.name}")
+        self._reactor = Reactor(f"omni-{self.name}")
         run_in(self._reactor, self._start_all)
         deadline = time.monotonic() + self.config.startup_timeout_s + _KILL_S
         for replica in self._replicas:
