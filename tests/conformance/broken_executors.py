@@ -11,8 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omni_core import OmniDiffusionRequest, OmniRequestOutput
 from omni_core.errors import RPCTimeoutError
@@ -156,10 +155,20 @@ class LeaksAProcess(InlineExecutor):
 
 
 class LeaksSharedMemory(InlineExecutor):
+    # In use for as long as this process lives: or another run of the suite at the same time would take it for its own.
+    in_use: ClassVar[list[Any]] = []
+
     def _init_executor(self) -> None:
+        import torch
+
         super()._init_executor()
-        self.file = Path(f"/dev/shm/omni-broken-{os.getpid()}-{next(_numbers)}")
-        self.file.touch()
+        file = f"/dev/shm/{shared_memory_prefix()}{next(_numbers)}"
+        self.in_use.append(torch.from_file(file, shared=True, size=1, dtype=torch.uint8))
+
+
+def shared_memory_prefix() -> str:
+    """How the names begin of the shared memory that this process leaks."""
+    return f"omni-broken-{os.getpid()}-"
 
 
 class LeaksAfterAFailedStart(InlineExecutor):
