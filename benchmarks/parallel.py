@@ -29,28 +29,16 @@ STEPS = 10
 def wide_wan() -> tuple[Callable[[], Any], dict[str, Any]]:
     """A random Wan of 12 layers of width 384 with 256 tokens, which has a plan for splitting its sequence."""
     import torch
-    from diffusers import WanTransformer3DModel
 
     from omni_core.testing.pipelines import video
-    from omni_core.testing.text_parts import WIDTH
+
+    wide = {"num_attention_heads": 12, "attention_head_dim": 32, "num_layers": 12, "ffn_dim": 1536, "freq_dim": 64}
 
     def build() -> Any:
         pipeline = video()
+        small = pipeline.transformer
         torch.manual_seed(0)
-        pipeline.transformer = WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=12,
-            attention_head_dim=32,
-            in_channels=4,
-            out_channels=4,
-            text_dim=WIDTH,
-            freq_dim=64,
-            ffn_dim=1536,
-            num_layers=12,
-            cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads",
-            rope_max_seq_len=64,
-        ).eval()
+        pipeline.transformer = type(small).from_config(small.config, rope_max_seq_len=64, **wide).eval()
         return pipeline
 
     size = {"height": 256, "width": 256, "num_frames": 1}

@@ -1,4 +1,4 @@
-"""A connection between the driver and one worker: frames over a Unix socket, their large parts in shared memory."""
+"""A connection between the driver and one worker: frames over a socket, large parts in shared memory where it can."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Channel:
     Any thread may send; one thread at a time receives.
 
     Args:
-        connection: A Unix stream socket; the channel owns it from now on.
+        connection: A stream socket, a Unix one if there is to be shared memory; the channel owns it from now on.
         send_timeout_s: Seconds after which a receiver that takes nothing is given up.
         shared_memory_bytes: Most shared memory for what this end sends. Beyond it, and where there is none, the
             socket carries everything.

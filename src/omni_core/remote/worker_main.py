@@ -8,27 +8,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from omni_core.errors import OmniError, RPCError, StartupError
 from omni_core.remote.channel import Channel, ChannelClosedError, Frame
 from omni_core.remote.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
+from omni_core.remote.setup import WorkerSetup
 from omni_core.worker.rank_loop import WorkerCall, WorkerReply, call_error, serve
 
 # How a worker ends whose driver is gone.
 DRIVER_GONE = 3
-
-
-class Setup(Protocol):
-    """The first message to a worker; what else is in it is between the executor and its workers."""
-
-    @property
-    def replica(self) -> int:
-        """Index of the worker's replica."""
-
-    @property
-    def rank(self) -> int:
-        """Its rank in the replica."""
 
 
 def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any]) -> None:
@@ -105,17 +94,17 @@ class _ControlThread:
             os._exit(DRIVER_GONE)
 
 
-def _receive_setup(channel: Channel) -> Setup:
+def _receive_setup(channel: Channel) -> WorkerSetup:
     frame = channel.recv()
     try:
-        setup: Setup = open_value(frame)
+        setup: WorkerSetup = open_value(frame)
         return setup
     except Exception as error:
         channel.send(seal(STARTED, (None, call_error("reading the configuration", error))))
         raise SystemExit(1) from error
 
 
-def _build(make_worker: Callable[[Any], Any], setup: Setup, channel: Channel) -> Any:
+def _build(make_worker: Callable[[Any], Any], setup: WorkerSetup, channel: Channel) -> Any:
     """Return the worker, or None if it could not be made: then the driver was told why."""
     try:
         worker = make_worker(setup)

@@ -20,7 +20,7 @@ log = get_logger(__name__)
 
 
 class MultiprocExecutor(RemoteExecutor):
-    """Runs `data_parallel_size` replicas of `cfg_parallel_size` worker processes each.
+    """Runs `data_parallel_size` replicas of `ranks_per_replica` worker processes each.
 
     A worker that ends, hangs or raises in a step is replaced with its replica; the engine runs its requests again.
     """

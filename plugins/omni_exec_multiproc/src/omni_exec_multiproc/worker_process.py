@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from omni_core.plugins import default_registry
+from omni_core.remote import setup as remote
 from omni_core.remote.channel import Channel
 from omni_core.remote.process_end import die_with_parent
 from omni_core.remote.worker_main import run_worker
-from omni_core.worker.accelerator import choose_accelerator
 from omni_exec_multiproc.messages import Setup
+
+if TYPE_CHECKING:
+    from omni_core.worker.rank_group import RankGroup
 
 
 def run_spawned(work: int, control: int, parent: int) -> None:
@@ -26,18 +30,13 @@ def run_spawned(work: int, control: int, parent: int) -> None:
 
 def make_worker(setup: Setup) -> Any:
     """Return the worker that the first message describes."""
-    choose_accelerator(setup.config, setup.local_index, setup.num_local)
-    from omni_core.log import configure_logging
-    from omni_core.plugins import default_registry
-    from omni_core.worker.worker import worker_class
 
-    config = setup.config
-    configure_logging(config.log_level, "json")  # the driver reads it and passes it on in the form that was asked for
-    more: dict[str, Any] = {}
-    if setup.world_size > 1:
+    def connect() -> RankGroup:
         from omni_core.worker.rank_group import RankGroup
 
-        more["group"] = RankGroup.connect(
+        config = setup.config
+        return RankGroup.connect(
             setup.rank, setup.world_size, setup.rendezvous, device=config.device, timeout_s=config.startup_timeout_s
         )
-    return worker_class(config)(config, replica=setup.replica, rank=setup.rank, hooks=default_registry(), **more)
+
+    return remote.make_worker(setup, connect, default_registry)

@@ -39,6 +39,7 @@ class ControlPort:
         secret: What workers must know.
         on_peer: Called in the reactor's thread for every worker.
         handshake_timeout_s: How long a connection may take to prove itself.
+        silent_s: Seconds without a sign of life from a worker's machine after which its connection breaks.
 
     Raises:
         ExecutorError: The address cannot be listened on.
@@ -54,11 +55,13 @@ class ControlPort:
         secret: bytes,
         on_peer: OnPeer,
         handshake_timeout_s: float = 10.0,
+        silent_s: int = 20,
     ) -> None:
         self._reactor = reactor
         self._secret = check_secret(secret, "the control port")
         self._on_peer = on_peer
         self._timeout_s = handshake_timeout_s
+        self._silent_s = silent_s
         self._strangers: dict[_Stranger, None] = {}  # the oldest first
         self._reopening: Timer | None = None
         self._listener = _listen(bind_address, port)
@@ -157,7 +160,7 @@ class ControlPort:
     def _hand_over(self, stranger: _Stranger, hello: dict[str, Any]) -> None:
         self._let_go(stranger)
         try:
-            tune(stranger.connection)
+            tune(stranger.connection, self._silent_s)
             stranger.connection.setblocking(True)
             self._on_peer(stranger.connection, hello, stranger.address)
         except BaseException:

@@ -15,12 +15,11 @@ from omni_core.remote.executor import RemoteExecutor, worker_config
 from omni_core.remote.reactor import Reactor
 from omni_core.remote.replica import ReplicaEvents
 from omni_exec_torchrun.arrival import Arrivals
-from omni_exec_torchrun.authentication import tune
 from omni_exec_torchrun.control_port import ControlPort
 from omni_exec_torchrun.group import LaunchGroup
 from omni_exec_torchrun.launch_settings import LaunchSettings, parse_nnodes
 from omni_exec_torchrun.options import TorchrunOptions
-from omni_exec_torchrun.replica import Launch, RankReplica
+from omni_exec_torchrun.replica import RankReplica
 from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret, new_secret, write_secret
 from omni_exec_torchrun.worker import CONTROL_VARIABLE, GROUP_VARIABLE
 
@@ -60,6 +59,7 @@ class DriverExecutor(RemoteExecutor):
             secret=self._secret,
             on_peer=self._connected,
             handshake_timeout_s=self._options.send_timeout_s,
+            silent_s=self._options.node_timeout_s,
         )
         number = self.config.data_parallel_size
         num_local = self._nproc_per_node if self._is_multi_node else number * self.config.ranks_per_replica
@@ -67,11 +67,10 @@ class DriverExecutor(RemoteExecutor):
         replicas: list[RankReplica] = []
         for members in [range(number)] if self._is_multi_node else [range(index, index + 1) for index in range(number)]:
             group = LaunchGroup(reactor, self._launch_settings(len(self._groups), secret_file), self._note_heard)
-            launch = Launch(group.start, lambda group=group: group.is_running, group.take_waiting, group.last_output)  # type: ignore[misc]
             group.replicas = [
                 RankReplica(
                     reactor,
-                    launch,
+                    group,
                     config,
                     self._options,
                     events,
@@ -158,7 +157,6 @@ class DriverExecutor(RemoteExecutor):
         )
 
     def _connected(self, connection: socket.socket, hello: dict[str, Any], address: str) -> None:
-        tune(connection, self._options.node_timeout_s)
         arrival = self._arrivals.add(connection, hello, address)
         if arrival is None:
             return

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
@@ -17,21 +16,17 @@ from omni_exec_torchrun.messages import Setup
 from omni_exec_torchrun.options import TorchrunOptions
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What a replica asks of the launch that its ranks belong to.
+class Launch(Protocol):
+    """What starts the ranks of a replica: see `LaunchGroup`."""
 
-    Attributes:
-        start: Starts the launcher, unless it runs; raises OSError if it cannot.
-        is_running: Whether it runs.
-        take_waiting: Hands over the ranks that are there already.
-        last_output: Returns what was written last.
-    """
+    def start(self) -> None:
+        """Start the launcher, unless it runs; raises OSError if it cannot."""
 
-    start: Callable[[], None]
-    is_running: Callable[[], bool]
-    take_waiting: Callable[[RankReplica], None]
-    last_output: Callable[[], str]
+    def take_waiting(self, replica: RankReplica) -> None:
+        """Hand over the ranks that are there already."""
+
+    def last_output(self) -> str:
+        """Return what was written last."""
 
 
 class RankReplica(Replica):

@@ -10,9 +10,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from omni_core.errors import OmniError, StartupError
+from omni_core.plugins import default_registry
+from omni_core.remote import setup as remote
 from omni_core.remote.channel import Channel
 from omni_core.remote.worker_main import DRIVER_GONE, run_worker
-from omni_core.worker.accelerator import choose_accelerator
 from omni_core.worker.network_interface import local_interface
 from omni_exec_torchrun.address import interface_towards
 from omni_exec_torchrun.agent_end import end_with_agent
@@ -23,6 +24,8 @@ from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, loa
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
+
+    from omni_core.worker.rank_group import RankGroup
 
 # Where the driver listens, as host:port, and the number of the launch: set for the ranks of the driver's own node.
 CONTROL_VARIABLE = "OMNI_TORCHRUN_CONTROL"
@@ -96,29 +99,23 @@ class TorchrunRank:
     def make_worker(self, setup: Any) -> Any:
         """Return the worker that the driver's first message describes."""
         assert isinstance(setup, Setup)
-        choose_accelerator(setup.config, setup.local_index, setup.num_local)
-        from omni_core.log import configure_logging
-        from omni_core.plugins import default_registry
-        from omni_core.worker.worker import worker_class
 
-        config = setup.config
-        configure_logging(config.log_level, "json")  # the driver reads it and passes it on in the form asked for
-        more: dict[str, Any] = {}
-        if setup.world_size > 1:
+        def connect_ranks() -> RankGroup:
             from torch.distributed.distributed_c10d import PrefixStore
 
             from omni_core.worker.rank_group import RankGroup
 
-            more["group"] = RankGroup.connect(
+            return RankGroup.connect(
                 setup.rank,
                 setup.world_size,
                 PrefixStore(setup.meeting, self._open_store()),
-                device=config.device,
+                device=setup.config.device,
                 timeout_s=setup.timeout_s,
                 interface=self._interface(),
                 backend=setup.backend,
             )
-        return worker_class(config)(config, replica=setup.replica, rank=setup.rank, hooks=default_registry(), **more)
+
+        return remote.make_worker(setup, connect_ranks, default_registry)
 
     def _interface(self) -> str | None:
         """Return the network interface on which ranks listen for each other: loopback if all are on this node."""
