@@ -15,9 +15,10 @@ import PIL.Image
 import pytest
 import torch
 
-from omni_core import OmniDiffusionRequest
+from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from omni_core.errors import ConfigError
 from omni_exec_torchrun import authentication
+from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.spmd import link as spmd_link
 from omni_exec_torchrun.spmd.fields import describe, request_fields
 from omni_exec_torchrun.spmd.ledger import Ledger
@@ -39,6 +40,20 @@ def test_the_environment_is_torchruns_or_none(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ConfigError, match="'first'"):
         spmd_environment()
+
+
+def test_options_of_the_other_way_of_working_are_refused_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    TorchrunOptions(timeout_s=5, nproc_per_node=1).refuse_unused(spmd=False)
+    with pytest.raises(ConfigError, match="option outputs has an effect only in a program that torchrun has started"):
+        DiffusionEngine(OmniDiffusionConfig(executor_class="torchrun", executor_options={"outputs": "rank0"}))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    TorchrunOptions(timeout_s=5, outputs="rank0").refuse_unused(spmd=True)
+    options = {"backend": "gloo", "log_folder": "logs", "max_restarts": 1, "outputs": "rank0"}
+    with pytest.raises(ConfigError, match="option backend, log_folder, max_restarts has no effect"):
+        DiffusionEngine(OmniDiffusionConfig(executor_class="torchrun", executor_options=options))
 
 
 def test_a_ledger_finds_what_differs_whoever_comes_first() -> None:

@@ -37,6 +37,7 @@ class DriverExecutor(RemoteExecutor):
         self._arrivals = Arrivals()
         self._port: ControlPort | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._options.refuse_unused(spmd=False)
         self._nproc_per_node = self._choose_nproc()
         secret = load_secret(self._options.secret_file)
         if secret is None and self._is_multi_node:

@@ -7,8 +7,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from omni_core.errors import ConfigError
 from omni_core.remote.options import RemoteOptions
 from omni_exec_torchrun.launch_settings import parse_nnodes
+
+# What means something in a program that torchrun has started; the rest is for launching ranks and watching them.
+_SPMD_OPTIONS = frozenset({"timeout_s", "outputs"})
+_SPMD_ONLY = frozenset({"outputs"})
 
 
 class TorchrunOptions(RemoteOptions):
@@ -72,3 +77,25 @@ class TorchrunOptions(RemoteOptions):
         elif self.rdzv_endpoint:
             raise ValueError("rdzv_endpoint is set, but nnodes = '1' lets nobody join; set nnodes as well")
         return self
+
+    def refuse_unused(self, *, spmd: bool) -> None:
+        """Refuse options that are set and that would have no effect.
+
+        Args:
+            spmd: Whether torchrun has started this program; else the executor launches the ranks.
+
+        Raises:
+            ConfigError: There is such an option.
+        """
+        unused = frozenset(type(self).model_fields) - _SPMD_OPTIONS if spmd else _SPMD_ONLY
+        fields = type(self).model_fields
+        names = sorted(name for name in unused if getattr(self, name) != fields[name].get_default())
+        if not names:
+            return
+        where = (
+            "has no effect in a program that torchrun has started: there torchrun launches the ranks and watches them, "
+            "and its own flags say how. Remove it, or start the program with python."
+            if spmd
+            else "has an effect only in a program that torchrun has started. Remove it, or start it with torchrun."
+        )
+        raise ConfigError(f"The executor option {', '.join(names)} {where}")

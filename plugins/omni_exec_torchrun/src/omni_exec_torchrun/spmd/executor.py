@@ -17,6 +17,7 @@ from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecut
 from omni_core.outputs import SchedulerOutput, StepOutput
 from omni_core.worker.loader import resolve_device
 from omni_core.worker.rank_loop import WorkerReply, call_name
+from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.spmd.fields import config_fields, request_fields
 from omni_exec_torchrun.spmd.follower import Follower
 from omni_exec_torchrun.spmd.leader import Leader, with_identity
@@ -78,6 +79,8 @@ class SpmdExecutor(DiffusionExecutor, QueueWatcher):
         return "torchrun (SPMD)"
 
     def _init_executor(self) -> None:
+        if isinstance(self.options, TorchrunOptions):
+            self.options.refuse_unused(spmd=True)
         environment = _checked_environment(self.config)
         place = _own_device(self.config, environment, self._pipeline)
         startup_s = self.config.startup_timeout_s
