@@ -43,10 +43,10 @@ def test_closing_waits_cancels_and_does_the_last_thing() -> None:
     assert not thread.is_alive
     with pytest.raises(RuntimeError, match="closed"):
         thread.submit(lambda: 3)
+    assert waiting.cancelled(), "who waits for it would wait for a call that may never end"
     release.set()
     assert thread.close(10)
     assert running.result(0) is True
-    assert waiting.cancelled()
     assert last.is_set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -64,7 +65,7 @@ class SerialThread:
         return future
 
     def close(self, timeout: float | None = None, last: Callable[[], Any] | None = None) -> bool:
-        """Take no more calls, cancel those that wait, and wait for the running one.
+        """Take no more calls, wait for the running one, and cancel those that wait, at the latest after `timeout`.
 
         Args:
             timeout: Seconds to wait; None waits until it is done.
@@ -80,6 +81,8 @@ class SerialThread:
                 self._calls.put((Future(), _nothing))  # wakes the thread if it is idle
         if not self.is_current:
             self._thread.join(timeout)
+            if self._thread.is_alive():  # a call that never ends must not hold up who waits behind it
+                self._cancel_waiting()
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -90,9 +93,13 @@ class SerialThread:
             else:
                 _settle(future, call)
             del future, call  # an idle thread must not keep the last call's result alive
-        while not self._calls.empty():
-            self._calls.get()[0].cancel()
+        self._cancel_waiting()
         _settle(Future(), self._last)
+
+    def _cancel_waiting(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._calls.get_nowait()[0].cancel()
 
 
 def _nothing() -> None:

@@ -342,6 +342,38 @@ def test_an_rpc_that_takes_too_long(engine: DiffusionEngine) -> None:
     assert engine.collective_rpc(lambda worker: "mine") == ["mine"], "the late reply was taken for another's"
 
 
+def test_closing_lets_nobody_wait_behind_a_call_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni_core.executors.inline._CLOSE_TIMEOUT_S", 0.05)
+    begun, release = threading.Event(), threading.Event()
+
+    def block(worker: Any) -> None:
+        begun.set()
+        release.wait(60)
+
+    engine = DiffusionEngine(pipeline=images.ddpm())
+    told: list[BaseException] = []
+
+    def wait_for_a_turn() -> None:
+        try:
+            engine.collective_rpc("check_health")
+        except ExecutorError as error:
+            told.append(error)
+
+    stuck = threading.Thread(target=engine.collective_rpc, args=(block,))
+    stuck.start()
+    assert begun.wait(30)
+    waiting = threading.Thread(target=wait_for_a_turn)
+    waiting.start()
+    while engine.executor._thread._calls.empty():
+        assert waiting.is_alive()
+    engine.close()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert "shut down before the call 'check_health' began" in str(told[0])
+    release.set()
+    stuck.join(30)
+
+
 def test_an_rpc_from_within_the_worker(engine: DiffusionEngine) -> None:
     inner = engine.collective_rpc(lambda worker: engine.collective_rpc("check_health", timeout=5), timeout=30)
     assert inner == [[None]]

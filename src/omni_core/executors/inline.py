@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, ClassVar
 
@@ -82,7 +82,11 @@ class InlineExecutor(DiffusionExecutor):
         self.interrupt(0)
         try:
             result = future.result(timeout)
+        except CancelledError:
+            raise ExecutorError(f"The executor was shut down before the call {name!r} began.") from None
         except FutureTimeoutError:
+            if future.done():  # what the call itself raised
+                raise
             future.cancel()
             raise RPCTimeoutError(
                 f"The call {name!r} did not return within {timeout:g} s. If it has begun, it runs on in this process "
