@@ -112,7 +112,8 @@ class DiffusionExecutor(ABC):
         self._close_lock = threading.Lock()
         self._closed = False
         self._step_threads: dict[int, SerialThread] = {}
-        self._refuse_unsupported_options()
+        self.refuse_unsupported_options(config)
+        self._refuse_pipeline()
         try:
             self._init_executor()
         except BaseException as error:
@@ -316,16 +317,27 @@ class DiffusionExecutor(ABC):
             for thread in self._step_threads.values():
                 thread.close(timeout=5.0)
 
-    def _refuse_unsupported_options(self) -> None:
-        fields = type(self.config).model_fields
-        for name in sorted(OPTIONS_TO_DECLARE - self.supported_options):
-            value = getattr(self.config, name)
+    @classmethod
+    def refuse_unsupported_options(cls, config: OmniDiffusionConfig) -> None:
+        """Refuse what a configuration sets and this executor does not honour. Nothing is started.
+
+        Args:
+            config: The configuration of the engine.
+
+        Raises:
+            ConfigError: It sets such an option; the message says where.
+        """
+        fields = type(config).model_fields
+        for name in sorted(OPTIONS_TO_DECLARE - cls.supported_options):
+            value = getattr(config, name)
             if value != fields[name].get_default():
                 raise ConfigError(
-                    f"The executor {self.name} does not support {name} = {value!r} "
-                    f"(set by {self.config.sources().get(name, 'argument')}). "
+                    f"The executor {cls.__name__} does not support {name} = {value!r} "
+                    f"(set by {config.sources().get(name, 'argument')}). "
                     f"Remove it, or choose another executor_class."
                 )
+
+    def _refuse_pipeline(self) -> None:
         if self._pipeline is not None and not self.accepts_pipeline:
             raise ConfigError(
                 f"The executor {self.name} cannot take a pipeline object: its workers load the pipeline themselves. "

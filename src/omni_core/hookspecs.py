@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 PROJECT_NAME = "omni_core"
 ENTRY_POINT_GROUP = "omni_core"
-# Version of the executor contract (`DiffusionExecutor` and `ExecutorSpec`) that this core speaks.
+# Versions of the executor contract (`DiffusionExecutor` and `ExecutorSpec`) that this core speaks: the newest, and the
+# oldest whose executors still run unchanged.
 API_VERSION = 1
+OLDEST_API_VERSION = 1
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)

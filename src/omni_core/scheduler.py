@@ -12,7 +12,9 @@ import heapq
 import itertools
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from omni_core.migration import missing_from_module
 from omni_core.outputs import EndReason, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
 
@@ -358,3 +360,9 @@ def _urgency(one: _Running) -> tuple[int, int]:
 
 def _mean(old: float, new: float) -> float:
     return new if old == 0.0 else (1 - _NEWEST) * old + _NEWEST * new
+
+
+if not TYPE_CHECKING:  # type checkers shall go on to refuse names that do not exist
+
+    def __getattr__(name: str) -> Any:
+        raise missing_from_module(__name__, name)

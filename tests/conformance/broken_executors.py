@@ -223,7 +223,8 @@ class DeclaresTooLittle(InlineExecutor):
 
     supported_options = frozenset()
 
-    def _refuse_unsupported_options(self) -> None:
+    @classmethod
+    def refuse_unsupported_options(cls, config) -> None:
         pass
 
 

@@ -393,7 +393,7 @@ def test_an_unknown_name_says_what_there_is(world):
         "zeta:z (broken)",
     ):
         assert part in str(caught.value)
-    with pytest.raises(ExecutorNotFoundError, match=r"with a colon: 'pkg\.mod:Class'"):
+    with pytest.raises(ExecutorNotFoundError, match=r"with a colon: executor_class='pkg\.mod:Class'"):
         registry.resolve_executor("pkg.mod.Class")
     with pytest.raises(ExecutorNotFoundError, match="The distribution acme offers: acme:multiproc, acme:fast"):
         registry.resolve_executor("acme:fst")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.core import EngineCore
@@ -15,13 +15,14 @@ from omni_core.engine.handle import RequestHandle, wait_all
 from omni_core.errors import ConfigError, EngineClosedError, EngineError, RequestError, WorkerDiedError
 from omni_core.executor import DiffusionExecutor, ExecutorContext
 from omni_core.log import configure_logging
+from omni_core.migration import FormerEngine, missing_from_module
 from omni_core.outputs import EngineStats, OmniRequestOutput, StackingStats
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.plugins import PluginRegistry, default_registry
 from omni_core.request import OmniDiffusionRequest
 
 
-class DiffusionEngine:
+class DiffusionEngine(FormerEngine):
     """Runs requests on any diffusers pipeline, where and how the configuration's executor says.
 
     All methods may be called from any thread::
@@ -50,11 +51,13 @@ class DiffusionEngine:
         pipeline: Any = None,
         plugins: PluginRegistry | None = None,
     ) -> None:
+        self._refuse_former_ways_in()
         self.config = config if config is not None else OmniDiffusionConfig()
         if not isinstance(self.config, OmniDiffusionConfig):
             raise ConfigError(f"DiffusionEngine takes an OmniDiffusionConfig, not a {type(config).__name__}.")
-        self._plugins = plugins if plugins is not None else default_registry()
+        # First, since looking for plugins may already have something to say.
         configure_logging(self.config.log_level, self.config.log_format)
+        self._plugins = plugins if plugins is not None else default_registry()
         self._plugins.call_strict("omni_configure", config=self.config)
         executor = _make_executor(self.config, pipeline, self._plugins)
         try:
@@ -157,10 +160,23 @@ class DiffusionEngine:
         """
         return self.submit_all([request])[0]
 
-    def abort(self, request_id: str) -> None:
-        """End a request before it starts, or at its next denoiser call. Does nothing if there is no such request."""
+    def abort(self, request_id: str | Iterable[str]) -> None:
+        """End a request before it starts, or at its next denoiser call. Does nothing if there is no such request.
+
+        Args:
+            request_id: Its id, or the ids of several.
+
+        Raises:
+            RequestError: That is no id.
+        """
         self._check_process()
-        self._core.abort(request_id)
+        is_one = isinstance(request_id, str) or not isinstance(request_id, Iterable)
+        request_ids: list[Any] = [request_id] if is_one else list(request_id)
+        for one in request_ids:
+            if not isinstance(one, str):
+                raise RequestError(f"A request_id is text, not a {type(one).__name__}: write request.request_id.")
+        for one in request_ids:
+            self._core.abort(one)
 
     def collective_rpc(
         self,
@@ -271,29 +287,17 @@ class DiffusionEngine:
 
 def _make_executor(config: OmniDiffusionConfig, pipeline: Any, plugins: PluginRegistry) -> DiffusionExecutor:
     resolved = plugins.resolve_executor(config.executor_class)
-    options = _executor_options(config, resolved.options, resolved.name)
+    options = resolved.validate_options(config.executor_options)
     return resolved.cls(config, ExecutorContext(options, plugins, pipeline))
-
-
-def _executor_options(config: OmniDiffusionConfig, model: type[Any] | None, name: str) -> Any:
-    if model is None:
-        if config.executor_options:
-            raise ConfigError(
-                f"The executor {name} takes no options, but executor_options sets {', '.join(config.executor_options)}."
-            )
-        return None
-    import pydantic
-
-    from omni_core.validation import explain
-
-    try:
-        return model(**config.executor_options)
-    except pydantic.ValidationError as error:
-        fields = getattr(model, "model_fields", {})
-        raise ConfigError(explain(error, f"executor_options of {name}", fields)) from error
 
 
 def _close_core(core: EngineCore, pid: int) -> None:
     # In a forked child the threads are gone and the workers belong to the parent.
     if os.getpid() == pid:
         core.close()
+
+
+if not TYPE_CHECKING:  # type checkers shall go on to refuse names that do not exist
+
+    def __getattr__(name: str) -> Any:
+        raise missing_from_module(__name__, name)

@@ -77,6 +77,7 @@ def admit(manager: pluggy.PluginManager, plugin: Any, name: str) -> tuple[Execut
     if taken is not None:
         raise PluginError(f"{_call_it(plugin)} is already registered as {taken!r}.")
     _refuse_unmarked(manager, plugin)
+    _refuse_unknown_arguments(manager, plugin)
     try:
         manager.register(plugin, name)
         for hook_name, implementation in implementations(manager, plugin):
@@ -108,13 +109,32 @@ def _refuse_unmarked(manager: pluggy.PluginManager, plugin: Any) -> None:
             raise PluginError(f"{hook_name} has no decorator and would never be called. Put @hookimpl above it.")
 
 
+def _refuse_unknown_arguments(manager: pluggy.PluginManager, plugin: Any) -> None:
+    # pluggy refuses them as well, without saying what there is and what to do.
+    for hook_name, caller in vars(manager.hook).items():
+        if caller.spec is None or manager.parse_hookimpl_opts(plugin, hook_name) is None:
+            continue
+        for parameter in inspect.signature(getattr(plugin, hook_name)).parameters.values():
+            is_positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            if is_positional and parameter.default is parameter.empty and parameter.name not in caller.spec.argnames:
+                given = ", ".join(caller.spec.argnames) or "nothing"
+                raise PluginError(
+                    f"{hook_name} takes {parameter.name!r}, and this omni-core gives it: {given}. If a newer one gives "
+                    f"it {parameter.name}: pip install --upgrade omni-core, or write {parameter.name}=None to run with "
+                    "both."
+                )
+
+
 def _check_implementation(manager: pluggy.PluginManager, hook_name: str, implementation: pluggy.HookImpl) -> None:
     caller: pluggy.HookCaller = getattr(manager.hook, hook_name)
     if caller.spec is None:
         if implementation.optionalhook:
             return
         known = [name for name, other in vars(manager.hook).items() if other.spec is not None]
-        raise PluginError(f"There is no hook {hook_name!r}.{did_you_mean(hook_name, known)}")
+        raise PluginError(
+            f"There is no hook {hook_name!r}.{did_you_mean(hook_name, known)} If a newer omni-core has it: "
+            "pip install --upgrade omni-core, or write @hookimpl(optionalhook=True) to run with both."
+        )
     function = implementation.function
     if implementation.wrapper or implementation.hookwrapper:
         raise PluginError(f"{hook_name} is a wrapper: each plugin is called by itself here, there is nothing to wrap.")

@@ -13,7 +13,7 @@ import pluggy
 
 from omni_core import hookspecs
 from omni_core.errors import OmniError, PluginError, closest
-from omni_core.hookspecs import API_VERSION, PROJECT_NAME, ExecutorSpec
+from omni_core.hookspecs import PROJECT_NAME, ExecutorSpec
 from omni_core.log import get_logger
 from omni_core.plugins import discovery, selection
 from omni_core.plugins.records import PluginRecord, describe, normalise
@@ -189,7 +189,7 @@ class PluginRegistry:
             return dataclasses.replace(record, state="broken", error=error)
         hooks = tuple(sorted({hook for hook, _ in discovery.implementations(self._manager, plugin)}))
         record = dataclasses.replace(record, executors=executors, hooks=hooks)
-        if executors and all(spec.api != API_VERSION for spec in executors):
+        if executors and not any(map(selection.speaks, executors)):
             self._manager.unregister(name=name)
             mismatch = selection.version_error(record, executors[0])
             return dataclasses.replace(record, state="incompatible", error=mismatch)

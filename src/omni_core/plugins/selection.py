@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from omni_core.errors import (
+    ConfigError,
     ExecutorNotFoundError,
     PluginConflictError,
     PluginError,
     PluginVersionError,
     did_you_mean,
 )
-from omni_core.hookspecs import API_VERSION, ExecutorSpec
+from omni_core.hookspecs import API_VERSION, OLDEST_API_VERSION, ExecutorSpec
 from omni_core.plugins.records import PluginRecord, describe, is_import_path, normalise
 
 if TYPE_CHECKING:
@@ -48,15 +49,37 @@ class ResolvedExecutor:
     distribution: str | None
     name: str
 
+    def validate_options(self, values: Mapping[str, Any]) -> Any:
+        """Return `executor_options` as an instance of the executor's model; None if it takes none.
+
+        Raises:
+            ConfigError: They do not fit it.
+        """
+        if self.options is None:
+            if values:
+                raise ConfigError(
+                    f"The executor {self.name} takes no options, but executor_options sets {', '.join(values)}."
+                )
+            return None
+        import pydantic
+
+        from omni_core.validation import explain
+
+        try:
+            return self.options(**values)
+        except pydantic.ValidationError as error:
+            raise ConfigError(explain(error, f"executor_options of {self.name}", self.options.model_fields)) from error
+
+
+def speaks(spec: ExecutorSpec) -> bool:
+    """Return whether an executor is written for a version of the contract that this core speaks."""
+    return OLDEST_API_VERSION <= spec.api <= API_VERSION
+
 
 def usable_executors(records: Sequence[PluginRecord]) -> list[Offer]:
     """Return each executor of an active plugin that fits this core's version of the contract."""
     return [
-        (record, spec)
-        for record in records
-        if record.state == "active"
-        for spec in record.executors
-        if spec.api == API_VERSION
+        (record, spec) for record in records if record.state == "active" for spec in record.executors if speaks(spec)
     ]
 
 
@@ -68,9 +91,11 @@ def version_error(record: PluginRecord, spec: ExecutorSpec) -> PluginVersionErro
         advice = f"The plugin is too old for this core: pip install --upgrade {record.distribution}"
     else:
         advice = "The plugin is too old for this core: bring it up to date."
+    only_one = OLDEST_API_VERSION == API_VERSION
+    spoken = f"version {API_VERSION}" if only_one else f"versions {OLDEST_API_VERSION} to {API_VERSION}"
     return PluginVersionError(
         f"The executor {spec.name!r} of {_whose(record)} is written for version {spec.api} of the executor contract, "
-        f"and this omni-core speaks version {API_VERSION}. {advice}"
+        f"and this omni-core speaks {spoken}. {advice}"
     )
 
 
@@ -231,7 +256,7 @@ def _not_found(choice: str, records: Sequence[PluginRecord]) -> ExecutorNotFound
         says.append(f"No plugin comes from a distribution {distribution!r}.")
     says.append(f"Executors here: {', '.join(qualified if colon else names) or 'none'}.")
     if not colon and "." in name and is_import_path(f"{name}:x"):
-        says.append(f"An import path is written with a colon: {':'.join(name.rsplit('.', 1))!r}.")
+        says.append(f"An import path is written with a colon: executor_class={':'.join(name.rsplit('.', 1))!r}.")
     elif not colon and re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", name, re.ASCII):
         says.append(
             f"If it is a plugin that is not installed: pip install {DISTRIBUTION_PREFIX}"
