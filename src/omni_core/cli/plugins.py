@@ -8,6 +8,7 @@ import click
 
 from omni_core.cli.app import COMMANDS, registry_of
 from omni_core.cli.plugins_check import check
+from omni_core.cli.plugins_new import new
 from omni_core.cli.tables import print_table
 
 
@@ -43,3 +44,4 @@ def command(context: click.Context, as_json: bool) -> None:
 
 
 command.add_command(check)
+command.add_command(new)
