@@ -50,6 +50,14 @@ def test_closing_waits_cancels_and_does_the_last_thing() -> None:
     assert last.is_set()
 
 
+def test_an_idle_thread_ends_though_nobody_waits_for_it() -> None:
+    for _ in range(200):  # it may see the end before, while or after it is closed
+        thread = SerialThread("omni-test")
+        thread.submit(lambda: 3).result(10)
+        thread.close(timeout=0.0)
+        assert thread.close(10)
+
+
 def test_an_idle_thread_holds_nothing() -> None:
     class Thing:
         pass

@@ -78,11 +78,12 @@ class SerialThread:
             if not self._closed.is_set():
                 self._last = last or _nothing
                 self._closed.set()
-                self._calls.put((Future(), _nothing))  # wakes the thread if it is idle
+                self._wake()
         if not self.is_current:
             self._thread.join(timeout)
             if self._thread.is_alive():  # a call that never ends must not hold up who waits behind it
                 self._cancel_waiting()
+                self._wake()
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -95,6 +96,10 @@ class SerialThread:
             del future, call  # an idle thread must not keep the last call's result alive
         self._cancel_waiting()
         _settle(Future(), self._last)
+
+    def _wake(self) -> None:
+        """Let the thread see that it is closed, if it is idle."""
+        self._calls.put((Future(), _nothing))
 
     def _cancel_waiting(self) -> None:
         with contextlib.suppress(queue.Empty):
