@@ -337,6 +337,23 @@ class DiffusionExecutor(ABC):
                     f"Remove it, or choose another executor_class."
                 )
 
+    def refuse_hooks_given_in_code(self) -> None:
+        """Refuse plugins that change the pipeline and are not installed; for executors whose workers are processes.
+
+        Those find installed plugins alone.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        names = self.plugins.given_in_code("omni_pipeline_loaded") if self.plugins is not None else ()
+        if names:
+            raise ConfigError(
+                f"The plugin {', '.join(names)} was given in code and changes the pipeline that is loaded, but the "
+                f"workers of {self.name} are other processes, which find installed plugins alone: pictures would "
+                "differ. Install it (`omni plugins new NAME --kind pipeline-hook` writes such a distribution), or use "
+                "executor_class='inline'."
+            )
+
     def _refuse_pipeline(self) -> None:
         if self._pipeline is not None and not self.accepts_pipeline:
             raise ConfigError(

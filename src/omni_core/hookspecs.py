@@ -91,7 +91,10 @@ def omni_request_started(request_id: str, replica: int) -> None:
 
 @hookspec
 def omni_request_step(request_id: str, step: int, num_steps: int) -> None:
-    """Observe that `step` of `num_steps` denoising steps of a request are done (`num_steps` is 0 while unknown)."""
+    """Observe that `step` of `num_steps` denoising steps of a request are done (`num_steps` is 0 while unknown).
+
+    Steps that follow each other quickly are reported as one: the last.
+    """
 
 
 @hookspec
@@ -143,3 +146,6 @@ class Hooks(Protocol):
 
     def call_strict(self, hook_name: str, /, **arguments: Any) -> Any:
         """Call a hook; what a plugin raises comes out, with the plugin's name."""
+
+    def given_in_code(self, hook_name: str, /) -> tuple[str, ...]:
+        """Return the plugins that implement a hook and are not installed: another process does not find them."""

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
-from omni_core import OmniDiffusionRequest, OmniRequestOutput
+from omni_core import OmniDiffusionRequest, OmniRequestOutput, PluginRegistry
 from omni_core.errors import RPCTimeoutError
 from omni_core.executor import OPTIONS_TO_DECLARE
 from omni_core.executors.inline import InlineExecutor
@@ -226,6 +226,14 @@ class DeclaresTooLittle(InlineExecutor):
     @classmethod
     def refuse_unsupported_options(cls, config) -> None:
         pass
+
+
+class ForgetsHooks(InlineExecutor):
+    """Lets its worker find plugins anew: those that were given in code are not among them."""
+
+    def _make_worker(self) -> None:
+        self.plugins = PluginRegistry()
+        super()._make_worker()
 
 
 class NeverReplaces(InlineExecutor):

@@ -59,6 +59,7 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
         "options_that_it_does_not or unknown_executor_option",
         ["test_options_that_it_does_not_declare_are_refused"],
     ),
+    "ForgetsHooks": ("hook_given_in_code or starts_serves", ["test_a_pipeline_hook_given_in_code"]),
     "NeverReplaces": ("killed_worker_is_replaced or ends_the_worker_processes", ["test_a_killed_worker_is_replaced"]),
     "LeavesWorkersBehind": (
         "ends_the_worker_processes or no_requests",

@@ -52,6 +52,7 @@ class PluginRegistry:
         self._manager = pluggy.PluginManager(PROJECT_NAME)
         self._manager.add_hookspecs(hookspecs)
         self._records: list[PluginRecord] = []
+        self._given_in_code: list[PluginRecord] = []
         # Hook name to implementations, in pluggy's order. Kept, since pluggy's own call costs more than a step allows.
         self._calls: dict[str, tuple[_Call, ...]] = {}
         # (plugin, hook) of the observers whose failure is already in the log with its traceback.
@@ -104,6 +105,7 @@ class PluginRegistry:
         if record.error is not None:
             raise PluginError(f"Plugin {name!r} cannot be used: {describe(record.error)}") from record.error
         self._records.append(record)
+        self._given_in_code.append(record)
         self._index_hooks()
         return record
 
@@ -157,6 +159,10 @@ class PluginRegistry:
                 raise
             except BaseException as error:
                 raise PluginError(f"Plugin {call.plugin} raised in {hook_name}: {describe(error)}") from error
+
+    def given_in_code(self, hook_name: str, /) -> tuple[str, ...]:
+        """Return the names of plugins that implement a hook and were given to `register`: they are here alone."""
+        return tuple(record.name for record in self._given_in_code if hook_name in record.hooks)
 
     def _discover(
         self, point: EntryPoint, distribution: str | None, version: str | None, left_out: set[str]

@@ -61,6 +61,7 @@ class RemoteExecutor(DiffusionExecutor):
 
     def _init_executor(self) -> None:
         self._replicas: list[Replica] = []
+        self.refuse_hooks_given_in_code()
         self._num_workers = self.config.data_parallel_size * self.config.ranks_per_replica
         self._heard = threading.Condition()
         self._reactor = Reactor(f"omni-{self.name}")

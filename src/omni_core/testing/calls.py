@@ -23,6 +23,11 @@ def identify(worker: Any) -> tuple[int, int, int]:
     return os.getpid(), int(getattr(worker, "replica", 0)), int(getattr(worker, "rank", 0))
 
 
+def is_marked(worker: Any) -> bool:
+    """Return whether the hook of a plugin has marked the worker's pipeline."""
+    return bool(getattr(worker.pipeline, "is_marked", False))
+
+
 def raise_error(worker: Any, text: str) -> None:
     """Raise an exception."""
     raise InjectedError(text)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from omni_core import DiffusionEngine, OmniDiffusionRequest
+from omni_core import DiffusionEngine, OmniDiffusionRequest, PluginRegistry, hookimpl
 from omni_core.errors import ConfigError, EngineClosedError, ModelLoadError, OmniError, StartupError
 from omni_core.executor import OPTIONS_TO_DECLARE
+from omni_core.testing import calls
 from omni_core.testing.base import ConformanceBase
 from omni_core.testing.bounds import bounded, in_threads, wait_until
 from omni_core.testing.families import factory
@@ -26,6 +27,14 @@ _VALUES: dict[str, Any] = {
     "worker_extension_cls": "omni_core.testing.worker_extension:ConformanceExtension",
     "step_timeout_s": 60.0,
 }
+
+
+class _Marks:
+    """A plugin that changes the pipeline that is loaded."""
+
+    @hookimpl
+    def omni_pipeline_loaded(self, pipeline: Any) -> None:
+        pipeline.is_marked = True
 
 
 class Lifecycle(ConformanceBase):
@@ -215,6 +224,20 @@ class Lifecycle(ConformanceBase):
         engine = DiffusionEngine(config, pipeline=faulty())
         self._engines.append(engine)
         self.assert_serves(engine)
+
+    def test_a_pipeline_hook_given_in_code(self) -> None:
+        """It changes the pipeline of every worker, or the start is refused: pictures never lack it in silence."""
+        self.need_diffusion_worker()
+        plugins = PluginRegistry()
+        plugins.register(_Marks(), "marks")
+        try:
+            engine = DiffusionEngine(self.make_config(), plugins=plugins)
+        except ConfigError as error:
+            assert "marks" in str(error)  # noqa: PT017  # either way is right
+            return
+        self._engines.append(engine)
+        marked = engine.collective_rpc(calls.is_marked, self.patience_s)
+        assert all(marked), "the hook was not called where the pipeline is loaded"
 
     def test_it_tells_what_the_pipeline_takes(self) -> None:
         """`pipeline_info` describes the pipeline that the workers have loaded."""
