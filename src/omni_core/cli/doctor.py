@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import click
 
 from omni_core.cli import exit_codes
 from omni_core.cli.app import COMMANDS, registry_of
+from omni_core.cli.checks import bounded
+from omni_core.cli.checks.configuration import check_configuration, check_environment
+from omni_core.cli.checks.cores import check_cores
+from omni_core.cli.checks.devices import check_devices
+from omni_core.cli.checks.executor import check_executor
 from omni_core.cli.checks.finding import Finding
-from omni_core.cli.checks.machine import check_machine
+from omni_core.cli.checks.memory import check_memory
 from omni_core.cli.checks.model import check_model
-from omni_core.cli.checks.setup import check_environment, check_executor, check_plugins
+from omni_core.cli.checks.plugins import check_plugins
+from omni_core.cli.checks.requirements import check_requirements
 from omni_core.cli.checks.software import check_software
+from omni_core.cli.checks.system import check_system
 from omni_core.cli.options import SectionedCommand, config_from, config_options
 from omni_core.cli.quiet import quiet_libraries
 from omni_core.cli.tables import print_table
@@ -23,29 +32,47 @@ from omni_core.errors import ConfigError
 from omni_core.plugins import PluginRegistry
 
 
-def diagnose(values: dict[str, Any], plugins: PluginRegistry) -> Iterator[Finding]:
-    """Run all checks; those that need a valid configuration are left out if there is none."""
+def diagnose(values: dict[str, Any], find_plugins: Callable[[], PluginRegistry]) -> Iterator[Finding]:
+    """Run all checks; those that need a valid configuration are left out if there is none.
+
+    Args:
+        values: What click parsed.
+        find_plugins: Returns the plugins. Called here, since it imports what others wrote.
+    """
     config: OmniDiffusionConfig | None = None
-    yield from check_software()
+    found: list[PluginRegistry] = []
     try:
         config = config_from(command, values)
     except ConfigError as error:
-        yield Finding("config", "problem", error.message, "Correct it where it was set; `omni config` shows the rest")
+        configuration = check_configuration(error, values)
     else:
-        yield Finding("config", "ok", _origin(config))
-    yield from check_environment()
-    yield from check_machine(config)
-    yield from check_plugins(plugins)
+        configuration = check_configuration(config, values)
+    # What can hang on somebody else's account comes last.
+    checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
+        ("software", check_software),
+        ("requirements", check_requirements),
+        ("config", lambda: configuration),
+        ("environment", check_environment),
+        ("devices", partial(check_devices, config)),
+        ("cores", partial(check_cores, config)),
+        ("memory", partial(check_memory, config)),
+        ("system", partial(check_system, config)),
+        ("plugins", lambda: _find_and_check(find_plugins, found, config)),
+    ]
     if config is not None:
-        yield check_executor(config, plugins)
-        yield from check_model(config)
+        checks.append(("executor", lambda: check_executor(config, found[0]) if found else ()))
+        checks.append(("model", partial(check_model, config)))
+    deadline = time.monotonic() + bounded.SECONDS_IN_ALL
+    for name, check in checks:
+        left = max(bounded.LEAST_SECONDS, deadline - time.monotonic())
+        yield from bounded.run_bounded(name, check, min(bounded.SECONDS_PER_CHECK, left))
 
 
 def doctor(**values: Any) -> None:
     """Print the findings, and exit with 1 if one is a problem."""
     context = click.get_current_context()
     with quiet_libraries():
-        findings = list(diagnose(values, registry_of(context)))
+        findings = list(diagnose(values, partial(registry_of, context)))
     problems = sum(finding.state == "problem" for finding in findings)
     warnings = sum(finding.state == "warning" for finding in findings)
     if values["as_json"]:
@@ -59,9 +86,11 @@ def doctor(**values: Any) -> None:
     context.exit(exit_codes.FAILED if problems else exit_codes.OK)
 
 
-def _origin(config: OmniDiffusionConfig) -> str:
-    sources = {source for source in config.sources().values() if source != "default"}
-    return f"valid, from {', '.join(sorted(sources))}" if sources else "valid, all defaults"
+def _find_and_check(
+    find_plugins: Callable[[], PluginRegistry], found: list[PluginRegistry], config: OmniDiffusionConfig | None
+) -> Iterator[Finding]:
+    found.append(find_plugins())
+    yield from check_plugins(found[0], config)
 
 
 def _summary(problems: int, warnings: int) -> str:

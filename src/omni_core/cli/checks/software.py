@@ -8,6 +8,7 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from omni_core.cli.checks.finding import Finding
@@ -23,17 +24,16 @@ _IMPORTED = ("torch", "diffusers", "transformers", "greenlet", "safetensors")
 
 
 def check_software() -> Iterator[Finding]:
-    """Look at Python, at what omni-core requires, and at what it can use."""
+    """Look at Python, at packages that must work, and at those that may be there."""
     yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable})")
-    yield from _required()
     for module in _IMPORTED:
         yield from _import_works(module)
     for module, (name, purpose, extra) in _OPTIONAL.items():
         if importlib.util.find_spec(module) is None:
-            cure = f"If you need it: pip install 'omni-core[{extra}]'"
+            cure = f"If you need it: `pip install 'omni-core[{extra}]'`"
             yield Finding(name, "ok", f"not installed; it is for {purpose}. {cure}")
         else:
-            yield Finding(name, "ok", f"{_version(module)}, for {purpose}")
+            yield Finding(name, "ok", f"{installed_version(module)}, for {purpose}")
 
 
 def try_import(module: str) -> tuple[Any, BaseException | None]:
@@ -46,47 +46,27 @@ def try_import(module: str) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-def _required() -> Iterator[Finding]:
-    try:
-        lines = importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        yield Finding(
-            DISTRIBUTION,
-            "problem",
-            "not installed as a distribution, so that no plugin, not even its own, is found",
-            "pip install omni-core, or pip install -e . in the repository",
-        )
-        return
-    yield Finding(DISTRIBUTION, "ok", _version(DISTRIBUTION))
-    packaging, _ = try_import("packaging.requirements")
-    if packaging is None:  # it comes with huggingface_hub, whose absence is told below
-        return
-    for requirement in map(packaging.Requirement, lines):
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        cure = f"pip install '{requirement.name}{requirement.specifier}'"
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(requirement.name, "problem", "not installed", cure)
-            continue
-        if not requirement.specifier.contains(version, prereleases=True):
-            yield Finding(requirement.name, "problem", f"{version} is not {requirement.specifier}", cure)
-
-
 def _import_works(module: str) -> Iterator[Finding]:
     loaded, error = try_import(module)
     if error is not None:
-        yield Finding(
-            module,
-            "problem",
-            f"cannot be imported: {type(error).__name__}: {error}",
-            f"pip install --force-reinstall {module}",
-        )
+        detail = f"cannot be imported: {type(error).__name__}: {error}"
+        yield Finding(module, "problem", detail, _import_cure(module))
     elif module == "torch":
         yield Finding("torch", "ok", f"{loaded.__version__}, {_torch_build(loaded)}")
     else:
-        yield Finding(module, "ok", _version(module))
+        yield Finding(module, "ok", installed_version(module))
+
+
+def _import_cure(module: str) -> str:
+    """Return what helps: another file of that name before it on sys.path is not cured by pip."""
+    try:
+        spec = importlib.util.find_spec(module)
+        package = Path(str(importlib.metadata.distribution(module).locate_file(""))).resolve()
+    except (ImportError, ValueError):
+        spec, package = None, Path()
+    if spec is not None and spec.origin is not None and package not in Path(spec.origin).resolve().parents:
+        return f"Rename {spec.origin} or take it out of PYTHONPATH: it hides the package {module} in {package}"
+    return f"`pip install --force-reinstall {module}`"
 
 
 def _torch_build(torch: Any) -> str:
@@ -95,7 +75,8 @@ def _torch_build(torch: Any) -> str:
     return f"built for ROCm {torch.version.hip}" if torch.version.hip else "built for CPU"
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
+    """Return the version of a distribution."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,0 +1,105 @@
+"""The executor that is selected, and whether it can do what the configuration asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from omni_core.cli.checks.finding import Finding
+from omni_core.config import ENV_PREFIX, OmniDiffusionConfig
+from omni_core.errors import (
+    ConfigError,
+    ExecutorNotFoundError,
+    OmniError,
+    PluginConflictError,
+    PluginVersionError,
+    closest,
+)
+from omni_core.executor import OPTIONS_TO_DECLARE
+from omni_core.hookspecs import API_VERSION
+from omni_core.plugins import PluginRegistry
+from omni_core.plugins.records import normalise
+from omni_core.plugins.selection import DISTRIBUTION_PREFIX, ResolvedExecutor, speaks
+
+
+def check_executor(config: OmniDiffusionConfig, plugins: PluginRegistry) -> Iterator[Finding]:
+    """Look whether the executor can be imported, and honours what is set, without starting it."""
+    try:
+        resolved = plugins.resolve_executor(config.executor_class)
+    except OmniError as error:
+        yield Finding("executor", "problem", error.message, _selection_cure(error, config, plugins))
+    else:
+        yield from _options(config, resolved)
+    try:
+        plugins.call_strict("omni_configure", config=config)
+    except OmniError as error:
+        yield Finding("plugins", "problem", error.message, "Do what it says; the engine does not start before")
+
+
+def _options(config: OmniDiffusionConfig, resolved: ResolvedExecutor) -> Iterator[Finding]:
+    refused = False
+    try:
+        resolved.cls.refuse_unsupported_options(config)
+    except ConfigError as error:
+        refused = True
+        for name in sorted(OPTIONS_TO_DECLARE - resolved.cls.supported_options):
+            if f" {name} = " in error.message:
+                yield Finding("executor", "problem", error.message, _remove(name, config))
+    try:
+        resolved.validate_options(config.executor_options)
+    except ConfigError as error:
+        refused = True
+        cure = _remove("executor_options", config) if resolved.options is None else _known_options(resolved)
+        yield Finding("executor", "problem", error.message, cure)
+    if not refused:
+        place = f"{resolved.cls.__module__}:{resolved.cls.__qualname__}"
+        yield Finding("executor", "ok", f"{resolved.name} ({place})")
+
+
+def _selection_cure(error: OmniError, config: OmniDiffusionConfig, plugins: PluginRegistry) -> str:
+    choice = str(config.executor_class)
+    names = sorted({spec.name for _, spec in plugins.executors})
+    if isinstance(error, ExecutorNotFoundError):
+        near = closest(choice, names)
+        if near is not None:
+            return f"`export {ENV_PREFIX}EXECUTOR_CLASS={near}`, or correct it where it was set"
+        if ":" in choice:
+            return f"Correct the import path, and see that `python -c 'import {choice.partition(':')[0]}'` works"
+        name = normalise(choice).removeprefix(DISTRIBUTION_PREFIX)
+        return f"`pip install {DISTRIBUTION_PREFIX}{name}`, or set executor_class to one of {', '.join(names)}"
+    if isinstance(error, PluginVersionError):
+        return _version_cure(choice, plugins)
+    if isinstance(error, PluginConflictError):
+        ways = [f"{record.qualifier}:{spec.name}" for record, spec in plugins.executors if spec.name == choice]
+        return " or ".join(f"`export {ENV_PREFIX}EXECUTOR_CLASS={way}`" for way in ways)
+    for record in plugins.records:
+        owns = normalise(record.qualifier) in (normalise(choice.partition(":")[0]), f"{DISTRIBUTION_PREFIX}{choice}")
+        if record.state == "disabled" and (owns or record.name == choice):
+            return f"Take {record.name} out of OMNI_PLUGINS_DISABLE: `unset OMNI_PLUGINS_DISABLE`"
+        offers = any(spec.name == choice for spec in record.executors)
+        if record.distribution is not None and (owns or offers or record.name == choice):
+            return f"`pip install --upgrade {record.distribution}`"
+    return f"Set executor_class to one of {', '.join(names)}"
+
+
+def _version_cure(choice: str, plugins: PluginRegistry) -> str:
+    name = choice.rpartition(":")[2]
+    for record in plugins.records:
+        for spec in record.executors:
+            if spec.name == name and not speaks(spec):
+                older = record.distribution or record.name
+                return f"`pip install --upgrade {'omni-core' if spec.api > API_VERSION else older}`"
+    return "`pip install --upgrade omni-core`"
+
+
+def _remove(name: str, config: OmniDiffusionConfig) -> str:
+    source = config.sources().get(name, "argument")
+    if source.startswith("environment "):
+        return f"`unset {source.removeprefix('environment ')}`, or choose another executor_class"
+    if source.startswith("file "):
+        return f"Remove {name} from {source.removeprefix('file ')}, or choose another executor_class"
+    return f"Leave out --{name.replace('_', '-')}, or choose another executor_class"
+
+
+def _known_options(resolved: ResolvedExecutor) -> str:
+    fields = getattr(resolved.options, "model_fields", {})
+    return f"Correct it where it was set; the executor {resolved.name} has the options {', '.join(fields)}"
