@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nox
 
-nox.options.sessions = ["check", "tests", "multiproc", "torchrun"]
+nox.options.sessions = ["check", "tests", "multiproc", "torchrun", "docs"]
 nox.options.error_on_missing_interpreters = True
 nox.options.reuse_existing_virtualenvs = True
 
@@ -28,12 +28,13 @@ def check(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests of the core, in an environment with only the core installed."""
     session.install(*CONSTRAINTS, ".[test]")
-    arguments = session.posargs or ["--durations=10"]
+    # The documentation and the examples need more: the one has a session of its own, the others come below.
+    arguments = session.posargs or ["--durations=10", "--ignore=tests/docs", "--ignore=tests/test_examples.py"]
     session.run("pytest", *arguments, env=ENVIRONMENT)
     if not session.posargs:
         # What only works with an extra, once the core has shown that it works without.
-        session.install(*CONSTRAINTS, ".[test,video]")
-        session.run("pytest", "tests/cli/test_files.py", env=ENVIRONMENT)
+        session.install(*CONSTRAINTS, ".[test,video,examples]")
+        session.run("pytest", "tests/cli/test_files.py", "tests/test_examples.py", env=ENVIRONMENT)
 
 
 @nox.session
@@ -46,6 +47,15 @@ def multiproc(session: nox.Session) -> None:
 def torchrun(session: nox.Session) -> None:
     """The tests of the plugin for torch.distributed, in an environment with only it and the core installed."""
     test_plugin(session, "plugins/omni_exec_torchrun")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site, and run everything that README and pages show, with all plugins installed."""
+    plugins = ("./plugins/omni_exec_multiproc", "./plugins/omni_exec_torchrun")
+    session.install(*CONSTRAINTS, ".[docs,test]", *plugins)
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", "build/docs", env=ENVIRONMENT)
+    session.run("pytest", "tests/docs", *(session.posargs or ["--durations=10"]), env=ENVIRONMENT)
 
 
 def test_plugin(session: nox.Session, folder: str) -> None:

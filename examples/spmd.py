@@ -31,7 +31,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for digit, output in zip(digits, outputs, strict=True):
             output.raise_for_error().images[0].save(folder / f"{digit}.png")
-        print(f"{len(outputs)} pictures are in {folder}")  # noqa: T201
+        print(f"{len(outputs)} pictures are in {folder}")
 
 
 if __name__ == "__main__":
