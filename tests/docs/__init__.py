@@ -1,0 +1,1 @@
+"""The documentation is true: what it shows runs, and what it names exists."""
