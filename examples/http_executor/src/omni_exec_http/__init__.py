@@ -1,0 +1,1 @@
+"""An executor for omni that forwards to another process over HTTP: `executor_class="http"`."""
