@@ -247,6 +247,11 @@ class DiffusionExecutor(ABC):
         """Whether the workers are asleep: requests then wait."""
         return self._sleep_level > 0
 
+    @property
+    def sleep_level(self) -> int:
+        """At which level the workers sleep; 0 is awake. One that replaces another is put to sleep at it."""
+        return self._sleep_level
+
     def sleep(self, level: int = 1) -> None:
         """Free accelerator memory until `wake_up`. Requests that arrive meanwhile wait.
 

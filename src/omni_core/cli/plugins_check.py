@@ -66,7 +66,7 @@ def check(
             config=as_table(settings, "--set"),
             only=only,
             patience_s=patience_s,
-            on_outcome=None if progress is None else _Counter(progress),
+            on_outcome=_Counter(progress) if progress.isatty() else _ThemeLines(progress),
         )
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=2, ensure_ascii=False))
@@ -127,14 +127,26 @@ class _Counter:
         self._stream.flush()
 
 
+class _ThemeLines:
+    """Says which theme is at work, on a line each, for logs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._theme = ""
+
+    def __call__(self, outcome: Outcome) -> None:
+        if outcome.theme != self._theme:
+            self._theme = outcome.theme
+            self._stream.write(f"{self._theme} …\n")
+            self._stream.flush()
+
+
 @contextlib.contextmanager
-def _progress() -> Iterator[TextIO | None]:
-    """Give the terminal by a descriptor of its own, for pytest takes hold of standard error; None if there is none."""
-    if not sys.stderr.isatty():
-        yield None
-        return
+def _progress() -> Iterator[TextIO]:
+    """Give standard error by a descriptor of its own, for pytest takes hold of the other."""
     with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8") as stream:
         try:
             yield stream
         finally:
-            stream.write("\r\x1b[K")
+            if stream.isatty():
+                stream.write("\r\x1b[K")

@@ -75,7 +75,7 @@ class RemoteExecutor(DiffusionExecutor):
 
     def _start_all(self) -> None:
         assert self._reactor is not None
-        events = ReplicaEvents(self._changed, self._note_heard, lambda: self._sleep_level)
+        events = ReplicaEvents(self._changed, self._note_heard, lambda: self.sleep_level)
         self._replicas += self.make_replicas(self._reactor, events)
         for replica in self._replicas:
             replica.start()

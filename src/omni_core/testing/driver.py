@@ -6,6 +6,7 @@ It prints one line of JSON when the engine is ready, `{"worker_pids": […]}`, a
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 from typing import Any
@@ -15,6 +16,7 @@ from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 
 def main(settings: dict[str, Any]) -> None:
     """Start an engine, keep it busy if `settings["loaded"]` says so, and wait."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs with & ignore it
     with DiffusionEngine(OmniDiffusionConfig(**settings["config"])) as engine:
         if settings["loaded"]:
             fields: dict[str, Any] = {"prompt": "a red seven", "height": 32, "width": 32}
