@@ -12,12 +12,15 @@ CONSTRAINTS = ("-c", "constraints.txt")
 # One thread per forward: more than the cores is ruinous, and results repeat to the bit.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+# Two at a time, since a forward has one thread; the tests of a module or class stay together, as they share engines.
+IN_PARALLEL = ("-n", "2", "--dist", "loadscope")
+
 
 @nox.session
 def check(session: nox.Session) -> None:
     """Lint, format, strict types and import layers."""
     plugins = ("-e", "plugins/omni_exec_multiproc", "-e", "plugins/omni_exec_torchrun")
-    session.install(*CONSTRAINTS, "-e", ".[check,test]", *plugins, "nox")
+    session.install(*CONSTRAINTS, "-e", ".[check,test,examples]", *plugins, "nox")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
@@ -29,12 +32,14 @@ def tests(session: nox.Session) -> None:
     """The tests of the core, in an environment with only the core installed."""
     session.install(*CONSTRAINTS, ".[test]")
     # The documentation and the examples need more: the one has a session of its own, the others come below.
-    arguments = session.posargs or ["--durations=10", "--ignore=tests/docs", "--ignore=tests/test_examples.py"]
+    left_out = ("--ignore=tests/docs", "--ignore=tests/test_examples.py")
+    arguments = session.posargs or ["--durations=10", *IN_PARALLEL, *left_out]
     session.run("pytest", *arguments, env=ENVIRONMENT)
     if not session.posargs:
         # What only works with an extra, once the core has shown that it works without.
         session.install(*CONSTRAINTS, ".[test,video,examples]")
-        session.run("pytest", "tests/cli/test_files.py", "tests/test_examples.py", env=ENVIRONMENT)
+        extras = ("tests/cli/test_files.py", "tests/test_examples.py")
+        session.run("pytest", *IN_PARALLEL, *extras, env=ENVIRONMENT)
 
 
 @nox.session
