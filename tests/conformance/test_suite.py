@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from omni_core.testing import ExecutorConformance
 from omni_core.testing.check import NOT_SUPPORTED
+from omni_core.testing.footprint import descendants, is_held_by_others, shared_memory_entries
 from omni_core.testing.injection import end_process, fault
 
 
@@ -23,6 +26,29 @@ def test_there_are_at_least_fifty_tests_and_each_says_what_it_promises() -> None
     assert len(promises) >= 50
     assert all(promises)
     assert len(set(promises)) == len(promises)
+
+
+SEMAPHORE = """
+import multiprocessing
+import sys
+
+lock = multiprocessing.get_context("spawn").Lock()
+print(lock._semlock.name.removeprefix("/"), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="semaphores have no files here")
+def test_what_another_program_has_in_shared_memory_is_known_to_be_its_own() -> None:
+    command = [sys.executable, "-c", SEMAPHORE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        entry = f"sem.{program.stdout.readline().strip()}"
+        assert entry in shared_memory_entries()
+        assert is_held_by_others(entry, {os.getpid()})
+        assert not is_held_by_others(entry, {os.getpid(), program.pid, *descendants(program.pid)})
+        assert not is_held_by_others("sem.of-nobody", {os.getpid()})
+        program.communicate("", timeout=30)
 
 
 def test_no_theme_hides_a_test_of_another() -> None:

@@ -111,15 +111,21 @@ def shared_memory_entries() -> set[str]:
 
 def is_held_by_others(entry: str, own: set[int]) -> bool:
     """Return whether a process other than `own` has an entry of /dev/shm mapped or open: then it is not ours."""
+    try:
+        inode = (_SHM / entry).stat().st_ino
+    except OSError:  # it is gone
+        return False
     for process in _PROC.glob("[0-9]*"):
         if int(process.name) in own:
             continue
         with contextlib.suppress(OSError):
-            if str(_SHM / entry) in (process / "maps").read_text():
-                return True
+            # By its number: a semaphore is mapped under the name that it had before it got its own.
+            for line in (process / "maps").read_text().splitlines():
+                if str(_SHM) in line and line.split(maxsplit=5)[4] == str(inode):
+                    return True
             for descriptor in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
-                    if str(descriptor.readlink()).startswith(str(_SHM / entry)):
+                    if str(descriptor.readlink()).startswith(str(_SHM)) and descriptor.stat().st_ino == inode:
                         return True
     return False
 
