@@ -12,10 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import omni_core
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
-
-MODEL = Path(omni_core.__file__).parent / "models" / "digits"
 
 
 def make_pipeline() -> Any:
@@ -23,7 +20,9 @@ def make_pipeline() -> Any:
     import torch
     from diffusers import StableDiffusion3Img2ImgPipeline
 
-    return StableDiffusion3Img2ImgPipeline.from_pretrained(MODEL, dtype=torch.float32)
+    from omni_core.worker.loader import SMALL_MODEL
+
+    return StableDiffusion3Img2ImgPipeline.from_pretrained(SMALL_MODEL, dtype=torch.float32)
 
 
 def main() -> None:

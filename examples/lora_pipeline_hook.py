@@ -13,10 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import omni_core
 from omni_core import DiffusionEngine, OmniDiffusionRequest, PluginRegistry, hookimpl
 
-MODEL = Path(omni_core.__file__).parent / "models" / "digits"
 PROMPTS = ("a red seven", "a black two", "a green four", "a purple nine")
 # What the LoRA has an effect on: the attention of the transformer, to the picture's tokens and the text's.
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj"]
@@ -53,8 +51,10 @@ def train_lora(folder: Path, steps: int = 60) -> float:
     from diffusers import StableDiffusion3Pipeline
     from peft import LoraConfig, get_peft_model_state_dict
 
+    from omni_core.worker.loader import SMALL_MODEL
+
     torch.manual_seed(0)
-    pipeline = StableDiffusion3Pipeline.from_pretrained(MODEL, dtype=torch.float32)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(SMALL_MODEL, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     transformer = pipeline.transformer
     digits = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

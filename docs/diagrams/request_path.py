@@ -140,7 +140,6 @@ def draw(calls: list[Call], file: Path) -> None:
     """Draw the calls as a sequence diagram."""
     svg = Svg(_WIDTH, "The way of a request from submit to the forward pass and back")
     places = {name: _LEFT + index * 111 + 40 for index, name in enumerate(LIFELINES)}
-    height = _TOP + len(calls) * _ROW + 60
     y, thread = _TOP, ""
     bands: list[tuple[float, str]] = []
     for call in calls:

@@ -7,8 +7,9 @@ time. Lines that many frames share are written once.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 from xml.sax.saxutils import escape, quoteattr
 
 FONT_SIZE = 14
@@ -16,6 +17,7 @@ CHARACTER = 8.4  # width of a character: most monospaced fonts have 0.6 of their
 LINE = 19
 PADDING = 16
 BAR = 30  # the title bar of the window
+Thing = TypeVar("Thing", "tuple[Run, ...]", "Picture")
 BACKGROUND, FOREGROUND, FRAME = "#16181d", "#d7dae0", "#2a2e37"
 
 
@@ -130,10 +132,9 @@ def _style(frames: Sequence[Frame], width: int, still: int) -> str:
     )
 
 
-def _name(thing: object, names: dict[object, str], definitions: list[str], write: object) -> str:
+def _name(thing: Thing, names: dict[object, str], definitions: list[str], write: Callable[[Thing, str], str]) -> str:
     if thing not in names:
         names[thing] = f"d{len(names)}"
-        assert callable(write)
         definitions.append(write(thing, names[thing]))
     return names[thing]
 

@@ -323,6 +323,16 @@ class DiffusionExecutor(ABC):
                 thread.close(timeout=5.0)
 
     @classmethod
+    def unsupported_options(cls, config: OmniDiffusionConfig) -> list[str]:
+        """Return the names of the options that a configuration sets and that this executor does not honour."""
+        fields = type(config).model_fields
+        return [
+            name
+            for name in sorted(OPTIONS_TO_DECLARE - cls.supported_options)
+            if getattr(config, name) != fields[name].get_default()
+        ]
+
+    @classmethod
     def refuse_unsupported_options(cls, config: OmniDiffusionConfig) -> None:
         """Refuse what a configuration sets and this executor does not honour. Nothing is started.
 
@@ -332,15 +342,14 @@ class DiffusionExecutor(ABC):
         Raises:
             ConfigError: It sets such an option; the message says where.
         """
-        fields = type(config).model_fields
-        for name in sorted(OPTIONS_TO_DECLARE - cls.supported_options):
-            value = getattr(config, name)
-            if value != fields[name].get_default():
-                raise ConfigError(
-                    f"The executor {cls.__name__} does not support {name} = {value!r} "
-                    f"(set by {config.sources().get(name, 'argument')}). "
-                    f"Remove it, or choose another executor_class."
-                )
+        unsupported = cls.unsupported_options(config)
+        if unsupported:
+            name = unsupported[0]
+            raise ConfigError(
+                f"The executor {cls.__name__} does not support {name} = {getattr(config, name)!r} "
+                f"(set by {config.sources().get(name, 'argument')}). "
+                f"Remove it, or choose another executor_class."
+            )
 
     def refuse_hooks_given_in_code(self) -> None:
         """Refuse plugins that change the pipeline and are not installed; for executors whose workers are processes.

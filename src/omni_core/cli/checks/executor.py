@@ -14,7 +14,6 @@ from omni_core.errors import (
     PluginVersionError,
     closest,
 )
-from omni_core.executor import OPTIONS_TO_DECLARE
 from omni_core.hookspecs import API_VERSION
 from omni_core.plugins import PluginRegistry
 from omni_core.plugins.records import normalise
@@ -41,9 +40,8 @@ def _options(config: OmniDiffusionConfig, resolved: ResolvedExecutor) -> Iterato
         resolved.cls.refuse_unsupported_options(config)
     except ConfigError as error:
         refused = True
-        for name in sorted(OPTIONS_TO_DECLARE - resolved.cls.supported_options):
-            if f" {name} = " in error.message:
-                yield Finding("executor", "problem", error.message, _remove(name, config))
+        name = resolved.cls.unsupported_options(config)[0]
+        yield Finding("executor", "problem", error.message, _remove(name, config))
     try:
         resolved.validate_options(config.executor_options)
     except ConfigError as error:
