@@ -106,6 +106,9 @@ class RankProcesses:
 
 def _serve(connection: Connection, rank: int, world_size: int, rendezvous: str, timeout_s: float, device: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
+    # A process that multiprocessing has spawned makes semaphores with names (tqdm has one), and one that is killed
+    # leaves them in /dev/shm, where tests that run beside this one look for what is left. Those of `fork` have none.
+    multiprocessing.set_start_method("fork", force=True)
     import torch
 
     from omni_core.worker.rank_group import RankGroup
