@@ -11,6 +11,7 @@ import sys
 import textwrap
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def make_wheel(folder: Path, name: str, files: dict[str, str], entry_points: str
         **files,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\nRequires-Dist: omni-core\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": f"[omni_core]\n{entry_points}\n",
+        f"{info}/entry_points.txt": entry_points,
     }
     record = ""
     for path, content in files.items():
@@ -114,15 +115,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder,
             "acme-exec",
             {"acme_exec/__init__.py": "", "acme_exec/plugin.py": ACME_PLUGIN, "acme_exec/executor.py": ACME_EXECUTOR},
-            "acme = acme_exec.plugin",
+            "[omni_core]\nacme = acme_exec.plugin\n",
         ),
         make_wheel(
             folder,
             "broken-exec",
             {"broken_exec/__init__.py": "", "broken_exec/plugin.py": BROKEN_PLUGIN},
-            "broken = broken_exec.plugin",
+            "[omni_core]\nbroken = broken_exec.plugin\n",
         ),
     ]
+    return install(folder, wheels)
+
+
+def install(folder: Path, wheels: list[Path]) -> Path:
+    """Let pip put wheels into a folder of their own."""
     target = folder / "site"
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(target)]
     done = subprocess.run([*command, *map(str, wheels)], capture_output=True, text=True, timeout=120, check=False)
@@ -205,3 +211,128 @@ def test_listing_plugins_imports_no_executor(site):
     )
     done = run(site, "-c", code)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# What an author gets wrong: the group of the entry point, what it names, the source of the module, and what is told.
+_HOOK = "from omni_core import hookimpl\n\n@hookimpl\ndef omni_engine_closed(): ...\n"
+MISTAKES: dict[str, tuple[str, str, str, str, str]] = {
+    "hyphen": ("omni-core", "{module}", _HOOK, "broken", "in the group 'omni-core', and plugins are looked for in"),
+    "no-separator": ("omnicore", "{module}", _HOOK, "broken", "write [project.entry-points.omni_core]"),
+    "plural": ("omni_cores", "{module}", _HOOK, "broken", "the group 'omni_cores'"),
+    "capitals": ("Omni_Core", "{module}", _HOOK, "broken", "the group 'Omni_Core'"),
+    "exchanged": ("omni_croe", "{module}", _HOOK, "broken", "the group 'omni_croe'"),
+    "plugins": ("omni_core.plugins", "{module}", _HOOK, "broken", "the group 'omni_core.plugins'"),
+    "no-hook": ("omni_core", "{module}", "value = 1\n", "active", "implements no hook, so it does nothing"),
+    "near-hook": (
+        "omni_core",
+        "{module}",
+        "def omni_request_stp(step): ...\n",
+        "active",
+        "omni_request_stp is no hook and is never called. Did you mean 'omni_request_step'?",
+    ),
+    "no-prefix": (
+        "omni_core",
+        "{module}",
+        "def register_executors(): ...\n",
+        "active",
+        "Did you mean 'omni_register_executors'?",
+    ),
+    "near-hook-beside-others": (
+        "omni_core",
+        "{module}",
+        _HOOK + "\ndef omni_request_faild(error): ...\n",
+        "active",
+        "Did you mean 'omni_request_failed'?",
+    ),
+    "marked-near-hook": (
+        "omni_core",
+        "{module}",
+        _HOOK + "\n@hookimpl\ndef omni_request_stp(step): ...\n",
+        "broken",
+        "There is no hook 'omni_request_stp'. Did you mean 'omni_request_step'?",
+    ),
+    "unmarked": ("omni_core", "{module}", "def omni_configure(config): ...\n", "broken", "Put @hookimpl above it"),
+    "argument": (
+        "omni_core",
+        "{module}",
+        _HOOK + "\n@hookimpl\ndef omni_request_step(request_id, stp): ...\n",
+        "broken",
+        "omni_request_step takes 'stp', and this omni-core gives it: request_id, step, num_steps. Did you mean 'step'?",
+    ),
+    "no-module": ("omni_core", "{module}_x", _HOOK, "broken", "there is no module '{module}_x'"),
+    "no-attribute": (
+        "omni_core",
+        "{module}:plugn",
+        _HOOK + "plugin = None\n",
+        "broken",
+        "Module {module} has no 'plugn'. Did you mean 'plugin'?",
+    ),
+    "exits": ("omni_core", "{module}", "import sys\nsys.exit('no licence')\n", "broken", "SystemExit: no licence"),
+    "prints": ("omni_core", "{module}", "print('welcome')\n" + _HOOK, "active", ""),
+    "slow": (
+        "omni_core",
+        "{module}",
+        "import threading, scipy\nthreading.Event().wait(1.1)\n" + _HOOK,
+        "active",
+        "s, and it imports scipy. Every engine and most commands of omni wait for that",
+    ),
+    # Somebody else's group, as far as anybody can tell.
+    "stranger": ("omnivore", "{module}", "raise RuntimeError('imported')\n", "", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip has put a distribution for each mistake."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    wheels = []
+    for name, (group, value, source, _, _) in MISTAKES.items():
+        module = f"mistake_{name.replace('-', '_')}"
+        points = f"[{group}]\nplug = {value.format(module=module)}\n"
+        wheels.append(make_wheel(folder, f"mistake-{name}", {f"{module}.py": source}, points))
+    return install(folder, wheels)
+
+
+@pytest.fixture(scope="module")
+def told(mistaken: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """What `omni plugins --json` says of each, and what the log says."""
+    done = run(mistaken, "-m", "omni_core", "plugins", "--json")
+    assert done.returncode == 0, done.stderr
+    return {record["distribution"]: record for record in json.loads(done.stdout)}, done.stderr
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_of_an_author_is_told(name, told):
+    records, log = told
+    *_, state, says = MISTAKES[name]
+    record = records.get(f"mistake-{name}")
+    if not state:
+        assert record is None
+        assert f"mistake-{name}" not in log
+        return
+    assert record is not None
+    assert record["state"] == state, record["error"]
+    told = [*record["warnings"], *filter(None, [record["error"]])]
+    says = says.format(module=f"mistake_{name.replace('-', '_')}")
+    assert len(told) == bool(says), told
+    if says:
+        assert says in told[0]
+        assert log.count(told[0]) == 1, "and once in the log"
+    # They all name their entry point `plug`, and each is found all the same.
+    assert record["name"] == "plug"
+
+
+def test_people_are_told_as_well(mistaken):
+    done = run(mistaken, "-m", "omni_core", "plugins")
+    assert "mistake-no-hook: It implements no hook" in done.stdout
+    assert "mistake-hyphen is broken: " in done.stdout
+    assert "welcome" not in done.stdout
+    assert "welcome" in done.stderr
+
+
+def test_a_plugin_in_a_misspelt_group_answers_to_its_name_and_is_not_imported(mistaken):
+    code = "import sys, omni_core; omni_core.PluginRegistry().resolve_executor('mistake-hyphen')"
+    done = run(mistaken, "-c", code)
+    assert "in the group 'omni-core'" in done.stderr.splitlines()[-1]
+    code = "import sys, omni_core; omni_core.PluginRegistry(); print('mistake_hyphen' in sys.modules)"
+    assert run(mistaken, "-c", code).stdout.split() == ["welcome", "False"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -54,7 +55,9 @@ def registry_of(context: click.Context) -> PluginRegistry:
     root = context.find_root()
     if root.obj is None:
         _configure_early_logging()
-        root.obj = PluginRegistry()
+        # What a plugin prints while it is imported must not get between the output of a command and who reads it.
+        with contextlib.redirect_stdout(sys.stderr):
+            root.obj = PluginRegistry()
     registry: PluginRegistry = root.obj
     return registry
 

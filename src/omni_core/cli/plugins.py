@@ -41,6 +41,8 @@ def command(context: click.Context, as_json: bool) -> None:
     for record in records:
         if record["error"]:
             click.echo(f"\n{record['distribution'] or record['name']} is {record['state']}: {record['error']}")
+        for warning in record["warnings"]:
+            click.echo(f"\n{record['distribution'] or record['name']}: {warning}")
 
 
 command.add_command(check)

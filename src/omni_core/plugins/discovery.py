@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import importlib.metadata
 import inspect
+import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,13 +17,33 @@ from omni_core.errors import PluginError, did_you_mean
 from omni_core.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, ExecutorSpec
 from omni_core.plugins.records import is_import_path, normalise
 
+# Seconds that importing a plugin may take. Every start of an engine and of most `omni` commands waits for it.
+SLOW_IMPORT_S = 1.0
+# What makes an import slow, as a rule.
+_HEAVY = ("torch", "diffusers", "transformers", "tensorflow", "jax", "ray", "scipy", "pandas")
+
 
 def installed_entry_points() -> list[importlib.metadata.EntryPoint]:
-    """Return the entry points of our group, even if some distribution's metadata cannot be read."""
+    """Return the entry points of our group, and those of groups that are a misspelling of it.
+
+    Some distribution's metadata may be unreadable; it hides no other's.
+    """
     try:
-        return list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+        found = importlib.metadata.entry_points()
+        groups = [ENTRY_POINT_GROUP, *filter(is_misspelt_group, sorted(found.groups))]
+        return [point for group in groups for point in found.select(group=group)]
     except Exception:  # one unreadable entry_points.txt, anywhere in the environment, fails the call above for all
         return _readable_entry_points()
+
+
+def is_misspelt_group(group: str) -> bool:
+    """Return whether the name of an entry-point group was meant to be ours: `omni-core`, `omnicore`, `omni_cores`."""
+    if group == ENTRY_POINT_GROUP:
+        return False
+    plain, ours = ("".join(filter(str.isalnum, name.lower())) for name in (group, ENTRY_POINT_GROUP))
+    # A letter too many or too few, or two exchanged. Not another letter: that may well be somebody else's name.
+    near = difflib.SequenceMatcher(None, plain, ours).ratio() > 0.9 or sorted(plain) == sorted(ours)
+    return near or plain.removeprefix(ours) in ("plugin", "plugins", "executor", "executors", "hooks")
 
 
 def _readable_entry_points() -> list[importlib.metadata.EntryPoint]:
@@ -28,7 +52,8 @@ def _readable_entry_points() -> list[importlib.metadata.EntryPoint]:
     for distribution in importlib.metadata.distributions():
         try:
             name = normalise(distribution.metadata["Name"])
-            ours = [point for point in distribution.entry_points if point.group == ENTRY_POINT_GROUP]
+            points = distribution.entry_points
+            ours = [point for point in points if point.group == ENTRY_POINT_GROUP or is_misspelt_group(point.group)]
         except Exception:  # noqa: S112  # not ours to report: most such distributions have nothing to do with omni
             continue
         if name not in seen:  # a later one of the same name is shadowed on sys.path
@@ -46,13 +71,86 @@ def identity(entry_point: importlib.metadata.EntryPoint) -> tuple[str | None, st
         return None, None
 
 
-def load(entry_point: importlib.metadata.EntryPoint) -> Any:
-    """Import what an entry point names. Raises whatever the import raises."""
+def load(entry_point: importlib.metadata.EntryPoint) -> tuple[Any, tuple[str, ...]]:
+    """Import what an entry point names.
+
+    Returns:
+        What it names, and what is to be said of the import.
+
+    Raises:
+        PluginError: The entry point cannot be meant so. Whatever the import raises comes through unchanged.
+    """
+    if entry_point.group and entry_point.group != ENTRY_POINT_GROUP:
+        raise PluginError(
+            f"Its entry point is in the group {entry_point.group!r}, and plugins are looked for in the group "
+            f"{ENTRY_POINT_GROUP!r}: write [project.entry-points.{ENTRY_POINT_GROUP}] in its pyproject.toml and "
+            "install it again."
+        )
     if entry_point.pattern.match(entry_point.value) is None:
         raise PluginError(
             f"Its entry point says {entry_point.value!r}, which is no import path pkg.mod or pkg.mod:name."
         )
-    return entry_point.load()
+    heavy = [name for name in _HEAVY if name not in sys.modules]
+    begun = time.monotonic()
+    plugin = _import(entry_point)
+    seconds = time.monotonic() - begun
+    if seconds < SLOW_IMPORT_S:
+        return plugin, ()
+    what = ", ".join(name for name in heavy if name in sys.modules)
+    return plugin, (
+        f"Importing it took {seconds:.1f} s{f', and it imports {what}' if what else ''}. Every engine and most "
+        "commands of omni wait for that: import what is heavy inside of the functions that need it.",
+    )
+
+
+def _import(entry_point: importlib.metadata.EntryPoint) -> Any:
+    """Import what an entry point names; where there is no such thing, say what there is."""
+    try:
+        found: Any = importlib.import_module(entry_point.module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{entry_point.module}.".startswith(f"{error.name}."):
+            raise  # a module that it needs
+        raise PluginError(f"Its entry point says {entry_point.value!r}: there is no module {error.name!r}.") from error
+    for part in filter(None, (entry_point.attr or "").split(".")):
+        owner = found
+        try:
+            found = getattr(owner, part)
+        except AttributeError as error:
+            near = did_you_mean(part, [name for name in dir(owner) if not name.startswith("_")])
+            raise PluginError(
+                f"Its entry point says {entry_point.value!r}: {_call_it(owner)} has no {part!r}.{near}"
+            ) from error
+    return found
+
+
+def advice(manager: pluggy.PluginManager, plugin: Any) -> tuple[str, ...]:
+    """Return what an author of a registered plugin should be told, though it can be used as it is."""
+    known = [name for name, caller in vars(manager.hook).items() if caller.spec is not None]
+    found = []
+    for name in dir(plugin):
+        function = _unbound(plugin, name)
+        is_own = inspect.isfunction(function) and function.__module__ == _home_of(plugin)
+        if is_own and name not in known and manager.parse_hookimpl_opts(plugin, name) is None:
+            if name.startswith("omni_"):
+                found.append(f"{name} is no hook and is never called.{did_you_mean(name, known)}")
+            elif f"omni_{name}" in known:
+                found.append(f"{name} is never called. Did you mean 'omni_{name}'?")
+    if not implementations(manager, plugin) and not found:
+        found.append(
+            "It implements no hook, so it does nothing. Write a function named like one of the hooks of "
+            "omni_core.hookspecs, and put @hookimpl above it."
+        )
+    return tuple(found)
+
+
+def _unbound(plugin: Any, name: str) -> Any:
+    function = inspect.getattr_static(plugin, name, None)
+    return getattr(function, "__func__", function)  # staticmethod, classmethod
+
+
+def _home_of(plugin: Any) -> str:
+    """Return the name of the module in which a plugin is written: what it imports from others is not its own."""
+    return plugin.__name__ if inspect.ismodule(plugin) else type(plugin).__module__
 
 
 def admit(manager: pluggy.PluginManager, plugin: Any, name: str) -> tuple[ExecutorSpec, ...]:
@@ -101,10 +199,11 @@ def implementations(manager: pluggy.PluginManager, plugin: Any) -> list[tuple[st
 
 def _refuse_unmarked(manager: pluggy.PluginManager, plugin: Any) -> None:
     # Without the decorator pluggy passes over a hook in silence, and its author wonders why it is never called.
-    for hook_name in vars(manager.hook):
-        function = inspect.getattr_static(plugin, hook_name, None)
+    for hook_name, caller in vars(manager.hook).items():
+        if caller.spec is None:  # a name that another plugin got wrong
+            continue
+        function = _unbound(plugin, hook_name)
         marks = (f"{PROJECT_NAME}_impl", f"{PROJECT_NAME}_spec")
-        function = getattr(function, "__func__", function)  # staticmethod, classmethod
         if inspect.isfunction(function) and not any(hasattr(function, mark) for mark in marks):
             raise PluginError(f"{hook_name} has no decorator and would never be called. Put @hookimpl above it.")
 
@@ -118,10 +217,11 @@ def _refuse_unknown_arguments(manager: pluggy.PluginManager, plugin: Any) -> Non
             is_positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
             if is_positional and parameter.default is parameter.empty and parameter.name not in caller.spec.argnames:
                 given = ", ".join(caller.spec.argnames) or "nothing"
+                near = did_you_mean(parameter.name, caller.spec.argnames)
                 raise PluginError(
-                    f"{hook_name} takes {parameter.name!r}, and this omni-core gives it: {given}. If a newer one gives "
-                    f"it {parameter.name}: pip install --upgrade omni-core, or write {parameter.name}=None to run with "
-                    "both."
+                    f"{hook_name} takes {parameter.name!r}, and this omni-core gives it: {given}.{near} If a newer one "
+                    f"gives it {parameter.name}: pip install --upgrade omni-core, or write {parameter.name}=None to "
+                    "run with both."
                 )
 
 

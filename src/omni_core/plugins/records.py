@@ -39,6 +39,7 @@ class PluginRecord:
         executors: What it registered.
         hooks: Names of the hooks that it implements.
         error: The cause, as it was raised, of a plugin that is broken or incompatible.
+        warnings: What its author should know of a plugin that can be used as it is.
     """
 
     name: str
@@ -49,6 +50,7 @@ class PluginRecord:
     executors: tuple[ExecutorSpec, ...] = ()
     hooks: tuple[str, ...] = ()
     error: BaseException | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def qualifier(self) -> str:
@@ -71,6 +73,7 @@ class PluginRecord:
             "executors": [dataclasses.asdict(spec) for spec in self.executors],
             "hooks": list(self.hooks),
             "error": None if self.error is None else describe(self.error),
+            "warnings": list(self.warnings),
         }
 
 

@@ -68,6 +68,7 @@ class PluginRegistry:
         found.sort(key=lambda one: (normalise(one[0] or ""), one[2].name))
         for distribution, version, point in found:
             self._records.append(self._discover(point, distribution, version, left_out))
+        self._records = _with_conflicts(self._records)
         self._index_hooks()
         _warn_of_near_misses(left_out, self._records)
 
@@ -171,17 +172,19 @@ class PluginRegistry:
         if not left_out.isdisjoint(_names(record)):
             return dataclasses.replace(record, state="disabled")
         try:
-            plugin = discovery.load(point)
+            plugin, warnings = discovery.load(point)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a module may well call sys.exit(), or panic in Rust
             record = dataclasses.replace(record, state="broken", error=error)
         else:
-            record = self._admit(plugin, record)
+            record = self._admit(plugin, dataclasses.replace(record, warnings=warnings))
+        whose = f"Plugin {record.full_name} ({version or 'no version'})"
         if record.error is not None:
             what = "is made for another omni-core" if record.state == "incompatible" else "cannot be used"
-            whose = f"Plugin {record.full_name} ({version or 'no version'})"
             _log.warning(f"{whose} {what} and is left out: {describe(record.error)}")
+        for warning in record.warnings:
+            _log.warning(f"{whose}: {warning}")
         return record
 
     def _admit(self, plugin: Any, record: PluginRecord) -> PluginRecord:
@@ -194,7 +197,8 @@ class PluginRegistry:
         except BaseException as error:
             return dataclasses.replace(record, state="broken", error=error)
         hooks = tuple(sorted({hook for hook, _ in discovery.implementations(self._manager, plugin)}))
-        record = dataclasses.replace(record, executors=executors, hooks=hooks)
+        warnings = (*record.warnings, *discovery.advice(self._manager, plugin))
+        record = dataclasses.replace(record, executors=executors, hooks=hooks, warnings=warnings)
         if executors and not any(map(selection.speaks, executors)):
             self._manager.unregister(name=name)
             mismatch = selection.version_error(record, executors[0])
@@ -223,6 +227,23 @@ class PluginRegistry:
 def _names(record: PluginRecord) -> set[str]:
     """Return the names by which OMNI_PLUGINS_DISABLE knows a plugin."""
     return {normalise(name) for name in (record.name, record.distribution, record.full_name) if name}
+
+
+def _with_conflicts(records: list[PluginRecord]) -> list[PluginRecord]:
+    """Return the records, with a warning in each whose executor has the name of another's."""
+    owners: dict[str, list[PluginRecord]] = {}
+    for record, spec in selection.usable_executors(records):
+        owners.setdefault(spec.name, []).append(record)
+    told = []
+    for record in records:
+        warnings = [
+            f"Its executor {name!r} has the name of that of {' and '.join(o.full_name for o in others)}: write "
+            f"executor_class={f'{record.qualifier}:{name}'!r} to mean this one."
+            for name, found in owners.items()
+            if any(owner is record for owner in found) and (others := [owner for owner in found if owner is not record])
+        ]
+        told.append(dataclasses.replace(record, warnings=(*record.warnings, *warnings)) if warnings else record)
+    return told
 
 
 def _warn_of_near_misses(left_out: set[str], records: list[PluginRecord]) -> None:
