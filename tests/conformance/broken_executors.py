@@ -47,6 +47,19 @@ class DropsARequest(_ChangesSteps):
         step_output.finished = [output for output in step_output.finished if next(_numbers) % 4 != 3]
 
 
+class DoesNotServe(InlineExecutor):
+    """Starts, and does nothing that it is asked for."""
+
+    def execute_step(self, replica: int, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
+        raise RuntimeError("the worker is on strike")
+
+    def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
+        raise RuntimeError("the worker is on strike")
+
+    def collective_rpc(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("the worker is on strike")
+
+
 class LosesOrder(InlineExecutor):
     def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
         return super().execute_model(requests)[::-1]

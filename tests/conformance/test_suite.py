@@ -98,9 +98,65 @@ def test_asserts_of_the_suite_show_their_values(pytester_run: Any) -> None:
         "    def expected(self, request, model='', **config):\n"
         "        return {'images': [[1.0, 2.0]]}\n",
         "order_of_outputs",
+        "-v",
     )
     assert "1 failed" in report
+    assert "assert found.shape == wanted.shape" in report
     assert "== (1, 2)" in report, "pytest did not rewrite the asserts of the suite"
+
+
+WRONG_SEED = """
+class TestInline(ExecutorConformance):
+    executor_class = "inline"
+
+    def request(self, **fields):
+        request = super().request(**fields)
+        return request.model_copy(update={"seed": request.seed + 1})
+
+    def test_of_its_own(self):
+        values = [1]
+        assert values == [2]
+"""
+
+
+def test_plain_pytest_says_what_was_promised_and_what_was_done(pytester_run: Any) -> None:
+    report = pytester_run(WRONG_SEED, "metrics or no_requests or two_workers or its_own", "-rf")
+    assert "It must: The output tells its seed, steps and times.\nIt did:  output.seed is 9, not 8.\n" in report
+    assert "FAILED test_third_party.py::TestInline::test_metrics - output.seed is 9, not 8." in report
+    assert "TestInline: of 4 promises, 1 kept, 1 broken, 2 not supported" in report, report
+    assert "assert [1] == [2]" in report, "a test of the author's own is reported as pytest does"
+    assert "metrics.queue_s" not in report, "no source of the suite"
+    assert len(report.splitlines()) < 45
+
+
+def test_a_test_can_be_left_out_with_a_reason_or_replaced(pytester_run: Any) -> None:
+    body = (
+        "class TestInline(ExecutorConformance):\n"
+        "    executor_class = 'inline'\n"
+        "    not_supported = {'test_metrics': 'the clock is broken', 'test_forms_of_output[pil]': 'no pictures'}\n"
+        "    def test_no_requests(self):\n"
+        "        print('replaced')\n"
+    )
+    report = pytester_run(body, "metrics or forms_of_output or no_requests", "-rs", "-s")
+    assert "4 passed, 2 skipped" in report
+    assert "not supported: the clock is broken" in report
+    assert "not supported: no pictures" in report
+    assert "replaced" in report
+
+
+def test_a_test_that_is_left_out_must_exist(pytester_run: Any) -> None:
+    body = (
+        "class TestX(ExecutorConformance):\n    executor_class = 'inline'\n    not_supported = {'test_metrix': 'x'}\n"
+    )
+    report = pytester_run(body, "no_requests")
+    assert "not_supported names 'test_metrix', which is no test of the suite. Did you mean 'test_metrics'?" in report
+
+
+def test_themes_are_single_words_and_none_begins_with_another() -> None:
+    found = [vars(cls)["theme"] for cls in ExecutorConformance.__mro__ if vars(cls).get("theme")]
+    assert len(found) == 12
+    assert all(theme.isalpha() for theme in found)
+    assert not [(one, other) for one in found for other in found if one != other and one.startswith(other)]
 
 
 def test_a_hang_is_ended_by_the_watchdog_and_shows_where(pytester_run: Any) -> None:
@@ -126,12 +182,12 @@ def test_a_fault_spares_the_process_of_the_tests() -> None:
 def pytester_run(tmp_path: Any) -> Any:
     """Run pytest on a file of a third party's, and return what it prints."""
 
-    def run(body: str, only: str) -> str:
+    def run(body: str, only: str, *more: str) -> str:
         file = tmp_path / "test_third_party.py"
         file.write_text("from omni_core.testing import ExecutorConformance\n" + body)
         (tmp_path / "pytest.ini").write_text("[pytest]\n")
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "-k", only, str(file)],
+            [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "-k", only, *more, str(file)],
             capture_output=True,
             text=True,
             timeout=120,

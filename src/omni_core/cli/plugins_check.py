@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -25,7 +27,16 @@ if TYPE_CHECKING:
 @click.argument("executor")
 @click.option("options", "--option", "-o", type=KeyValueType(), multiple=True, help="One of its executor_options.")
 @click.option("settings", "--set", "-s", type=KeyValueType(), multiple=True, help="A field of the configuration.")
-@click.option("only", "--only", "-k", metavar="WORDS", help="Run the tests whose names match, as pytest -k has it.")
+@click.option(
+    "only",
+    "--only",
+    "-k",
+    metavar="THEME",
+    multiple=True,
+    help="Try one theme alone, or the tests whose names match, as pytest -k has it. Can be given repeatedly.",
+)
+@click.option("fail_fast", "--fail-fast", "-x", is_flag=True, help="Stop at the first promise that is broken.")
+@click.option("traceback", "--traceback", "-v", is_flag=True, help="Show where each test failed, as pytest does.")
 @click.option(
     "patience_s",
     "--patience",
@@ -43,14 +54,17 @@ def check(
     executor: str,
     options: Sequence[KeyValue],
     settings: Sequence[KeyValue],
-    only: str | None,
+    only: Sequence[str],
+    fail_fast: bool,
+    traceback: bool,
     patience_s: float,
     as_json: bool,
 ) -> int:
     """Run the conformance suite for EXECUTOR, a registered name or an import path pkg.mod:Class.
 
     It takes about a minute for an executor in this process, and some for one with processes, which it kills many
-    times. Ends with 0 if all tests pass; those of what the executor does not declare count as not supported.
+    times. Each promise that is broken is told as soon as it is known. Ends with 0 if none is; what the executor does
+    not declare counts as not supported.
     """
     registry_of(context).resolve_executor(executor)  # if it cannot be used at all, say so and not 150 times
     try:
@@ -59,32 +73,32 @@ def check(
         if error.name != "pytest":
             raise
         raise click.ClickException("The conformance suite needs pytest: pip install 'omni-core[testing]'") from error
-    with _progress() as progress:
+    with _own_descriptor(sys.stderr) as progress, _own_descriptor(sys.stdout) as report:
+        teller = _Teller(progress, None if as_json else report, traceback)
         outcomes = run_suite(
             executor,
             executor_options=as_table(options, "--option"),
             config=as_table(settings, "--set"),
             only=only,
+            fail_fast=fail_fast,
             patience_s=patience_s,
-            on_outcome=_Counter(progress) if progress.isatty() else _ThemeLines(progress),
+            on_outcome=teller.tell,
         )
+        teller.end()
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=2, ensure_ascii=False))
     else:
-        _show(executor, outcomes)
-    return exit_codes.FAILED if any(outcome.result == "failed" for outcome in outcomes) else exit_codes.OK
+        _show(executor, outcomes, fail_fast, traceback)
+    return exit_codes.FAILED if any(outcome.result == "broken" for outcome in outcomes) else exit_codes.OK
 
 
-def _show(executor: str, outcomes: Sequence[Outcome]) -> None:
-    failed = [outcome for outcome in outcomes if outcome.result == "failed"]
+def _show(executor: str, outcomes: Sequence[Outcome], fail_fast: bool, traceback: bool) -> None:
+    broken = [outcome for outcome in outcomes if outcome.result == "broken"]
     missing = [outcome for outcome in outcomes if outcome.result == "not supported"]
-    for outcome in failed:
-        click.secho(f"\nFAILED {outcome.name}", fg="red", bold=True)
-        click.echo(f"{outcome.theme}: {outcome.promise}\n\n{outcome.detail.rstrip()}\n")
     if missing:
         click.echo("Not supported:")
-        for reason in dict.fromkeys(outcome.detail for outcome in missing):
-            click.echo(f"  {sum(outcome.detail == reason for outcome in missing):3} tests: {reason}")
+        for reason in dict.fromkeys(outcome.did for outcome in missing):
+            click.echo(f"  {sum(outcome.did == reason for outcome in missing):3} promises: {reason}")
         click.echo()
     measured = [(outcome, what, value) for outcome in outcomes for what, value in outcome.measurements.items()]
     if measured:
@@ -93,12 +107,16 @@ def _show(executor: str, outcomes: Sequence[Outcome]) -> None:
         )
         click.echo()
     rows = [_row(theme, [one for one in outcomes if one.theme == theme]) for theme in _themes(outcomes)]
-    print_table(["theme", "passed", "failed", "not supported", "seconds"], [*rows, _row("all", outcomes)])
+    print_table(["theme", "kept", "broken", "not supported", "seconds"], [*rows, _row("all", outcomes)])
     click.echo()
-    if failed:
-        click.echo(f"{executor} fails {len(failed)} of {len(outcomes)} tests: {', '.join(one.name for one in failed)}")
-    else:
-        click.echo(f"{executor} conforms: {len(outcomes) - len(missing)} tests passed, {len(missing)} not supported.")
+    kept = len(outcomes) - len(broken) - len(missing)
+    verdict = "does not conform" if broken else "conforms"
+    click.echo(f"{executor} {verdict}: {kept} promises kept, {len(broken)} broken, {len(missing)} not supported.")
+    if broken and fail_fast:
+        click.echo("Stopped at the first that is broken; those after it were not tried.")
+    if broken and not traceback:
+        again = shlex.join(["omni", "plugins", "check", executor, "--only", broken[0].name, "--traceback"])
+        click.echo(f"Where the first is broken: {again}")
 
 
 def _themes(outcomes: Sequence[Outcome]) -> list[str]:
@@ -108,43 +126,78 @@ def _themes(outcomes: Sequence[Outcome]) -> list[str]:
 def _row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
     counts = [
         str(sum(outcome.result == result for outcome in outcomes) or "-")
-        for result in ("passed", "failed", "not supported")
+        for result in ("kept", "broken", "not supported")
     ]
     return [name, *counts, f"{sum(outcome.seconds for outcome in outcomes):.1f}"]
 
 
-class _Counter:
-    """Shows how far the suite is, on one line."""
+class _Teller:
+    """Says how far the suite is, and tells of each promise that is broken.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._done = self._failed = 0
+    Args:
+        progress: Where to say how far it is: on one line of a terminal, or a line for each theme in a log.
+        report: Where to tell of what is broken; None: nowhere.
+        traceback: Whether to show the report of pytest, too.
+    """
 
-    def __call__(self, outcome: Outcome) -> None:
-        self._done += 1
-        self._failed += outcome.result == "failed"
-        self._stream.write(f"\r\x1b[K{self._done} tests, {self._failed} failed: {outcome.name}"[:110])
-        self._stream.flush()
-
-
-class _ThemeLines:
-    """Says which theme is at work, on a line each, for logs."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, progress: TextIO, report: TextIO | None, traceback: bool) -> None:
+        self._progress = progress
+        self._report = report
+        self._traceback = traceback
         self._theme = ""
+        self._done = 0
+        # What was told, in general terms, and how often it happened again.
+        self._told: dict[str, tuple[Outcome, list[Outcome]]] = {}
 
-    def __call__(self, outcome: Outcome) -> None:
-        if outcome.theme != self._theme:
+    def tell(self, outcome: Outcome) -> None:
+        """Take note of what became of a promise."""
+        self._done += 1
+        if outcome.result == "broken":
+            self._tell_broken(outcome)
+        if self._progress.isatty():
+            broken = sum(1 + len(more) for _, more in self._told.values())
+            self._say(f"\r\x1b[K{self._done} promises tried, {broken} broken: {outcome.name}"[:110])
+        elif outcome.theme != self._theme:
             self._theme = outcome.theme
-            self._stream.write(f"{self._theme} …\n")
-            self._stream.flush()
+            self._say(f"{self._theme} …\n")
+
+    def end(self) -> None:
+        """Tell of what happened again and again."""
+        for first, more in self._told.values():
+            if more:
+                names = ", ".join(outcome.name for outcome in more[:3]) + (" …" if len(more) > 3 else "")
+                self._write(f"The same as in {first.name} happened in {len(more)} more: {names}\n\n")
+
+    def _tell_broken(self, outcome: Outcome) -> None:
+        kind = re.sub(r"\b[0-9a-f]{8,}\b|\d+", "#", outcome.did)  # ids and numbers are no difference
+        if kind in self._told:
+            self._told[kind][1].append(outcome)
+            if not self._traceback:
+                return
+        else:
+            self._told[kind] = (outcome, [])
+        head = click.style(f"BROKEN {outcome.theme}: {outcome.name}", fg="red", bold=True)
+        text = f"{head}\n  It must: {outcome.promise}\n  It did:  {outcome.did}\n\n"
+        self._write(text + (f"{outcome.detail.rstrip()}\n\n" if self._traceback else ""))
+
+    def _write(self, text: str) -> None:
+        if self._report is None:
+            return
+        if self._progress.isatty():
+            self._say("\r\x1b[K")
+        self._report.write(text if self._report.isatty() else click.unstyle(text))
+        self._report.flush()
+
+    def _say(self, text: str) -> None:
+        self._progress.write(text)
+        self._progress.flush()
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[TextIO]:
-    """Give standard error by a descriptor of its own, for pytest takes hold of the other."""
-    with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8") as stream:
+def _own_descriptor(standard: TextIO) -> Iterator[TextIO]:
+    """Give standard output or error by a descriptor of its own, for pytest takes hold of the other."""
+    standard.flush()
+    with os.fdopen(os.dup(standard.fileno()), "w", encoding="utf-8") as stream:
         try:
             yield stream
         finally:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest, OmniRequestOutput, RequestHandle
+from omni_core.errors import did_you_mean
 from omni_core.executor import DiffusionExecutor
 from omni_core.plugins import default_registry
 from omni_core.testing.bounds import bounded, watchdog
 from omni_core.testing.families import FAULTY
 from omni_core.testing.reference import assert_same_output, expected_output
+from omni_core.testing.report import NOT_SUPPORTED, report_plainly
 
 EXTENSION = "omni_core.testing.worker_extension:ConformanceExtension"
 # Steps of a request that does not end by itself while a test looks at it.
@@ -34,6 +36,7 @@ class ConformanceBase:
         patience_s: Seconds that a result or a call may take on a busy machine.
         test_timeout_s: Seconds after which a test that hangs fails.
         close_timeout_s: Seconds that closing an engine may take.
+        not_supported: Tests that are left out, each with the reason: a test's name, with or without its parameters.
     """
 
     executor_class: ClassVar[Any] = None
@@ -42,6 +45,7 @@ class ConformanceBase:
     patience_s: ClassVar[float] = 60.0
     test_timeout_s: ClassVar[float] = 150.0
     close_timeout_s: ClassVar[float] = 30.0
+    not_supported: ClassVar[Mapping[str, str]] = {}
 
     theme: ClassVar[str] = ""
 
@@ -202,6 +206,11 @@ class ConformanceBase:
         for name in list(os.environ):
             if name.startswith("OMNI_") and name != "OMNI_PLUGINS_DISABLE":
                 monkeypatch.delenv(name)
+        report_plainly(request.config)
+        self._refuse_unknown_exceptions()
+        for name in (request.node.name, request.node.originalname):
+            if name in self.not_supported:
+                pytest.skip(f"{NOT_SUPPORTED} {self.not_supported[name]}")
         self._test = request
         self._empty_file = tmp_path / "empty.toml"
         self._empty_file.touch()
@@ -219,6 +228,12 @@ class ConformanceBase:
             self.close_shared_engines()  # in whatever state they are
         for handle in self._handles:
             handle.result(self.patience_s)
+
+    def _refuse_unknown_exceptions(self) -> None:
+        known = [name for name in dir(self) if name.startswith("test_")]
+        for name in self.not_supported:
+            if name.partition("[")[0] not in known:
+                pytest.fail(f"not_supported names {name!r}, which is no test of the suite.{did_you_mean(name, known)}")
 
     def _open_shared(self, request: pytest.FixtureRequest) -> None:
         """Find the engines that the tests of this class share, and what they have measured."""

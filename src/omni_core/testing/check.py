@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any, Literal
 import pytest
 
 from omni_core.errors import OmniError
+from omni_core.testing.report import NAME, NOT_SUPPORTED, PlainReport, promise_of, theme_of
 
-Result = Literal["passed", "failed", "not supported"]
-NOT_SUPPORTED = "not supported:"
+Result = Literal["kept", "broken", "not supported"]
 
+# What stands before a theme among the keywords of a test, so that no name of a test is taken for one.
+_KEYWORD = "theme:"
 _FILE = """
 import json
 
@@ -37,14 +38,15 @@ class TestExecutor(ExecutorConformance):
 
 @dataclass
 class Outcome:
-    """What became of one test.
+    """What became of one promise.
 
     Attributes:
-        name: Its name, with its parameters.
-        theme: What it is about.
-        promise: What it makes sure of, in a sentence.
-        result: `"passed"`, `"failed"` or `"not supported"`.
-        detail: Why it failed or is not supported.
+        name: The test that looks at it, with its parameters.
+        theme: What it is about, in a word.
+        promise: What the executor must do, in a sentence.
+        result: `"kept"`, `"broken"` or `"not supported"`.
+        did: What it did instead, in a sentence; or why it is not supported.
+        detail: Where the test failed, as pytest shows it.
         seconds: How long it took.
         measurements: What it measured, in seconds.
     """
@@ -52,7 +54,8 @@ class Outcome:
     name: str
     theme: str
     promise: str
-    result: Result = "passed"
+    result: Result = "kept"
+    did: str = ""
     detail: str = ""
     seconds: float = 0.0
     measurements: dict[str, float] = field(default_factory=dict)
@@ -63,7 +66,8 @@ def run_suite(
     *,
     executor_options: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
-    only: str | None = None,
+    only: Sequence[str] = (),
+    fail_fast: bool = False,
     patience_s: float = 60.0,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
@@ -73,17 +77,18 @@ def run_suite(
         executor_class: A registered name or an import path.
         executor_options: Its options.
         config: Further fields of the configuration for every engine.
-        only: Run those tests alone whose names match this expression, as pytest's `-k` has it.
+        only: Run these tests alone. Each is a theme, or an expression that matches names of tests as pytest's `-k`.
+        fail_fast: Whether to stop at the first promise that is broken.
         patience_s: Seconds that a result or a call may take.
         on_outcome: Called after each test.
 
     Returns:
-        What became of each test, in the order in which they ran.
+        What became of each promise, in the order in which they were tried.
 
     Raises:
         OmniError: pytest could not run the tests; nothing matches `only`, for instance.
     """
-    collector = _Collector(on_outcome)
+    collector = _Collector(only, on_outcome)
     with tempfile.TemporaryDirectory(prefix="omni-check-") as folder, _undisturbed_pytest():
         # Named like no other, for pytest finds modules that were imported before by their name.
         file = Path(folder) / f"test_{Path(folder).name.replace('-', '_')}.py"
@@ -100,11 +105,17 @@ def run_suite(
         settings.write_text("[pytest]\n", encoding="utf-8")
         arguments = [str(file), "-c", str(settings), "--rootdir", folder, "--import-mode=importlib"]
         arguments += ["-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:warnings"]
-        code = pytest.main([*arguments, *(["-k", only] if only else [])], plugins=[collector])
+        arguments += ["--exitfirst"] if fail_fast else []
+        code = pytest.main(arguments, plugins=[collector])
     if code == pytest.ExitCode.INTERRUPTED and not collector.problems:
         raise KeyboardInterrupt
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        reason = "\n".join(collector.problems) or (f"no test matches {only!r}" if only else f"pytest ended with {code}")
+        wanted = " or ".join(only)
+        reasons = {
+            pytest.ExitCode.NO_TESTS_COLLECTED: f"no test matches {wanted!r}. Themes: {', '.join(collector.themes)}",
+            pytest.ExitCode.USAGE_ERROR: f"{wanted!r} is neither a theme nor an expression as pytest's -k has it.",
+        }
+        reason = "\n".join(collector.problems) or reasons.get(pytest.ExitCode(code), f"pytest ended with {code}")
         raise OmniError(f"The conformance suite could not be run: {reason}")
     return list(collector.outcomes.values())
 
@@ -128,18 +139,30 @@ def _undisturbed_pytest() -> Iterator[None]:
 class _Collector:
     """A pytest plugin that notes what becomes of each test."""
 
-    def __init__(self, on_outcome: Callable[[Outcome], None] | None) -> None:
+    def __init__(self, only: Sequence[str], on_outcome: Callable[[Outcome], None] | None) -> None:
         self.outcomes: dict[str, Outcome] = {}
         self.problems: list[str] = []
+        self.themes: list[str] = []
+        self._only = only
         self._on_outcome = on_outcome
         self._about: dict[str, tuple[str, str, str]] = {}
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Note the theme and the promise of each test."""
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Let failures be put into words, beside what pytest says of them."""
+        config.pluginmanager.register(PlainReport(plain=False), NAME)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Note the theme and the promise of each test, and select those that are asked for."""
         for item in items:
-            function = getattr(item, "function", None)
-            promise = (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
-            self._about[item.nodeid] = (item.name, _theme_of(item), promise)
+            theme = theme_of(item)
+            item.extra_keyword_matches.add(f"{_KEYWORD}{theme}")
+            self._about[item.nodeid] = (item.name, theme, promise_of(item))
+        self.themes = list(dict.fromkeys(theme for _, theme, _ in self._about.values()))
+        # Only now are the themes known: to import the suite earlier would keep pytest from rewriting its asserts.
+        config.option.keyword = " or ".join(
+            f"{_KEYWORD}{one.lower()}" if one.lower() in self.themes else f"({one})" for one in self._only
+        )
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note what keeps tests from being found."""
@@ -157,25 +180,18 @@ class _Collector:
         outcome = self.outcomes[report.nodeid]
         outcome.seconds += report.duration
         outcome.measurements = {str(what): float(value) for what, value in report.user_properties}  # type: ignore[arg-type]
-        if report.skipped and outcome.result == "passed":
+        if report.skipped and outcome.result == "kept":
             reason = _reason_of(report)
             # A test that is skipped for another reason has shown nothing, so it must not look harmless.
-            outcome.result = "not supported" if reason.startswith(NOT_SUPPORTED) else "failed"
-            outcome.detail = reason.removeprefix(NOT_SUPPORTED).strip()
+            outcome.result = "not supported" if reason.startswith(NOT_SUPPORTED) else "broken"
+            outcome.did = reason.removeprefix(NOT_SUPPORTED).strip()
         elif report.failed:
             where = "" if report.when == "call" else f"in its {report.when}: "
-            outcome.result = "failed"
+            outcome.did = outcome.did if outcome.result == "broken" else where + getattr(report, "did", "")
+            outcome.result = "broken"
             outcome.detail = "\n\n".join(filter(None, [outcome.detail, where + report.longreprtext]))
         if report.when == "teardown" and self._on_outcome is not None:
             self._on_outcome(outcome)
-
-
-def _theme_of(item: pytest.Item) -> str:
-    name = getattr(item, "originalname", item.name)
-    for cls in getattr(getattr(item, "cls", None), "__mro__", ()):
-        if name in vars(cls):
-            return str(vars(cls).get("theme", cls.__name__))
-    return ""
 
 
 def _reason_of(report: pytest.TestReport) -> str:

@@ -30,7 +30,7 @@ _GONE_S = {"SIGKILL": 5.0, "SIGTERM": 10.0, "SIGINT": 15.0}
 class DriverFaults(ConformanceBase):
     """End of the driver."""
 
-    theme = "end of the driver"
+    theme = "driver"
 
     @pytest.mark.parametrize("loaded", [False, True], ids=["idle", "loaded"])
     @pytest.mark.parametrize("which", list(_GONE_S))

@@ -41,7 +41,7 @@ def stopped(pids: list[int]) -> Iterator[None]:
 class Faults(ConformanceBase):
     """Crash and hang of workers."""
 
-    theme = "crash, hang"
+    theme = "crashes"
 
     @pytest.fixture(autouse=True)
     def _only_with_processes(self, request: pytest.FixtureRequest) -> None:

@@ -28,7 +28,7 @@ _IDLE_S = 2.0
 class Leaks(ConformanceBase):
     """Leaks and idle load."""
 
-    theme = "leaks, idle CPU"
+    theme = "leaks"
 
     def _measure(self, name: str, work: Callable[[], None]) -> dict[str, list[str]]:
         """Do something and return what it left over, by kind. It is done once for all the tests that look at it."""

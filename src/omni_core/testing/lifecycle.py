@@ -40,7 +40,7 @@ class _Marks:
 class Lifecycle(ConformanceBase):
     """Starting and closing."""
 
-    theme = "life cycle"
+    theme = "lifecycle"
 
     def test_starts_serves_and_is_healthy(self) -> None:
         """A started engine answers a request and says that it is healthy."""

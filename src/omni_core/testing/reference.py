@@ -45,12 +45,16 @@ def assert_same_output(
     """
     import numpy as np
 
-    assert output.finish_reason == "finished", f"{output.request_id}: {output.finish_reason}: {output.error}"
+    assert output.finish_reason == "finished", (
+        f"{output.request_id} ended with {output.finish_reason!r}: {output.error}"
+    )
     assert field in output.output, f"no {field!r} in the output, which has {sorted(output.output)}"
     found, wanted = as_array(output.output[field]), as_array(expected[field])
-    assert found.shape == wanted.shape
+    assert found.shape == wanted.shape, f"the output has the shape {found.shape}, not {wanted.shape}"
     difference = float(np.abs(found - wanted).max())
-    assert difference <= tolerance, f"differs from the inline executor by {difference:.3g}, more than {tolerance:g}"
+    assert difference <= tolerance, (
+        f"the output differs from the inline executor's by {difference:.3g}, more than {tolerance:g}"
+    )
 
 
 def as_array(value: Any) -> Any:

@@ -18,7 +18,7 @@ from omni_core.testing.bounds import in_threads
 class RemoteCalls(ConformanceBase):
     """Calls to the workers."""
 
-    theme = "calls (RPC)"
+    theme = "calls"
 
     def test_a_callable_gets_the_worker_and_the_arguments(self) -> None:
         """A callable is called with the worker, then `args`, then `kwargs`."""

@@ -18,7 +18,7 @@ from omni_core.testing.footprint import HAS_PROC, command_of, descendants
 class StartupFaults(ConformanceBase):
     """Crash and hang at start-up."""
 
-    theme = "crash at start"
+    theme = "startup"
 
     def _need_processes_and_proc(self) -> set[int]:
         self.need_processes(self.shared_engine())

@@ -14,7 +14,7 @@ from omni_core.testing.bounds import wait_until
 class Streaming(ConformanceBase):
     """Abort and progress at every denoising step."""
 
-    theme = "abort, progress"
+    theme = "progress"
 
     @pytest.fixture(autouse=True)
     def _only_diffusion_workers(self, request: pytest.FixtureRequest) -> None:
