@@ -44,6 +44,22 @@ class Nameless:
         return {"audios": np.zeros((1, 44_100), np.float32)}
 
 
+class Talker:
+    """A video and its sound."""
+
+    sample_rate = 8000
+
+    def __call__(self, prompt=None):
+        return {**Filmer()(), **Singer()()}
+
+
+class Thinker:
+    """Neither to be seen nor heard."""
+
+    def __call__(self, prompt=None):
+        return {"image_embeds": np.zeros((1, 8), np.float32)}
+
+
 class Sculptor:
     def __call__(self, prompt=None):
         return {"mesh": object()}

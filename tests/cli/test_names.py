@@ -34,7 +34,7 @@ def test_no_name_comes_twice_and_the_order_does_not_matter(pairs, count, stem, r
     target = Target(Path("nowhere"), stem, None)
     wanted = [(request, output) for request in range(len(pairs)) for output in range(count)]
     names = FileNames(target, pairs)
-    paths = [names.name(request, output, count, ".png") for request, output in wanted]
+    paths = [next(names.free(request, output, count, ".png")) for request, output in wanted]
     assert len({str(path).casefold() for path in paths}) == len(wanted)
     assert {path.parent for path in paths} == {Path("nowhere")}
 
@@ -60,14 +60,19 @@ def test_files_of_earlier_runs_are_replaced_only_if_named():
 
 def _names(output, requests, count):
     names = FileNames(Target.parse(output), [("a red seven", 5)] * requests)
-    return [str(names.name(request, one, count, ".png")) for request in range(requests) for one in range(count)]
+    return [
+        str(names.named(count, ".png") or next(names.free(request, one, count, ".png")))
+        for request in range(requests)
+        for one in range(count)
+    ]
 
 
 def test_targets(tmp_path):
     (tmp_path / "there").mkdir()
     assert Target.parse("there") == Target.parse("there/") == Target(Path("there"))
     assert Target.parse("new/") == Target(Path("new"))
-    assert Target.parse("new/x.PNG") == Target(Path("new"), "x", ".png")
+    assert Target.parse("new/x.PNG") == Target(Path("new"), "x", ".PNG")
+    assert Target.parse("new/x.PNG").ending == ".png"
 
 
 @pytest.mark.parametrize("output", ["", "x", "x.foo", "file/x.png", "file/"])

@@ -130,8 +130,9 @@ command = SectionedCommand(
         click.Option(
             ["output", "-o", "--output"],
             metavar="FILE|FOLDER",
-            help="Where to write; the ending of FILE tells the format. Several outputs are numbered. A file of this "
-            "name is replaced. Without it: in this folder, named after prompt and seed.",
+            help="Where to write; the ending of FILE tells the format. A file of this name is replaced, and no other: "
+            "several outputs are numbered, and get names that are free. Without it: in this folder, named after prompt "
+            "and seed.",
         ),
         click.Option(
             ["enlarge", "--enlarge"],

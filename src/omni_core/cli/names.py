@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 # What each kind of output can be written as.
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 VIDEOS = (".mp4", ".webm", ".webp", ".gif")
 AUDIO = (".wav",)
 ARRAYS = (".npz", ".safetensors")
 ENDINGS = tuple(dict.fromkeys((*PICTURES, *VIDEOS, *AUDIO, *ARRAYS)))
+_FORMATS = "; ".join(
+    f"{kind}: {', '.join(endings)}"
+    for kind, endings in (("pictures", PICTURES), ("videos", VIDEOS), ("sound", AUDIO), ("arrays", ARRAYS))
+)
 
 _MOST_CHARACTERS = 60
 # A file name has room for 255 bytes: the slug, the seed, two numbers, the ending, and what a temporary name adds.
 _MOST_BYTES = 150
+# Of a name given with `-o`: two numbers and another ending still fit.
+_MOST_BYTES_OF_NAME = 230
 
 
 def slug(text: str | None) -> str:
@@ -39,12 +46,17 @@ class Target:
     Attributes:
         folder: The folder; made when the first file is written.
         stem: The name without its ending; None: made from prompt and seed.
-        ending: The ending, lower case; None: what fits the output.
+        suffix: The ending as it was written; None: what fits the output.
     """
 
     folder: Path
     stem: str | None = None
-    ending: str | None = None
+    suffix: str | None = None
+
+    @property
+    def ending(self) -> str | None:
+        """The ending, lower case: the format."""
+        return None if self.suffix is None else self.suffix.lower()
 
     @classmethod
     def parse(cls, text: str | None) -> Target:
@@ -53,27 +65,35 @@ class Target:
         Raises:
             click.UsageError: Nothing can be written there, or the ending is of no format that omni writes.
         """
-        if text is None:
-            target = cls(Path())
-        elif not text:
-            raise click.UsageError("-o needs the name of a file or a folder.")
-        elif text.endswith(("/", os.sep)) or Path(text).expanduser().is_dir():
-            target = cls(Path(text).expanduser())
-        else:
-            path = Path(text).expanduser()
-            if path.suffix.lower() not in ENDINGS:
-                raise click.UsageError(
-                    f"-o {text}: the ending tells the format: {', '.join(ENDINGS)}. For a folder write {text}/"
-                )
-            target = cls(path.parent, path.stem, path.suffix.lower())
-        _refuse_unwritable(target.folder)
+        try:
+            target = cls._read(text)
+            _refuse_unwritable(target)
+        except OSError as error:  # a name that the file system refuses, a folder that may not be looked into
+            raise click.UsageError(f"-o: {error.filename}: {error.strerror}.") from None
         return target
+
+    @classmethod
+    def _read(cls, text: str | None) -> Target:
+        if text is None:
+            return cls(Path())
+        if not text:
+            raise click.UsageError("-o needs the name of a file or a folder.")
+        if text == "-":
+            raise click.UsageError("-o -: omni writes files, not standard output; give the name of a file or a folder.")
+        path = _path_of(text)
+        if text.endswith(("/", os.sep)) or path.is_dir():
+            return cls(path)
+        if path.suffix.lower() not in ENDINGS:
+            raise click.UsageError(
+                f"-o {text}: the ending tells the format, and is one of these: {_FORMATS}. For a folder write {text}/"
+            )
+        return cls(path.parent, path.stem, path.suffix)
 
 
 class FileNames:
     """Hands out a name for each output of a run, no name twice, the same whatever the order in which requests end.
 
-    Files of earlier runs are replaced only where `-o` names the file.
+    Files that are there already are replaced only where `-o` names the very file.
 
     Args:
         target: Where they go.
@@ -92,8 +112,20 @@ class FileNames:
             stems = [f"{target.stem}-{number:0{width}}" for number in range(1, len(prompts_and_seeds) + 1)]
         self._stems = _numbered_apart(stems)
 
-    def name(self, request: int, output: int, count: int, ending: str) -> Path:
-        """Return a path that no other output of the run has.
+    def named(self, count: int, ending: str) -> Path | None:
+        """Return the path that `-o` names, if that is where the output goes; else None.
+
+        Args:
+            count: How many outputs the request has. Of several, none has the name: all are numbered.
+            ending: The format of the output, with its dot. In another than that of the name it gets another name.
+        """
+        target = self._target
+        if target.stem is None or count > 1 or len(self._stems) > 1 or ending != target.ending:
+            return None
+        return target.folder / f"{target.stem}{target.suffix}"
+
+    def free(self, request: int, output: int, count: int, ending: str) -> Iterator[Path]:
+        """Yield paths at which there is no file and that no other output of the run has. The first is to be taken.
 
         Args:
             request: Which request, from 0.
@@ -102,17 +134,12 @@ class FileNames:
             ending: With its dot.
         """
         stem = self._stems[request] if count == 1 else f"{self._stems[request]}-{output + 1:0{len(str(count))}}"
-        candidate, number = stem, 1
-        while self._is_taken(f"{candidate}{ending}"):
-            number += 1
-            candidate = f"{stem}-{number}"
-        self._taken.add(_same(f"{candidate}{ending}"))
-        return self._target.folder / f"{candidate}{ending}"
-
-    def _is_taken(self, name: str) -> bool:
-        if _same(name) in self._taken:
-            return True
-        return self._target.stem is None and (self._target.folder / name).exists()
+        for number in itertools.count(1):
+            name = f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}"
+            path = self._target.folder / name
+            if _same(name) not in self._taken and not os.path.lexists(path):
+                self._taken.add(_same(name))
+                yield path
 
 
 def _numbered_apart(stems: list[str]) -> list[str]:
@@ -129,11 +156,27 @@ def _same(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _refuse_unwritable(folder: Path) -> None:
-    there = folder
+def _path_of(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise click.UsageError(f"-o {text}: {error}") from None
+
+
+def _refuse_unwritable(target: Target) -> None:
+    there = target.folder
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir():
         raise click.UsageError(f"-o: {there} is no folder.")
+    if target.stem is not None:
+        _refuse_file(target.folder / f"{target.stem}{target.suffix}")
     if not os.access(there, os.W_OK | os.X_OK):
         raise click.UsageError(f"-o: nothing can be written in {there}: permission denied.")
+
+
+def _refuse_file(path: Path) -> None:
+    if len(os.fsencode(path.name)) > _MOST_BYTES_OF_NAME:
+        raise click.UsageError(f"-o: the name of the file is too long; it has at most {_MOST_BYTES_OF_NAME} bytes.")
+    if os.path.lexists(path) and not path.is_symlink() and not path.is_file():
+        raise click.UsageError(f"-o: {path} is no ordinary file; it is left alone.")

@@ -51,7 +51,7 @@ def enlarge(picture: Image.Image, factor: int) -> Image.Image:
 
 
 def write_picture(path: Path, picture: Image.Image, provenance: Provenance) -> None:
-    """Write a .png, .jpg or .webp, with how it was made inside."""
+    """Write a .png, .jpg, .webp or .gif, with how it was made inside."""
     ending = path.suffix.lower()
     if ending == ".png":
         from PIL.PngImagePlugin import PngInfo
@@ -60,6 +60,9 @@ def write_picture(path: Path, picture: Image.Image, provenance: Provenance) -> N
         for key, text in provenance.texts().items():
             info.add_text(key, text)  # as iTXt where it is more than Latin-1
         picture.save(path, "PNG", pnginfo=info)
+        return
+    if ending == ".gif":
+        picture.save(path, "GIF", comment=provenance.json().encode())
         return
     from PIL import Image
 

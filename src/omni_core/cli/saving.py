@@ -9,7 +9,7 @@ from typing import Any
 
 from omni_core.cli import arrays, names, pictures, sound, videos
 from omni_core.cli.artifacts import Artifact, artifacts_of
-from omni_core.cli.atomic import write_atomically
+from omni_core.cli.atomic import write_atomically, write_new
 from omni_core.cli.names import FileNames, Target
 from omni_core.cli.provenance import Provenance
 from omni_core.outputs import OmniRequestOutput
@@ -102,8 +102,14 @@ class Saver:
         provenance = Provenance(request, self._files, self._model, self._pipeline, count=len(found))
         saved = []
         for number, artifact in enumerate(found):
-            path = self._names.name(index, number, len(found), self._ending(artifact))
-            saved.append(self._write(path, artifact, replace(provenance, number=number + 1), output))
+            ending = self._ending(artifact)
+            write, note = self._writer(artifact, replace(provenance, number=number + 1), output)
+            path = self._names.named(len(found), ending)
+            if path is not None:
+                write_atomically(path, write)
+            else:
+                path = write_new(self._names.free(index, number, len(found), ending), write)
+            saved.append(SavedFile(path, note))
         return saved
 
     def _ending(self, artifact: Artifact) -> str:
@@ -119,25 +125,26 @@ class Saver:
             self._warn(f"A {wanted} file cannot hold {_described(artifact)}: writing {ending} instead.")
         return ending
 
-    def _write(self, path: Path, artifact: Artifact, provenance: Provenance, output: OmniRequestOutput) -> SavedFile:
+    def _writer(
+        self, artifact: Artifact, provenance: Provenance, output: OmniRequestOutput
+    ) -> tuple[Callable[[Path], object], str]:
+        """Return what writes an artifact to a path, and a word about it for people."""
         if artifact.kind == "picture":
             [picture], note, factor = self._enlarged([artifact.data])
-            provenance = replace(provenance, enlarged=factor)
-            write_atomically(path, lambda file: pictures.write_picture(file, picture, provenance))
-        elif artifact.kind == "video":
+            made = replace(provenance, enlarged=factor)
+            return lambda file: pictures.write_picture(file, picture, made), note
+        if artifact.kind == "video":
             frames, note, factor = self._enlarged(artifact.data)
-            provenance = replace(provenance, enlarged=factor)
+            made = replace(provenance, enlarged=factor)
             fps = self._frames_per_second(provenance.request)
             note = f"{note}, {len(frames)} frames at {fps:g}/s"
-            write_atomically(path, lambda file: videos.write_video(file, frames, fps, provenance))
-        elif artifact.kind == "audio":
+            return lambda file: videos.write_video(file, frames, fps, made), note
+        if artifact.kind == "audio":
             rate = self._sampling_rate(output)
             note = f"{max(artifact.data.shape) / rate:.2f} s at {rate} Hz"
-            write_atomically(path, lambda file: sound.write_wav(file, artifact.data, rate))
-        else:
-            note = ", ".join(f"{name} {tuple(value.shape)}" for name, value in artifact.data.items())
-            write_atomically(path, lambda file: arrays.write_arrays(file, artifact.data, provenance))
-        return SavedFile(path, note)
+            return lambda file: sound.write_wav(file, artifact.data, rate), note
+        note = ", ".join(f"{name} {tuple(value.shape)}" for name, value in artifact.data.items())
+        return lambda file: arrays.write_arrays(file, artifact.data, provenance), note
 
     def _enlarged(self, data: Sequence[Any]) -> tuple[list[Any], str, int]:
         native = [pictures.as_picture(item) for item in data]
