@@ -137,9 +137,15 @@ class OmniDiffusionConfig(BaseSettings):
     num_threads: PositiveInt | None = Field(
         None, description="CPU threads of each worker's forward passes. Unset: chosen by the executor."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="Least level logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "warning",
+        description="Least level logged. A program that uses omni as a library keeps the levels that it has set, "
+        "unless this is set.",
+    )
     log_format: Literal["auto", "console", "json"] = Field(
-        "auto", description="console for people, json for machines; auto is console."
+        "auto",
+        description="How the command line writes the log: console for people, json for machines; auto is console. A "
+        "program that uses omni as a library has handlers and formats of its own.",
     )
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)

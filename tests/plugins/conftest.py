@@ -93,7 +93,8 @@ class Log(logging.Handler):
         self.events: list[dict[str, Any]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.events.append(record.msg)
+        trace = {"exception": logging.Formatter().formatException(record.exc_info)} if record.exc_info else {}
+        self.events.append({**record.omni, **trace, "level": record.levelname.lower()})
 
     def at(self, level: str) -> list[str]:
         return [event["event"] for event in self.events if event["level"] == level]
@@ -101,7 +102,6 @@ class Log(logging.Handler):
 
 @pytest.fixture
 def log():
-    # Not caplog: it hears nothing once another test has called configure_logging.
     logger = logging.getLogger("omni_core.plugins.registry")
     handler, level = Log(), logger.level
     logger.addHandler(handler)

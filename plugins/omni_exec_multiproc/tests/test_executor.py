@@ -119,19 +119,12 @@ def test_spawned_workers_give_the_same(engine: DiffusionEngine) -> None:
 def test_what_workers_say_comes_out_with_their_names(
     pair: DiffusionEngine, caplog: pytest.LogCaptureFixture, wait_until: Callable[..., None]
 ) -> None:
-    logger = logging.getLogger("omni_core")
-    logger.addHandler(caplog.handler)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    try:
+    with caplog.at_level(logging.INFO, "omni_core"):
         pair.collective_rpc(calls.say)
         wait_until(lambda: caplog.text.count("something happened") == 2 and caplog.text.count("a plain line") == 2)
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(caplog.handler)
-    happened = [record.msg for record in caplog.records if "something happened" in str(record.msg)]
-    assert sorted(one["replica"] for one in happened) == [0, 1]
-    assert {(one["rank"], one["number"], one["level"]) for one in happened} == {(0, 7, "warning")}
+    happened = [record for record in caplog.records if "something happened" in record.message]
+    assert sorted(one.omni["replica"] for one in happened) == [0, 1]
+    assert {(one.omni["rank"], one.omni["number"], one.levelname) for one in happened} == {(0, 7, "WARNING")}
 
 
 def test_start_up_failures_tell_the_workers_own_error() -> None:

@@ -16,7 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     import sys
 
     from omni_core.cli.app import make_app
+    from omni_core.cli.streams import open_missing
 
+    open_missing()
     # So that `--model module:factory` finds a module in the working directory; last, so that it hides no other.
     if os.getcwd() not in sys.path and "" not in sys.path:  # noqa: PTH109
         sys.path.append(os.getcwd())  # noqa: PTH109

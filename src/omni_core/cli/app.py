@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omni_core import __version__
-from omni_core.cli import exit_codes
+from omni_core.cli import exit_codes, streams
+from omni_core.cli.streams import say
 from omni_core.errors import OmniError, PluginError
 
 if TYPE_CHECKING:
@@ -109,19 +110,26 @@ class OmniGroup(click.Group):
             return super().main(args, standalone_mode=False, **settings)
         try:
             code: Any = super().main(args, standalone_mode=False, **settings)
+            sys.exit(code if type(code) is int else exit_codes.OK)
         except click.ClickException as error:
-            error.show()
+            with contextlib.suppress(OSError):  # standard error is full: the code tells
+                error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            click.echo("Interrupted.", err=True)
+            say("Interrupted.")
             sys.exit(exit_codes.INTERRUPTED)
         except OmniError as error:
             tell(error)
             sys.exit(exit_codes.exit_code_of(error))
         except Exception as error:
+            if streams.is_of_output(error):
+                say(f"Error: standard output cannot be written: {getattr(error, 'strerror', error)}.")
+                streams.discard(sys.stdout)
+                sys.exit(exit_codes.FAILED)
             tell_unexpected(error)
             sys.exit(exit_codes.ENGINE)
-        sys.exit(code if type(code) is int else exit_codes.OK)
+        finally:
+            streams.let_go_of_errors()
 
     def _ask_plugins(self, context: click.Context) -> None:
         # One by one and not by the registry's `call_strict`, which the first plugin that raises would end for all.
@@ -133,28 +141,28 @@ class OmniGroup(click.Group):
                 names = [*implementation.argnames, *implementation.kwargnames]
                 implementation.function(**({"app": self} if "app" in names else {}))
             except Exception as error:
-                say = str(error) if isinstance(error, OmniError) else f"{type(error).__name__}: {error}"
-                click.echo(f"Warning: the plugin {implementation.plugin_name} cannot add its commands: {say}", err=True)
+                what = str(error) if isinstance(error, OmniError) else f"{type(error).__name__}: {error}"
+                say(f"Warning: the plugin {implementation.plugin_name} cannot add its commands: {what}")
 
 
 def tell(error: OmniError, verbose: bool = False) -> None:
     """Say on standard error what went wrong; with `verbose`, also where, in the worker or in a plugin."""
-    click.echo(f"Error: {error.message}", err=True)
+    say(f"Error: {error.message}")
     if not verbose:
         return
     if error.worker_traceback is not None:
-        click.echo(f"\nTraceback in the worker:\n{error.worker_traceback.rstrip()}", err=True)
+        say(f"\nTraceback in the worker:\n{error.worker_traceback.rstrip()}")
     elif error.__cause__ is not None:
-        click.echo("\n" + "".join(traceback.format_exception(error.__cause__)).rstrip(), err=True)
+        say("\n" + "".join(traceback.format_exception(error.__cause__)).rstrip())
 
 
 def tell_unexpected(error: Exception) -> None:
     """Say on standard error that something broke that nobody foresaw."""
-    click.echo(f"Error: unexpected {type(error).__name__}: {error}", err=True)
+    say(f"Error: unexpected {type(error).__name__}: {error}")
     if os.environ.get("OMNI_LOG_LEVEL", "").lower() == "debug":
-        click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+        say("".join(traceback.format_exception(error)).rstrip())
     else:
-        click.echo("This is a bug; OMNI_LOG_LEVEL=debug shows where. Please report it.", err=True)
+        say("This is a bug; OMNI_LOG_LEVEL=debug shows where. Please report it.")
 
 
 def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:

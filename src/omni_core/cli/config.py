@@ -9,6 +9,7 @@ import click
 
 from omni_core.cli.app import COMMANDS
 from omni_core.cli.options import SectionedCommand, config_from, config_options
+from omni_core.cli.streams import say
 from omni_core.cli.tables import print_table
 from omni_core.config import unknown_environment
 
@@ -31,7 +32,7 @@ def show_config(**values: Any) -> None:
         [[name, _as_text(value), sources[name]] for name, value in fields.items()],
     )
     for name in unknown:
-        click.echo(f"The environment variable {name} is set and means nothing to omni.", err=True)
+        say(f"The environment variable {name} is set and means nothing to omni.")
 
 
 def _as_text(value: Any) -> str:

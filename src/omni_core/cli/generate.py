@@ -26,6 +26,7 @@ from omni_core.cli.run import GenerateRun, Job
 from omni_core.cli.saving import SaveOptions
 from omni_core.cli.values import files_of
 from omni_core.errors import OmniError
+from omni_core.log import configure_logging
 from omni_core.request import OmniDiffusionRequest
 
 _HELP = f"""{COMMANDS["generate"]}
@@ -54,6 +55,7 @@ def generate(**values: Any) -> None:
     run: GenerateRun | None = None
     try:
         job = plan(values)
+        configure_logging(job.config.log_level, job.config.log_format)
         with quiet_libraries(job.config, job.quiet), watch_interruption() as interruption:
             run = GenerateRun(job, registry_of(context), interruption)
             run.run()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-import click
+from omni_core.cli.streams import say
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -51,7 +51,7 @@ class SilentReporter:
     def say(self, line: str, err: bool = False) -> None:
         """Print errors alone."""
         if err:
-            click.echo(line, err=True)
+            say(line)
 
     def close(self) -> None:
         """Do nothing."""
@@ -80,11 +80,11 @@ class LineReporter(SilentReporter):
 
     def say(self, line: str, err: bool = False) -> None:
         """Write the line."""
-        click.echo(line, err=True)
+        say(line)
 
     def _write(self, index: int, what: str) -> None:
         self._last[index] = time.monotonic()
-        click.echo(f"{self._labels[index]}: {what}", err=True)
+        say(f"{self._labels[index]}: {what}")
 
 
 class BarReporter:

@@ -15,6 +15,7 @@ from omni_core.cli import exit_codes, sound
 from omni_core.cli.interruption import Interruption
 from omni_core.cli.progress import Reporter, describe_metrics, label_of, make_reporter
 from omni_core.cli.saving import SavedFile, SaveOptions, Saver
+from omni_core.cli.streams import say
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.engine import DiffusionEngine
 from omni_core.engine.handle import RequestHandle
@@ -251,9 +252,7 @@ def _ask_sampling_rate(engine: DiffusionEngine) -> int | None:
 
 
 def _say_loading(model: str | None) -> None:
-    import click
-
-    click.echo(f"Loading {model or 'the small model that ships with omni'} …", err=True)
+    say(f"Loading {model or 'the small model that ships with omni'} …")
 
 
 def _words(error: Exception) -> str:

@@ -14,7 +14,7 @@ from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
 from omni_core.errors import ConfigError, EngineClosedError, EngineError, RequestError, WorkerDiedError
 from omni_core.executor import DiffusionExecutor, ExecutorContext
-from omni_core.log import configure_logging
+from omni_core.log import set_level
 from omni_core.migration import FormerEngine, missing_from_module
 from omni_core.outputs import EngineStats, OmniRequestOutput, StackingStats
 from omni_core.pipeline_info import PipelineInfo
@@ -56,7 +56,8 @@ class DiffusionEngine(FormerEngine):
         if not isinstance(self.config, OmniDiffusionConfig):
             raise ConfigError(f"DiffusionEngine takes an OmniDiffusionConfig, not a {type(config).__name__}.")
         # First, since looking for plugins may already have something to say.
-        configure_logging(self.config.log_level, self.config.log_format)
+        if self.config.sources()["log_level"] != "default":
+            set_level(self.config.log_level)
         self._plugins = plugins if plugins is not None else default_registry()
         self._plugins.call_strict("omni_configure", config=self.config)
         executor = _make_executor(self.config, pipeline, self._plugins)
