@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import weakref
 
 import pytest
 
-from omni_core.serial_thread import SerialThread
+from omni_core.serial_thread import SerialThread, ThreadClosedError
 
 
 def test_calls_run_in_order_and_in_one_thread() -> None:
@@ -44,10 +45,43 @@ def test_closing_waits_cancels_and_does_the_last_thing() -> None:
     with pytest.raises(RuntimeError, match="closed"):
         thread.submit(lambda: 3)
     assert waiting.cancelled(), "who waits for it would wait for a call that may never end"
+    with pytest.raises(ThreadClosedError, match="had not ended"):
+        running.result(0)
     release.set()
     assert thread.close(10)
-    assert running.result(0) is True
+    assert isinstance(running.exception(0), ThreadClosedError), "a late result is dropped"
     assert last.is_set()
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_call_that_ends_while_it_is_closed_is_not_given_up(raises: bool) -> None:
+    thread = SerialThread("omni-test")
+    begun, release = threading.Event(), threading.Event()
+
+    def block() -> int:
+        begun.set()
+        release.wait(20)
+        return 1 // (0 if raises else 1)
+
+    running = thread.submit(block)
+    assert begun.wait(10)
+    threading.Timer(0.0, release.set).start()
+    assert thread.close(10)
+    assert isinstance(running.exception(0), ZeroDivisionError) if raises else running.result(0) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_wait_for_a_thread_that_it_has_not() -> None:
+    thread = SerialThread("omni-test")
+    child = os.fork()
+    if child == 0:
+        try:
+            thread.submit(lambda: 3)
+        except ThreadClosedError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert thread.close(10)
 
 
 def test_an_idle_thread_ends_though_nobody_waits_for_it() -> None:

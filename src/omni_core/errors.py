@@ -99,6 +99,10 @@ class RPCTimeoutError(RPCError, TimeoutError):
     """A call sent with `collective_rpc` got no reply in time. A reply that comes later is dropped."""
 
 
+class ContractError(ExecutorError):
+    """An executor answered what its contract does not allow; the message names the method. Its author must mend it."""
+
+
 class StartupError(ExecutorError):
     """The executor or one of its workers could not be started."""
 

@@ -10,16 +10,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.errors import ConfigError, ExecutorError, OmniError, StartupError
+from omni_core.errors import (
+    ConfigError,
+    ContractError,
+    ExecutorError,
+    OmniError,
+    RPCError,
+    RPCTimeoutError,
+    StartupError,
+    ValidationError,
+    WorkerDiedError,
+)
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import OmniDiffusionRequest
 from omni_core.serial_thread import SerialThread
+from omni_core.sleep_state import SleepState
+from omni_core.timeouts import Deadline
 
 log = get_logger(__name__)
 
@@ -32,6 +45,19 @@ WORKER_OPTIONS = frozenset(
     {"compile", "cache", "stacking", "offload", "attention_backend", "worker_extension_cls", "num_threads"}
 )
 OPTIONS_TO_DECLARE = PARALLEL_OPTIONS | WORKER_OPTIONS | {"step_timeout_s"}
+# Methods of the worker that are not for `collective_rpc`, since the engine must know what its workers do, and what to
+# write instead.
+OWN_CALLS = MappingProxyType(
+    {
+        "call": "Write collective_rpc with the name of the method itself.",
+        "close": "Write engine.close(), which ends the workers too.",
+        "execute_step": "Write engine.submit(request): the engine decides what its workers advance.",
+        "sleep": "Write engine.sleep(level=…) or executor.sleep(level=…), so that requests wait meanwhile.",
+        "wake_up": "Write engine.wake_up() or executor.wake_up(), so that requests that waited are served.",
+    }
+)
+# Seconds that workers which fell asleep have to wake again if another could not fall asleep.
+_WAKE_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +132,11 @@ class DiffusionExecutor(ABC):
         self.options = context.options
         self.plugins = context.plugins
         self._pipeline = context.pipeline
-        self._sleep_lock = threading.Lock()
-        self._sleep_level = 0
+        self._sleep_state = SleepState()
         self._change_listeners: list[Callable[[], None]] = []
         self._close_lock = threading.Lock()
         self._closed = False
+        # Guarded by `_close_lock`: none is made once it is closed.
         self._step_threads: dict[int, SerialThread] = {}
         self.refuse_unsupported_options(config)
         self._refuse_pipeline()
@@ -212,9 +238,12 @@ class DiffusionExecutor(ABC):
             nothing_done: Future[StepOutput] = Future()
             nothing_done.set_result(StepOutput())
             return nothing_done
-        if replica not in self._step_threads:
-            self._step_threads[replica] = SerialThread(f"omni-{self.name}-{replica}")
-        return self._step_threads[replica].submit(self._execute_whole_requests, scheduler_output.new_requests)
+        with self._close_lock:
+            if self._closed:
+                raise ExecutorError(f"The executor {self.name} was shut down.")
+            if replica not in self._step_threads:
+                self._step_threads[replica] = SerialThread(f"omni-{self.name}-{replica}")
+            return self._step_threads[replica].submit(self._execute_whole_requests, scheduler_output.new_requests)
 
     def interrupt(self, replica: int) -> None:  # noqa: B027  # to be overridden where it means something
         """Let a running `execute_step` of several waves return after the one that is running. Returns at once.
@@ -226,14 +255,32 @@ class DiffusionExecutor(ABC):
         """
 
     def _execute_whole_requests(self, requests: list[OmniDiffusionRequest]) -> StepOutput:
-        outputs = self.execute_model(list(requests))
-        if [output.request_id for output in outputs] != [request.request_id for request in requests]:
-            raise ExecutorError(
-                f"{self.name}.execute_model broke its contract: it must return one output per request, in order. "
-                f"Asked for {[request.request_id for request in requests]}, "
-                f"got {[output.request_id for output in outputs]}."
+        outputs: Any = self.execute_model(list(requests))
+        wanted = [request.request_id for request in requests]
+        if not isinstance(outputs, (list, tuple)):
+            raise ContractError(
+                f"{self.name}.execute_model returned {type(outputs).__name__}: it must return a list with one "
+                f"OmniRequestOutput per request, in order."
             )
-        return StepOutput(started=[request.request_id for request in requests], finished=outputs)
+        # One that is no output at all fails alone, since its place says whose it is.
+        got = [output.request_id if isinstance(output, OmniRequestOutput) else None for output in outputs]
+        if len(got) != len(wanted) or any(one not in (None, asked) for one, asked in zip(got, wanted, strict=True)):
+            raise ContractError(
+                f"{self.name}.execute_model broke its contract: it must return one output per request, in order. "
+                f"Asked for {wanted}, got {got}."
+            )
+        finished = [
+            output if isinstance(output, OmniRequestOutput) else self._no_output(request, output)
+            for request, output in zip(requests, outputs, strict=True)
+        ]
+        return StepOutput(started=wanted, finished=finished)
+
+    def _no_output(self, request: OmniDiffusionRequest, returned: Any) -> OmniRequestOutput:
+        error = ContractError(
+            f"{self.name}.execute_model returned {type(returned).__name__} for request {request.request_id!r}: it must "
+            "return an OmniRequestOutput for each."
+        )
+        return OmniRequestOutput.failed(request, error)
 
     def describe_pipeline(self) -> PipelineInfo | None:
         """Return what the pipeline takes, so that a bad request is refused before it is sent; None if not known."""
@@ -245,42 +292,79 @@ class DiffusionExecutor(ABC):
     @property
     def is_sleeping(self) -> bool:
         """Whether the workers are asleep: requests then wait."""
-        return self._sleep_level > 0
+        return self._sleep_state.level > 0
 
     @property
     def sleep_level(self) -> int:
         """At which level the workers sleep; 0 is awake. One that replaces another is put to sleep at it."""
-        return self._sleep_level
+        return self._sleep_state.level
 
-    def sleep(self, level: int = 1) -> None:
+    def sleep(self, level: int = 1, timeout: float | None = None) -> None:
         """Free accelerator memory until `wake_up`. Requests that arrive meanwhile wait.
 
         Args:
             level: 1 moves the weights to host memory, 2 drops them.
+            timeout: Seconds to wait for the workers; None waits until they sleep.
 
         Raises:
-            ValueError: There is no such level.
+            ValidationError: There is no such level.
+            RPCTimeoutError: A worker did not fall asleep in time. It may do so later: `wake_up` wakes all.
         """
-        if level not in (1, 2):
-            raise ValueError(f"sleep level {level!r} does not exist: 1 moves weights to host memory, 2 drops them")
-        with self._sleep_lock:
-            if self._sleep_level >= level:
+        if isinstance(level, bool) or level not in (1, 2):
+            raise ValidationError(f"sleep level {level!r} does not exist: 1 moves weights to host memory, 2 drops them")
+        deadline = Deadline(timeout)
+        with self._sleep_state.turn("sleep", deadline):
+            if self._sleep_state.level >= level:
                 return
-            before, self._sleep_level = self._sleep_level, level
+            before, self._sleep_state.level = self._sleep_state.level, level
             try:
-                self.collective_rpc("sleep", kwargs={"level": level})
+                self.collective_rpc("sleep", timeout=deadline.left(), kwargs={"level": level})
+            except RPCTimeoutError:
+                raise
             except BaseException:
-                self._sleep_level = before
+                self._sleep_state.level = before
+                if before == 0:
+                    self._wake_those_asleep()
+                self.notify_change()
                 raise
 
-    def wake_up(self) -> None:
-        """Bring the weights back and serve the requests that waited. Does nothing if awake."""
-        with self._sleep_lock:
-            if self._sleep_level == 0:
+    def wake_up(self, timeout: float | None = None) -> None:
+        """Bring the weights back and serve the requests that waited. Does nothing if awake.
+
+        Args:
+            timeout: Seconds to wait for the workers; None waits until they are awake.
+
+        Raises:
+            RPCTimeoutError: A worker was not awake in time; requests wait on, and this can be called again.
+        """
+        deadline = Deadline(timeout)
+        with self._sleep_state.turn("wake_up", deadline):
+            if self._sleep_state.level == 0:
                 return
-            self.collective_rpc("wake_up")
-            self._sleep_level = 0
+            self.collective_rpc("wake_up", timeout=deadline.left())
+            self._sleep_state.level = 0
         self.notify_change()
+
+    def refuse_own_call(self, method: str | Callable[..., Any]) -> None:
+        """Refuse a call of `collective_rpc` by the name of a method that is not for it. To be called first there.
+
+        Args:
+            method: What `collective_rpc` was given.
+
+        Raises:
+            RPCError: It is one of `OWN_CALLS`; the message says what to write instead.
+        """
+        if isinstance(method, str) and method in OWN_CALLS and not self._sleep_state.is_caller:
+            raise RPCError(f"The worker's {method!r} is not called by collective_rpc. {OWN_CALLS[method]}")
+
+    def _wake_those_asleep(self) -> None:
+        """Wake the workers that did fall asleep, after another could not: else requests would wait for them forever."""
+        try:
+            self.collective_rpc("wake_up", timeout=_WAKE_AGAIN_S)
+        except WorkerDiedError:
+            pass  # one that takes its place is awake
+        except Exception:
+            log.warning("a worker may be asleep, since it could not be woken", executor=self.name, exc_info=True)
 
     def is_ready(self, replica: int) -> bool:
         """Whether a replica takes steps. One whose workers are being replaced does not; its requests wait.
@@ -316,10 +400,12 @@ class DiffusionExecutor(ABC):
             if self._closed:
                 return
             self._closed = True
+            threads = list(self._step_threads.values())
+        self._sleep_state.close()
         try:
             self.shutdown()
         finally:
-            for thread in self._step_threads.values():
+            for thread in threads:
                 thread.close(timeout=5.0)
 
     @classmethod

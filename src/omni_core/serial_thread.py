@@ -6,10 +6,14 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+class ThreadClosedError(RuntimeError):
+    """The thread takes no more calls, or did not end this one in time when it was closed."""
 
 
 class SerialThread:
@@ -28,6 +32,7 @@ class SerialThread:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._last: Callable[[], Any] = _nothing
+        self._running: Future[Any] | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -48,7 +53,7 @@ class SerialThread:
             A future of its result. Cancelling it before its turn leaves the call out.
 
         Raises:
-            RuntimeError: The thread was closed.
+            ThreadClosedError: The thread was closed, or is that of the process that this one was forked from.
         """
         future: Future[T] = Future()
 
@@ -59,13 +64,16 @@ class SerialThread:
             _settle(future, call)
             return future
         with self._lock:
-            if self._closed.is_set():
-                raise RuntimeError(f"the thread {self._thread.name} is closed")
+            if not self.is_alive:
+                raise ThreadClosedError(f"the thread {self._thread.name} is closed")
             self._calls.put((future, call))
         return future
 
     def close(self, timeout: float | None = None, last: Callable[[], Any] | None = None) -> bool:
         """Take no more calls, wait for the running one, and cancel those that wait, at the latest after `timeout`.
+
+        Nobody waits behind a call that never ends: after `timeout` its future fails with `ThreadClosedError`. The call
+        itself runs on, and its result is dropped.
 
         Args:
             timeout: Seconds to wait; None waits until it is done.
@@ -81,7 +89,8 @@ class SerialThread:
                 self._wake()
         if not self.is_current:
             self._thread.join(timeout)
-            if self._thread.is_alive():  # a call that never ends must not hold up who waits behind it
+            if self._thread.is_alive():
+                self._give_up_running()
                 self._cancel_waiting()
                 self._wake()
         return not self._thread.is_alive()
@@ -92,7 +101,9 @@ class SerialThread:
             if self._closed.is_set():
                 future.cancel()
             else:
+                self._running = future
                 _settle(future, call)
+                self._running = None
             del future, call  # an idle thread must not keep the last call's result alive
         self._cancel_waiting()
         _settle(Future(), self._last)
@@ -100,6 +111,14 @@ class SerialThread:
     def _wake(self) -> None:
         """Let the thread see that it is closed, if it is idle."""
         self._calls.put((Future(), _nothing))
+
+    def _give_up_running(self) -> None:
+        running = self._running
+        if running is not None:
+            with contextlib.suppress(InvalidStateError):  # it has ended just now
+                running.set_exception(
+                    ThreadClosedError(f"the thread {self._thread.name} was closed, and the call had not ended by then")
+                )
 
     def _cancel_waiting(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -117,6 +136,8 @@ def _settle(future: Future[T], call: Callable[[], T]) -> None:
     try:
         result = call()
     except BaseException as error:  # the future carries it to whoever asked
-        future.set_exception(error)
+        with contextlib.suppress(InvalidStateError):  # given up
+            future.set_exception(error)
     else:
-        future.set_result(result)
+        with contextlib.suppress(InvalidStateError):
+            future.set_result(result)

@@ -11,7 +11,8 @@ from omni_core.errors import ExecutorError, RPCError, RPCTimeoutError, StartupEr
 from omni_core.executor import WORKER_OPTIONS, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
-from omni_core.serial_thread import SerialThread
+from omni_core.serial_thread import SerialThread, ThreadClosedError
+from omni_core.timeouts import wait_seconds
 from omni_core.worker.rank_loop import call_error, call_name
 
 # Seconds that closing waits for the denoiser call that is running; the thread is a daemon and holds nothing up.
@@ -34,7 +35,7 @@ class InlineExecutor(DiffusionExecutor):
         self._thread = SerialThread("omni-inline-worker")
         loading = self._thread.submit(self._make_worker)
         try:
-            loading.result(self.config.startup_timeout_s)
+            loading.result(wait_seconds(self.config.startup_timeout_s))
         except FutureTimeoutError:
             if loading.done():  # a TimeoutError of the loading itself
                 raise
@@ -63,7 +64,8 @@ class InlineExecutor(DiffusionExecutor):
 
     def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
         """Run whole requests to their end; the engine's own requests wait meanwhile."""
-        outputs: list[OmniRequestOutput] = self._submit(lambda: self._worker.execute_model(list(requests))).result()
+        future = self._submit(lambda: self._worker.execute_model(list(requests)))
+        outputs: list[OmniRequestOutput] = self._wait(future, "execute_model", None)
         return outputs
 
     def collective_rpc(
@@ -75,24 +77,35 @@ class InlineExecutor(DiffusionExecutor):
         unique_reply_rank: int | None = None,
     ) -> Any:
         """Call a method of the one worker, between two steps."""
+        self.refuse_own_call(method)
         if unique_reply_rank not in (None, 0):
             raise RPCError(f"There is no rank {unique_reply_rank}: the inline executor has one worker, rank 0.")
+        seconds = wait_seconds(timeout)
         name = call_name(method)
         future = self._submit(self._call, name, method, args, kwargs)
         self.interrupt(0)
+        result = self._wait(future, name, seconds)
+        return [result] if unique_reply_rank is None else result
+
+    def _wait(self, future: Future[Any], name: str, seconds: float | None) -> Any:
+        """Wait for a call to the worker; closing the executor ends the wait."""
         try:
-            result = future.result(timeout)
+            return future.result(seconds)
         except CancelledError:
             raise ExecutorError(f"The executor was shut down before the call {name!r} began.") from None
+        except ThreadClosedError:
+            raise ExecutorError(
+                f"The executor was shut down, and the call {name!r} had not ended by then. It runs on in this process "
+                "and its result is dropped."
+            ) from None
         except FutureTimeoutError:
             if future.done():  # what the call itself raised
                 raise
             future.cancel()
             raise RPCTimeoutError(
-                f"The call {name!r} did not return within {timeout:g} s. If it has begun, it runs on in this process "
+                f"The call {name!r} did not return within {seconds:g} s. If it has begun, it runs on in this process "
                 "and its result is dropped."
             ) from None
-        return [result] if unique_reply_rank is None else result
 
     def _call(
         self, name: str, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
@@ -121,5 +134,5 @@ class InlineExecutor(DiffusionExecutor):
     def _submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         try:
             return self._thread.submit(function, *args)
-        except RuntimeError as error:
+        except ThreadClosedError as error:
             raise ExecutorError("The inline worker is gone: the executor was shut down.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from omni_core.errors import (
     ConfigError,
     ExecutorNotFoundError,
+    OmniError,
     PluginConflictError,
     PluginError,
     PluginVersionError,
     did_you_mean,
 )
 from omni_core.hookspecs import API_VERSION, OLDEST_API_VERSION, ExecutorSpec
+from omni_core.plugins.executor_class import check_executor_class
 from omni_core.plugins.records import PluginRecord, describe, is_import_path, normalise
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ResolvedExecutor:
 
         Raises:
             ConfigError: They do not fit it.
+            PluginError: The model itself raised anything but what pydantic does.
         """
         if self.options is None:
             if values:
@@ -69,6 +71,14 @@ class ResolvedExecutor:
             return self.options(**values)
         except pydantic.ValidationError as error:
             raise ConfigError(explain(error, f"executor_options of {self.name}", self.options.model_fields)) from error
+        except OmniError:
+            raise
+        except Exception as error:
+            model = f"{self.options.__module__}:{self.options.__qualname__}"
+            raise PluginError(
+                f"The options model {model} of the executor {self.name} raised {describe(error)}. A model says what is "
+                "wrong with a value by ValueError."
+            ) from error
 
 
 def speaks(spec: ExecutorSpec) -> bool:
@@ -132,32 +142,21 @@ def resolve(choice: str | type, records: Sequence[PluginRecord]) -> ResolvedExec
 
 def _import_registered(record: PluginRecord, spec: ExecutorSpec) -> ResolvedExecutor:
     whose = f" It is the executor {spec.name!r} of {_whose(record)}."
-    cls = _checked_class(_import_object(spec.target, whose), spec.target, whose)
+    cls = _import_object(spec.target, whose)
+    check_executor_class(cls, spec.target, whose)
     return ResolvedExecutor(cls, _options_of(spec, whose), spec, record.distribution, spec.name)
 
 
 def _describe_class(found: Any, records: Sequence[PluginRecord], display: str) -> ResolvedExecutor:
     """Return a class that was given itself or by its path, with the options that its plugin registered, if one did."""
-    cls = _checked_class(found, display, "")
+    check_executor_class(found, display)
+    cls: type[DiffusionExecutor] = found
     own_path = f"{cls.__module__}:{cls.__qualname__}"
     for record, spec in usable_executors(records):
         if spec.target in (own_path, display):
             options = _options_of(spec, f" They belong to the executor {spec.name!r} of {_whose(record)}.")
             return ResolvedExecutor(cls, options, spec, record.distribution, display)
     return ResolvedExecutor(cls, None, None, None, display)
-
-
-def _checked_class(found: Any, path: str, whose: str) -> type[DiffusionExecutor]:
-    from omni_core.executor import DiffusionExecutor
-
-    if not isinstance(found, type):
-        raise PluginError(f"{path} is {type(found).__name__} {found!r}, and no class.{whose}")
-    if not issubclass(found, DiffusionExecutor):
-        raise PluginError(f"{path} is no subclass of omni_core.DiffusionExecutor.{whose}")
-    if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
-        raise PluginError(f"{path} does not implement all of omni_core.DiffusionExecutor: it lacks {missing}.{whose}")
-    return found
 
 
 def _options_of(spec: ExecutorSpec, whose: str) -> type[pydantic.BaseModel] | None:
