@@ -344,6 +344,40 @@ def test_two_distributions_with_one_executor_name(world):
     assert registry.resolve_executor("ACME:fast").cls.__module__ == "mod_acme"
 
 
+def test_a_name_of_the_core_stays_the_cores(world, log):
+    world.install("omni-exec-acme", plug_a=world.offering("'fast', 'm:A'", "'inline', 'm:B'"))
+    world.entry_points += INLINE
+    for points in (world.entry_points, world.entry_points[::-1]):
+        registry = PluginRegistry(points, disabled=())
+        assert registry.resolve_executor("inline").cls.__name__ == "InlineExecutor"
+        record = next(record for record in registry.records if record.distribution == "omni-exec-acme")
+        assert record.state == "broken"
+        assert "'inline', which is a name of omni-core's own" in record.to_dict()["error"]
+        assert "omni-exec-acme:a (1.0)" in log.at("warning")[-1]
+        with pytest.raises(PluginError, match="name of omni-core's own"):
+            registry.resolve_executor("omni-exec-acme:inline")
+    with pytest.raises(PluginError, match="name of omni-core's own"):
+        registry.register(offer(ExecutorSpec("inline", f"{__name__}:GoodExecutor")))
+    assert registry.resolve_executor("inline").cls.__name__ == "InlineExecutor"
+
+
+def test_the_names_of_the_core_are_those_that_it_registers():
+    assert {spec.name for spec in core_plugin.omni_register_executors()} == core_plugin.NAMES
+
+
+def test_a_name_that_two_plugins_have_harms_nobody_who_does_not_ask_for_it(world):
+    for name in ("acme", "zeta"):
+        world.install(name, **{f"plug_{name}": world.offering(f"'fast', 'm:{name}'", f"'{name}', 'mod:Own'")})
+    world.module("mod", world.executor("Own"))
+    world.entry_points += INLINE
+    registry = world.registry()
+    assert [record.state for record in registry.records] == ["active"] * 3
+    assert registry.resolve_executor("inline").cls.__name__ == "InlineExecutor"
+    assert registry.resolve_executor("acme").distribution == "acme"
+    with pytest.raises(PluginConflictError):
+        registry.resolve_executor("fast")
+
+
 def test_two_plugins_of_one_distribution_with_one_executor_name(world):
     world.install("acme", plug_a=world.offering("'fast', 'm:A'"), plug_b=world.offering("'fast', 'm:B'"))
     with pytest.raises(PluginConflictError, match="executor_class='m:A' or executor_class='m:B'"):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from omni_core.hookspecs import ExecutorSpec, hookimpl
 
+# Names that mean these executors in every environment: no other plugin can register them.
+NAMES = frozenset({"inline"})
+
 
 @hookimpl
 def omni_register_executors() -> list[ExecutorSpec]:

@@ -14,6 +14,7 @@ from typing import Any
 import pluggy
 
 from omni_core.errors import PluginError, did_you_mean
+from omni_core.executors import plugin as core_plugin
 from omni_core.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, ExecutorSpec
 from omni_core.plugins.records import is_import_path, normalise
 
@@ -256,6 +257,10 @@ def _collect_executors(manager: pluggy.PluginManager, plugin: Any) -> tuple[Exec
                 raise PluginError(f"omni_register_executors gave {answer!r} where a list of ExecutorSpec is expected.")
             for spec in answer:
                 _check_spec(spec, specs)
+                if spec.name in core_plugin.NAMES and plugin is not core_plugin:
+                    raise PluginError(
+                        f"It registers the executor {spec.name!r}, which is a name of omni-core's own: choose another."
+                    )
                 specs.append(spec)
     return tuple(specs)
 
