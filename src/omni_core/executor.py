@@ -33,6 +33,7 @@ from omni_core.request import OmniDiffusionRequest
 from omni_core.serial_thread import SerialThread
 from omni_core.sleep_state import SleepState
 from omni_core.timeouts import Deadline
+from omni_core.validation import described
 
 log = get_logger(__name__)
 
@@ -259,7 +260,7 @@ class DiffusionExecutor(ABC):
         wanted = [request.request_id for request in requests]
         if not isinstance(outputs, (list, tuple)):
             raise ContractError(
-                f"{self.name}.execute_model returned {type(outputs).__name__}: it must return a list with one "
+                f"{self.name}.execute_model returned {described(outputs)}: it must return a list with one "
                 f"OmniRequestOutput per request, in order."
             )
         # One that is no output at all fails alone, since its place says whose it is.
@@ -277,7 +278,7 @@ class DiffusionExecutor(ABC):
 
     def _no_output(self, request: OmniDiffusionRequest, returned: Any) -> OmniRequestOutput:
         error = ContractError(
-            f"{self.name}.execute_model returned {type(returned).__name__} for request {request.request_id!r}: it must "
+            f"{self.name}.execute_model returned {described(returned)} for request {request.request_id!r}: it must "
             "return an OmniRequestOutput for each."
         )
         return OmniRequestOutput.failed(request, error)

@@ -54,6 +54,13 @@ def explain(error: pydantic.ValidationError, subject: str, fields: Iterable[str]
     return f"Invalid {subject}, {len(lines)} problems:\n" + "\n".join(f"  - {line}" for line in lines)
 
 
+def described(value: Any) -> str:
+    """Return what to call a value in a message: plain ones as they are, others by their type. Never fails."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return _shorten(value)
+    return f"a {type(value).__name__}"
+
+
 def _explain_one(problem: dict[str, Any], subject: str, known: list[str]) -> str:
     place = ".".join(str(part) for part in problem["loc"]) or subject
     context = problem.get("ctx", {})

@@ -215,7 +215,7 @@ class WaitsBusily(InlineExecutor):
 
 
 class SleepsNot(InlineExecutor):
-    def sleep(self, level: int = 1) -> None:
+    def sleep(self, level: int = 1, timeout: float | None = None) -> None:
         pass
 
 

@@ -351,27 +351,31 @@ def test_closing_lets_nobody_wait_behind_a_call_that_never_ends(monkeypatch: pyt
         release.wait(60)
 
     engine = DiffusionEngine(pipeline=images.ddpm())
-    told: list[BaseException] = []
+    told: dict[str, BaseException] = {}
 
-    def wait_for_a_turn() -> None:
-        try:
-            engine.collective_rpc("check_health")
-        except ExecutorError as error:
-            told.append(error)
+    def call(name: str, method: Any) -> threading.Thread:
+        def run() -> None:
+            try:
+                engine.collective_rpc(method)
+            except ExecutorError as error:
+                told[name] = error
 
-    stuck = threading.Thread(target=engine.collective_rpc, args=(block,))
-    stuck.start()
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    stuck = call("stuck", block)
     assert begun.wait(30)
-    waiting = threading.Thread(target=wait_for_a_turn)
-    waiting.start()
+    waiting = call("waiting", "check_health")
     while engine.executor._thread._calls.empty():
         assert waiting.is_alive()
     engine.close()
-    waiting.join(30)
-    assert not waiting.is_alive()
-    assert "shut down before the call 'check_health' began" in str(told[0])
+    for thread in (stuck, waiting):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert "the call 'block' had not ended by then" in str(told["stuck"])
+    assert "shut down before the call 'check_health' began" in str(told["waiting"])
     release.set()
-    stuck.join(30)
 
 
 def test_an_rpc_from_within_the_worker(engine: DiffusionEngine) -> None:

@@ -8,11 +8,15 @@ from types import TracebackType
 from typing import Any
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.engine.engine import DiffusionEngine
+from omni_core.engine.call_threads import CallThreads
+from omni_core.engine.engine import STATS_TIMEOUT_S, DiffusionEngine
 from omni_core.engine.handle import RequestEvent, RequestHandle
 from omni_core.outputs import EngineStats, OmniRequestOutput
 from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest
+
+# Seconds that closing waits for the calls that wait for workers; they are told, unless an executor does not tell them.
+_JOIN_S = 1.0
 
 
 class AsyncDiffusionEngine:
@@ -25,7 +29,8 @@ class AsyncDiffusionEngine:
                 print(event.kind, event.step, event.num_steps)
 
     Making it loads the pipeline and blocks; inside of a running loop use `await AsyncDiffusionEngine.create(…)`.
-    Nothing else blocks: pipelines, decoding and post-processing run in the engine's own threads.
+    Nothing else blocks, and nothing waits for the loop's default pool: requests are told of by the engine's thread, and
+    each call that waits for workers has a thread of its own.
 
     Args:
         config: The configuration; None takes it from the environment and `omni.toml`.
@@ -43,6 +48,7 @@ class AsyncDiffusionEngine:
         pipeline: Any = None,
         plugins: PluginRegistry | None = None,
     ) -> None:
+        self._calls = CallThreads()
         self.engine = DiffusionEngine(config, pipeline=pipeline, plugins=plugins)
 
     @classmethod
@@ -54,7 +60,7 @@ class AsyncDiffusionEngine:
         plugins: PluginRegistry | None = None,
     ) -> AsyncDiffusionEngine:
         """Make an engine without blocking the running loop while the pipeline loads."""
-        return await asyncio.to_thread(cls, config, pipeline=pipeline, plugins=plugins)
+        return await CallThreads().run(cls, config, pipeline=pipeline, plugins=plugins)
 
     async def generate(self, request: OmniDiffusionRequest) -> AsyncIterator[RequestEvent]:
         """Submit a request and yield its events, the last of which, `"finished"`, carries the output.
@@ -112,27 +118,27 @@ class AsyncDiffusionEngine:
         unique_reply_rank: int | None = None,
     ) -> Any:
         """Call a method on every worker, as `DiffusionEngine.collective_rpc` does."""
-        return await asyncio.to_thread(self.engine.collective_rpc, method, timeout, args, kwargs, unique_reply_rank)
+        return await self._calls.run(self.engine.collective_rpc, method, timeout, args, kwargs, unique_reply_rank)
 
     async def check_health(self) -> None:
         """Return if the engine can serve requests, as `DiffusionEngine.check_health` does."""
-        await asyncio.to_thread(self.engine.check_health)
+        await self._calls.run(self.engine.check_health)
 
-    async def stats(self) -> EngineStats:
-        """Return what the engine does and did."""
-        return await asyncio.to_thread(self.engine.stats)
+    async def stats(self, timeout: float | None = STATS_TIMEOUT_S) -> EngineStats:
+        """Return what the engine does and did, as `DiffusionEngine.stats` does."""
+        return await self._calls.run(self.engine.stats, timeout)
 
-    async def sleep(self, level: int = 1) -> None:
+    async def sleep(self, level: int = 1, timeout: float | None = None) -> None:
         """Free accelerator memory until `wake_up`, as `DiffusionEngine.sleep` does."""
-        await asyncio.to_thread(self.engine.sleep, level)
+        await self._calls.run(self.engine.sleep, level, timeout)
 
-    async def wake_up(self) -> None:
-        """Bring the weights back and serve what waited."""
-        await asyncio.to_thread(self.engine.wake_up)
+    async def wake_up(self, timeout: float | None = None) -> None:
+        """Bring the weights back and serve what waited, as `DiffusionEngine.wake_up` does."""
+        await self._calls.run(self.engine.wake_up, timeout)
 
     async def close(self) -> None:
         """End running requests, fail waiting ones, and end the workers. May be repeated."""
-        await asyncio.to_thread(self.engine.close)
+        await self._calls.run(self._close)
 
     async def __aenter__(self) -> AsyncDiffusionEngine:
         return self
@@ -141,6 +147,12 @@ class AsyncDiffusionEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _close(self) -> None:
+        try:
+            self.engine.close()
+        finally:
+            self._calls.join(_JOIN_S)
 
     def _submit_all(
         self, requests: Sequence[OmniDiffusionRequest], listeners: Sequence[Callable[[RequestEvent], None]]

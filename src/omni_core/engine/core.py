@@ -9,11 +9,13 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from typing import Any
 
 from omni_core.config import OmniDiffusionConfig
+from omni_core.engine.answers import ExecutorAnswers, raised
+from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState
 from omni_core.engine.handle import RequestEvent, RequestHandle
 from omni_core.errors import (
     EngineClosedError,
@@ -24,12 +26,12 @@ from omni_core.errors import (
     RequestError,
     WorkerDiedError,
 )
-from omni_core.executor import DiffusionExecutor
 from omni_core.log import get_logger
-from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, StepOutput
+from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, StepOutput, StepProgress
 from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest
 from omni_core.scheduler import LostRequest, Scheduler
+from omni_core.timeouts import wait_seconds
 
 log = get_logger(__name__)
 
@@ -38,16 +40,8 @@ log = get_logger(__name__)
 _JOIN_TIMEOUT_S = 10.0
 # Waves that one call may run where it can be interrupted; the scheduler sees to it that a call stays short.
 _MOST_WAVES = 32
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request that has not ended."""
-
-    handle: RequestHandle
-    submitted_at: float
-    started_at: float | None = None
-    num_retries: int = 0
+# Time limits of requests that have ended which are kept until their time comes.
+_MOST_IDLE_ENTRIES = 100
 
 
 class EngineCore:
@@ -58,28 +52,33 @@ class EngineCore:
 
     Args:
         config: The configuration.
-        executor: What runs the steps; owned and closed by the core.
+        answers: Asks the executor, which the core owns and closes.
         plugins: Whose observers are told.
     """
 
-    def __init__(self, config: OmniDiffusionConfig, executor: DiffusionExecutor, plugins: PluginRegistry) -> None:
-        self.executor = executor
+    def __init__(self, config: OmniDiffusionConfig, answers: ExecutorAnswers, plugins: PluginRegistry) -> None:
+        self.answers = answers
         self._config = config
         self._plugins = plugins
-        self._scheduler = Scheduler(executor.num_replicas, config.max_num_seqs, config.max_batch_wait_ms / 1e3)
+        self._scheduler = Scheduler(answers.num_replicas, config.max_num_seqs, config.max_batch_wait_ms / 1e3)
+        self._can_interrupt = answers.executor.can_interrupt
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._steps: dict[int, Future[StepOutput]] = {}
-        # Entries of ended requests stay until their time comes; the number keeps `_Live` from being compared.
-        self._deadlines: list[tuple[float, int, _Live]] = []
+        self._replicas = [ReplicaState() for _ in range(answers.num_replicas)]
+        # When the time of a request is over, its number in `Live`, its id: such entries may outlive requests.
+        self._deadlines: list[tuple[float, int, str]] = []
         self._deadline_numbers = itertools.count()
-        # Guards `_live` and `_closed` against callers' threads; everything else belongs to the engine's thread.
+        # Guards `_live`, `_ended` and `_closed` against callers' threads; all else belongs to the engine's thread, and
+        # others read only what it publishes in `_numbers`.
         self._lock = threading.Lock()
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._ended: collections.Counter[str] = collections.Counter()
+        self._numbers = Numbers()
         self._closed = False
         self._close_lock = threading.Lock()
         self._fault: BaseException | None = None
-        executor.on_change(lambda: self._messages.put(_nothing))
+        # When the replicas were last looked at, on the monotonic clock: what was due by then needs no waking.
+        self._looked_at = 0.0
+        answers.on_change(lambda: self._messages.put(self._look_again))
         self._thread = threading.Thread(target=self._run, name="omni-engine", daemon=True)
         self._thread.start()
 
@@ -100,13 +99,13 @@ class EngineCore:
         with self._lock:
             self.check_open()
             self._refuse_overload(len(requests))
-            new: dict[str, _Live] = {}
+            new: dict[str, Live] = {}
             for request in requests:
                 if request.request_id in self._live or request.request_id in new:
                     raise RequestError(
                         f"Request {request.request_id!r} is running already; give the second one another request_id."
                     )
-                new[request.request_id] = _Live(make_handle(request), now)
+                new[request.request_id] = Live(make_handle(request), now)
             self._live.update(new)
             self._messages.put(functools.partial(self._accept, list(new.values())))
         return [live.handle for live in new.values()]
@@ -115,7 +114,7 @@ class EngineCore:
         most_waiting = self._config.max_waiting
         if most_waiting is None:
             return
-        places = self.executor.num_replicas * self._config.max_num_seqs
+        places = self.answers.num_replicas * self._config.max_num_seqs
         if len(self._live) + number > most_waiting + places:
             raise EngineOverloadedError(
                 f"{len(self._live)} requests are waiting or running, and no more than max_waiting = {most_waiting} may "
@@ -123,16 +122,9 @@ class EngineCore:
             )
 
     def stats(self) -> EngineStats:
-        """Return the numbers of requests, without those of the workers."""
-        with self._lock:
-            scheduler = self._scheduler
-            parked = scheduler.num_parked
-            return EngineStats(
-                waiting=scheduler.num_waiting,
-                running=scheduler.num_running - parked,
-                parked=parked,
-                ended=dict(self._ended),
-            )
+        """Return the numbers of requests, without those of the workers: all of one moment."""
+        numbers = self._numbers
+        return EngineStats(numbers.waiting, numbers.running, numbers.parked, dict(numbers.ended))
 
     def abort(self, request_id: str) -> None:
         """End a request early; does nothing if it has ended or was never there."""
@@ -171,10 +163,10 @@ class EngineCore:
             if not self.is_current:
                 self._thread.join(_JOIN_TIMEOUT_S)
             try:
-                self.executor.close()
+                self.answers.close()
             finally:
                 self._fail_all(EngineClosedError("The engine was closed before this request ended."))
-                self._plugins.notify("omni_engine_closed", config=self._config)
+                self._notify("omni_engine_closed", config=self._config)
 
     # The engine's thread.
 
@@ -184,6 +176,7 @@ class EngineCore:
                 self._receive()
                 self._expire()
                 self._dispatch()
+                self._publish()
         except BaseException as error:
             log.error("the engine's thread died", exc_info=True)
             with self._lock:
@@ -195,62 +188,112 @@ class EngineCore:
             self._fail_all(EngineClosedError("The engine was closed before this request ended."))
 
     def _receive(self) -> None:
-        deadline = self._deadlines[0][0] if self._deadlines else None
-        batch_deadline = self._scheduler.batch_deadline()
-        if batch_deadline is not None and len(self._steps) < self.executor.num_replicas:
-            deadline = min(batch_deadline, deadline or batch_deadline)
-        timeout = max(0.0, deadline - time.monotonic()) if deadline is not None else None
         try:
-            self._messages.get(timeout=timeout)()
+            self._messages.get(timeout=self._seconds_to_wait())()
             while True:
                 self._messages.get_nowait()()
         except queue.Empty:
             pass
 
+    def _seconds_to_wait(self) -> float | None:
+        """Return when something is due though no message comes; None if nothing is."""
+        due = [self._deadlines[0][0]] if self._deadlines else []
+        idle = [replica for replica in self._replicas if replica.step is None]
+        later = [replica.paused_until for replica in idle]
+        batch_deadline = self._scheduler.batch_deadline()
+        if batch_deadline is not None and idle:
+            later.append(batch_deadline)
+        due += [moment for moment in later if moment > self._looked_at]
+        return wait_seconds(min(due) - time.monotonic()) if due else None
+
+    def _look_again(self) -> None:
+        """Workers may be ready or awake that were not."""
+        for replica in self._replicas:
+            replica.look_again()
+
     def _expire(self) -> None:
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, live = heapq.heappop(self._deadlines)
-            request_id = live.handle.request_id
-            if self._live.get(request_id) is live:
-                self._end_early(request_id, "timeout")
+            entry = heapq.heappop(self._deadlines)
+            if self._is_due(entry):
+                self._end_early(entry[2], "timeout")
+        if len(self._deadlines) > _MOST_IDLE_ENTRIES + 2 * len(self._live):
+            self._deadlines = [entry for entry in self._deadlines if self._is_due(entry)]
+            heapq.heapify(self._deadlines)
+
+    def _is_due(self, entry: tuple[float, int, str]) -> bool:
+        """Whether it is of a request that has not ended."""
+        live = self._live.get(entry[2])
+        return live is not None and live.number == entry[1]
 
     def _dispatch(self) -> None:
         if self._closed:
             return
-        fault = self.executor.fault
+        try:
+            fault, asleep = self.answers.fault(), self.answers.is_sleeping()
+        except OmniError as error:
+            self._contract_broken(error)
+            return
         if fault is not None:
-            for request in self._scheduler.take_waiting():
-                self._finish(OmniRequestOutput.failed(request, fault))
-        asleep = self.executor.is_sleeping
-        most_waves = _MOST_WAVES if self.executor.can_interrupt else 1
-        now = time.monotonic()
-        for replica in range(self.executor.num_replicas):
-            if replica in self._steps or not self.executor.is_ready(replica):
-                continue
-            scheduler_output = self._scheduler.schedule(replica, now, asleep=asleep, most_waves=most_waves)
-            if scheduler_output is None:
+            self._fail_waiting(fault)
+        broken: list[OmniError] = []
+        self._looked_at = time.monotonic()
+        for index, replica in enumerate(self._replicas):
+            if replica.step is not None:
                 continue
             try:
-                future = self.executor.execute_step(replica, scheduler_output)
-            except Exception as error:
-                future = Future()
-                future.set_exception(error)
-            self._steps[replica] = future
-            future.add_done_callback(functools.partial(self._report_step, replica))
+                is_ready = self.answers.is_ready(index)
+            except OmniError as error:
+                broken.append(error)
+                self._replica_failed(index, error)
+                continue
+            if is_ready:
+                self._begin_step(index, asleep=asleep)
+        if len(broken) == len(self._replicas):
+            self._fail_waiting(broken[0])
+
+    def _contract_broken(self, error: OmniError) -> None:
+        """Fail all that waits for an executor that cannot even be asked; the steps that run may still end."""
+        self._fail_waiting(error)
+        for index, replica in enumerate(self._replicas):
+            if replica.step is None:
+                self._replica_failed(index, error)
+
+    def _begin_step(self, index: int, *, asleep: bool) -> None:
+        replica = self._replicas[index]
+        asleep = asleep or not replica.end_pause(self._looked_at)
+        scheduler_output = self._scheduler.schedule(
+            index, self._looked_at, asleep=asleep, most_waves=_MOST_WAVES if self._can_interrupt else 1
+        )
+        scheduler_output = replica.with_strays(scheduler_output)
+        if scheduler_output is None:
+            return
+        with self._lock:
+            found = [self._live.get(request.request_id) for request in scheduler_output.new_requests]
+        replica.begin(scheduler_output, [live for live in found if live is not None])
+        try:
+            replica.step = self.answers.execute_step(
+                index, scheduler_output, functools.partial(self._report_step, index)
+            )
+        except BaseException as error:
+            failed: Future[StepOutput] = Future()
+            replica.step = failed
+            failed.set_exception(error)
+            self._report_step(index, failed)
 
     def _report_step(self, replica: int, future: Future[StepOutput]) -> None:
         """Pass the end of a step on from whatever thread it ended in."""
         self._messages.put(functools.partial(self._step_done, replica, future))
 
-    def _accept(self, accepted: list[_Live]) -> None:
+    def _accept(self, accepted: list[Live]) -> None:
         for live in accepted:
-            request = live.handle.request
+            request = live.request
             if request.timeout_s is not None:
+                live.number = next(self._deadline_numbers)
                 deadline = live.submitted_at + request.timeout_s
-                heapq.heappush(self._deadlines, (deadline, next(self._deadline_numbers), live))
+                heapq.heappush(self._deadlines, (deadline, live.number, request.request_id))
             live.handle._add_event(RequestEvent("queued", request.request_id))
-            self._plugins.notify("omni_request_queued", request=request)
+            self._notify("omni_request_queued", request=request)
             self._scheduler.add_request(request, time.monotonic())
         self._interrupt_steps()
 
@@ -262,69 +305,97 @@ class EngineCore:
         if not was_waiting:
             self._interrupt_steps()
         # An executor of whole requests cannot stop one: the caller is told now, and what comes later is dropped.
-        if was_waiting or not self.executor.runs_diffusion_worker:
-            self._finish(OmniRequestOutput.ended(live.handle.request, reason))
+        if was_waiting or self.answers.runs_whole_requests:
+            self._finish([(live, OmniRequestOutput.ended(live.request, reason))])
 
     def _interrupt_steps(self) -> None:
         """Let the running steps come back early: there is something new to tell them."""
-        if self.executor.can_interrupt:
-            for replica in self._steps:
-                self.executor.interrupt(replica)
+        if not self._can_interrupt:
+            return
+        for index, replica in enumerate(self._replicas):
+            if replica.step is None:
+                continue
+            replica.interrupted()
+            try:
+                self.answers.interrupt(index)
+            except OmniError:
+                self._can_interrupt = False
+                log.exception("steps cannot be interrupted, and have one wave each from now on")
+                return
 
-    def _step_done(self, replica: int, future: Future[StepOutput]) -> None:
-        del self._steps[replica]
+    def _step_done(self, index: int, future: Future[StepOutput]) -> None:
+        replica = self._replicas[index]
+        if replica.step is not future:
+            return  # a future that tells of its end twice
+        replica.step = None
         try:
-            step_output = future.result()
-            if not isinstance(step_output, StepOutput):
-                raise ExecutorError(
-                    f"{self.executor.name}.execute_step broke its contract: its future holds a "
-                    f"{type(step_output).__name__}, not a StepOutput."
-                )
+            answer = self.answers.step_answer(index, future, replica.requests, replica.strays)
         except BaseException as error:  # CancelledError among them
-            self._replica_failed(replica, error)
+            self._replica_failed(index, error)
             return
-        self._scheduler.update_from_output(replica, step_output)
+        step_output = answer.output
+        self._scheduler.update_from_output(index, step_output)
         for request_id in step_output.started:
-            self._started(request_id, replica)
+            self._started(replica.placed.get(request_id), index)
         for progress in step_output.progress:
-            live = self._live.get(progress.request_id)
-            if live is not None:
-                live.handle._add_event(
-                    RequestEvent("step", progress.request_id, progress.step, progress.num_steps, progress.preview)
-                )
-                self._plugins.notify(
-                    "omni_request_step",
-                    request_id=progress.request_id,
-                    step=progress.step,
-                    num_steps=progress.num_steps,
-                )
-        for output in step_output.finished:
-            self._finish(output)
+            self._progressed(replica.placed.get(progress.request_id), progress)
+        for request_id, malformed in answer.malformed.items():
+            if (live := replica.placed.get(request_id)) is not None:
+                live.error = malformed  # for when the replica has given it up
+                self._scheduler.end_request(request_id, "aborted")
+        ended = [(replica.placed.get(output.request_id), output) for output in step_output.finished]
+        replica.end(step_output, time.monotonic())
+        self._finish(ended)
 
-    def _started(self, request_id: str, replica: int) -> None:
-        live = self._live.get(request_id)
-        if live is not None and live.started_at is None:
-            live.started_at = time.monotonic()
-            live.handle._add_event(RequestEvent("started", request_id))
-            self._plugins.notify("omni_request_started", request_id=request_id, replica=replica)
+    def _is_live(self, live: Live | None) -> bool:
+        return live is not None and self._live.get(live.handle.request_id) is live
 
-    def _replica_failed(self, replica: int, error: BaseException) -> None:
-        for lost in self._scheduler.take_running(replica):
-            if lost.end_reason is not None:
-                self._finish(OmniRequestOutput.ended(lost.request, lost.end_reason))
-            elif isinstance(error, WorkerDiedError):
-                self._retry(lost, error)
-            else:
-                self._finish(OmniRequestOutput.failed(lost.request, self._step_error(lost.request, error)))
-
-    def _retry(self, lost: LostRequest, error: WorkerDiedError) -> None:
-        """Let a request run again from its seed, unless workers have died under it too often."""
-        live = self._live.get(lost.request.request_id)
-        if live is None:
+    def _started(self, live: Live | None, index: int) -> None:
+        if live is None or not self._is_live(live):
             return
+        live.step = 0
+        if live.started_at is None:
+            live.started_at = time.monotonic()
+            live.handle._add_event(RequestEvent("started", live.handle.request_id))
+            self._notify("omni_request_started", request_id=live.handle.request_id, replica=index)
+
+    def _progressed(self, live: Live | None, progress: StepProgress) -> None:
+        # Steps go back only where a request begins again. Pipelines with loops in loops may count otherwise.
+        if live is None or not self._is_live(live) or progress.step < live.step:
+            return
+        live.step = progress.step
+        live.handle._add_event(
+            RequestEvent("step", progress.request_id, progress.step, progress.num_steps, progress.preview)
+        )
+        self._notify(
+            "omni_request_step",
+            request_id=progress.request_id,
+            step=progress.step,
+            num_steps=progress.num_steps,
+        )
+
+    def _replica_failed(self, index: int, error: BaseException) -> None:
+        replica = self._replicas[index]
+        placed = dict(replica.placed)
+        replica.lose(workers_go_on=not (isinstance(error, WorkerDiedError) or self.answers.runs_whole_requests))
+        ended: list[tuple[Live | None, OmniRequestOutput]] = []
+        for lost in self._scheduler.take_running(index):
+            live = placed.get(lost.request.request_id)
+            if lost.end_reason is not None:
+                ended.append((live, OmniRequestOutput.ended(lost.request, lost.end_reason)))
+            elif not isinstance(error, WorkerDiedError):
+                ended.append((live, OmniRequestOutput.failed(lost.request, self._step_error(lost.request, error))))
+            elif live is not None and self._is_live(live):
+                reason = self._retry(lost, live, error)
+                if reason is not None:
+                    ended.append((live, OmniRequestOutput.failed(lost.request, reason)))
+        self._finish(ended)
+
+    def _retry(self, lost: LostRequest, live: Live, error: WorkerDiedError) -> WorkerDiedError | None:
+        """Let a request run again from its seed, or return why not: workers have died under it too often."""
         if lost.was_started:
             if live.num_retries >= self._config.max_retries:
-                reason = WorkerDiedError(
+                return WorkerDiedError(
                     f"Request {lost.request.request_id!r} was given up: the worker died under it "
                     f"{live.num_retries + 1} times (max_retries = {self._config.max_retries}). "
                     f"The last time: {error.message}",
@@ -332,50 +403,81 @@ class EngineCore:
                     rank=error.rank,
                     worker_traceback=error.worker_traceback,
                 )
-                self._finish(OmniRequestOutput.failed(lost.request, reason))
-                return
             live.num_retries += 1
+            live.step = 0
             live.handle._add_event(RequestEvent("retrying", lost.request.request_id))
             log.warning(
                 "request is run again", request_id=lost.request.request_id, retry=live.num_retries, reason=error.message
             )
         self._scheduler.requeue(lost)
+        return None
 
     def _step_error(self, request: OmniDiffusionRequest, error: BaseException) -> OmniError:
         if isinstance(error, OmniError):
             return error
         reason = ExecutorError(
-            f"Request {request.request_id!r}: the executor {self.executor.name} raised {type(error).__name__}: {error}"
+            f"Request {request.request_id!r}: {self.answers.name}.{self.answers.step_method} raised {raised(error)}"
         )
         reason.__cause__ = error
         return reason
 
-    def _finish(self, output: OmniRequestOutput) -> None:
+    def _fail_waiting(self, error: OmniError) -> None:
+        waiting = self._scheduler.take_waiting()
+        self._finish([(self._live.get(one.request_id), OmniRequestOutput.failed(one, error)) for one in waiting])
+
+    def _finish(self, ended: Iterable[tuple[Live | None, OmniRequestOutput]]) -> None:
+        """End requests. They are counted, all together, before anybody is told."""
+        told: list[tuple[Live, OmniRequestOutput]] = []
         with self._lock:
-            live = self._live.pop(output.request_id, None)
-            if live is None:
-                return  # ended before: aborted under an executor of whole requests
-            self._ended[output.finish_reason] += 1
+            for live, output in ended:
+                if live is None or not self._is_live(live):
+                    continue  # ended before: aborted under an executor of whole requests
+                if live.error is not None:
+                    output = OmniRequestOutput.failed(live.request, live.error, output.metrics)  # noqa: PLW2901
+                del self._live[live.handle.request_id]
+                self._ended[output.finish_reason] += 1
+                told.append((live, output))
+        if told and self.is_current:
+            self._publish()
+        for live, output in told:
+            self._tell_end(live, output)
+
+    def _tell_end(self, live: Live, output: OmniRequestOutput) -> None:
         metrics = output.metrics
         worked_s = metrics.encode_s + metrics.denoise_s + metrics.decode_s
         metrics.num_retries = live.num_retries
         metrics.queue_s = max(0.0, time.monotonic() - live.submitted_at - worked_s)
         callbacks = live.handle._finish(output)
         if output.finish_reason in ("finished", "aborted"):
-            self._plugins.notify("omni_request_finished", output=output)
+            self._notify("omni_request_finished", output=output)
         else:
-            self._plugins.notify("omni_request_failed", request_id=output.request_id, error=output.error)
+            self._notify("omni_request_failed", request_id=output.request_id, error=output.error)
         for callback in callbacks:
             try:
                 callback(live.handle)
-            except Exception:
+            except BaseException:  # SystemExit would end this thread, and with it every request
                 log.warning("a done callback raised", request_id=output.request_id, exc_info=True)
+
+    def _notify(self, hook_name: str, **arguments: Any) -> None:
+        try:
+            self._plugins.notify(hook_name, **arguments)
+        except BaseException:
+            if not self.is_current:
+                raise
+            # A KeyboardInterrupt that an observer raised: the user's own comes in the main thread alone.
+            log.warning(f"an observer of {hook_name} raised", exc_info=True)
+
+    def _publish(self) -> None:
+        """Let callers' threads read how many requests there are. Only the engine's thread looks at the scheduler."""
+        waiting, parked = self._scheduler.num_waiting, self._scheduler.num_parked
+        # One that a replica was told to give up runs until it has.
+        placed = sum(self._is_live(live) for replica in self._replicas for live in replica.placed.values())
+        self._numbers = Numbers(waiting, placed - parked, parked, tuple(self._ended.items()))
 
     def _fail_all(self, error: OmniError) -> None:
         with self._lock:
             live = list(self._live.values())
-        for entry in live:
-            self._finish(OmniRequestOutput.failed(entry.handle.request, error))
+        self._finish([(one, OmniRequestOutput.failed(one.request, error)) for one in live])
 
 
 def _nothing() -> None:

@@ -10,16 +10,34 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from omni_core.config import OmniDiffusionConfig
+from omni_core.engine.answers import ExecutorAnswers, raised
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
-from omni_core.errors import ConfigError, EngineClosedError, EngineError, RequestError, WorkerDiedError
+from omni_core.errors import (
+    ConfigError,
+    ContractError,
+    EngineClosedError,
+    EngineError,
+    OmniError,
+    RequestError,
+    RPCError,
+    RPCTimeoutError,
+    StartupError,
+    WorkerDiedError,
+)
 from omni_core.executor import DiffusionExecutor, ExecutorContext
-from omni_core.log import set_level
+from omni_core.log import get_logger, set_level
 from omni_core.migration import FormerEngine, missing_from_module
 from omni_core.outputs import EngineStats, OmniRequestOutput, StackingStats
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.plugins import PluginRegistry, default_registry
 from omni_core.request import OmniDiffusionRequest
+from omni_core.timeouts import wait_seconds
+
+log = get_logger(__name__)
+
+# Seconds that `stats` waits for the workers' own numbers.
+STATS_TIMEOUT_S = 5.0
 
 
 class DiffusionEngine(FormerEngine):
@@ -62,10 +80,11 @@ class DiffusionEngine(FormerEngine):
         self._plugins.call_strict("omni_configure", config=self.config)
         executor = _make_executor(self.config, pipeline, self._plugins)
         try:
-            self._pipeline_info = executor.describe_pipeline()
-            self._core = EngineCore(self.config, executor, self._plugins)
+            answers = ExecutorAnswers(executor, self.config)
+            self._pipeline_info = answers.describe_pipeline()
+            self._core = EngineCore(self.config, answers, self._plugins)
         except BaseException:
-            executor.close()
+            _close_quietly(executor)
             raise
         self._pid = os.getpid()
         # Runs when the engine is closed, collected, or the interpreter exits, whichever comes first.
@@ -98,7 +117,7 @@ class DiffusionEngine(FormerEngine):
     @property
     def executor(self) -> DiffusionExecutor:
         """The executor that runs the work."""
-        return self._core.executor
+        return self._core.answers.executor
 
     @property
     def pipeline_info(self) -> PipelineInfo | None:
@@ -204,10 +223,27 @@ class DiffusionEngine(FormerEngine):
             RPCTimeoutError: A reply did not come in time.
         """
         self._check_open()
+        seconds = wait_seconds(timeout)
         if method in ("sleep", "wake_up"):  # the engine must know, so that requests wait meanwhile
-            getattr(self, str(method))(*args, **(kwargs or {}))
-            return None if unique_reply_rank is not None else [None] * self.executor.num_replicas
-        return self.executor.collective_rpc(method, timeout, args, kwargs, unique_reply_rank)
+            return self._change_sleep(str(method), seconds, args, kwargs or {}, unique_reply_rank)
+        self.executor.refuse_own_call(method)
+        return self._core.answers.collective_rpc(method, seconds, args, kwargs, unique_reply_rank)
+
+    def _change_sleep(
+        self, name: str, seconds: float | None, args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None
+    ) -> Any:
+        number = self._core.answers.num_workers
+        if rank is not None and rank not in range(number):
+            raise RPCError(f"There is no rank {rank}: there are {number} workers, 0 to {number - 1}.")
+        try:
+            level = _level_of_sleep(*args, **kwargs) if name == "sleep" else _no_arguments(*args, **kwargs)
+        except TypeError as error:
+            raise RPCError(f"The call {name!r} raised TypeError: {error}") from error
+        if name == "sleep":
+            self._core.answers.sleep(level, seconds)
+        else:
+            self._core.answers.wake_up(seconds)
+        return [None] * number if rank is None else None
 
     def check_health(self) -> None:
         """Return if the engine can serve requests.
@@ -218,37 +254,59 @@ class DiffusionEngine(FormerEngine):
             ExecutorError: Its workers cannot serve.
         """
         self._check_open()
-        self.executor.check_health()
+        self._core.answers.check_health()
 
-    def stats(self) -> EngineStats:
+    def stats(self, timeout: float | None = STATS_TIMEOUT_S) -> EngineStats:
         """Return what the engine does and did: requests by state, and what stacking came to.
 
-        The workers are asked between two steps. Asleep or not, this does not wait for requests. While a replica is
-        being replaced, `stacking` is left out.
+        The numbers of requests are of one moment, and come at once. For `stacking` the workers are asked between two
+        steps. Asleep or not, this does not wait for requests.
+
+        Args:
+            timeout: Seconds to wait for the workers; `stacking` is left out if they do not answer in time, or if a
+                replica is being replaced.
         """
         self._check_open()
+        answers = self._core.answers
         stats = self._core.stats()
-        stats.workers = self.executor.worker_stats()
-        executor = self.executor
-        if executor.runs_diffusion_worker and all(map(executor.is_ready, range(executor.num_replicas))):
-            with contextlib.suppress(WorkerDiedError):  # one has died just now
-                replies: list[StackingStats] = self.executor.collective_rpc("stats")
+        stats.workers = answers.worker_stats()
+        if not answers.runs_whole_requests and all(map(answers.is_ready, range(answers.num_replicas))):
+            with contextlib.suppress(WorkerDiedError, RPCTimeoutError):  # one has died just now, or is held up
+                replies: list[StackingStats] = answers.collective_rpc("stats", wait_seconds(timeout), (), None, None)
+                if not all(isinstance(reply, StackingStats) for reply in replies):
+                    kinds = ", ".join(type(reply).__name__ for reply in replies)
+                    raise ContractError(
+                        f"The executor {answers.name} sets runs_diffusion_worker, and stats() of its workers gave "
+                        f"{kinds} where StackingStats are expected."
+                    )
                 stats.stacking = sum(replies, StackingStats())
         return stats
 
-    def sleep(self, level: int = 1) -> None:
+    def sleep(self, level: int = 1, timeout: float | None = None) -> None:
         """Free accelerator memory until `wake_up`; requests that arrive meanwhile wait.
 
         Args:
             level: 1 moves the weights to host memory; 2 drops them, and running requests begin again when woken.
+            timeout: Seconds to wait for the workers; None waits until they sleep.
+
+        Raises:
+            ValidationError: There is no such level.
+            RPCTimeoutError: A worker did not fall asleep in time. It may do so later: `wake_up` wakes all.
         """
         self._check_open()
-        self.executor.sleep(level)
+        self._core.answers.sleep(level, wait_seconds(timeout))
 
-    def wake_up(self) -> None:
-        """Bring the weights back and serve what waited. Does nothing if awake."""
+    def wake_up(self, timeout: float | None = None) -> None:
+        """Bring the weights back and serve what waited. Does nothing if awake.
+
+        Args:
+            timeout: Seconds to wait for the workers; None waits until they are awake.
+
+        Raises:
+            RPCTimeoutError: A worker was not awake in time; requests wait on, and this can be called again.
+        """
         self._check_open()
-        self.executor.wake_up()
+        self._core.answers.wake_up(wait_seconds(timeout))
 
     def close(self) -> None:
         """End running requests, fail waiting ones with `EngineClosedError`, and end the workers. May be repeated."""
@@ -289,7 +347,31 @@ class DiffusionEngine(FormerEngine):
 def _make_executor(config: OmniDiffusionConfig, pipeline: Any, plugins: PluginRegistry) -> DiffusionExecutor:
     resolved = plugins.resolve_executor(config.executor_class)
     options = resolved.validate_options(config.executor_options)
-    return resolved.cls(config, ExecutorContext(options, plugins, pipeline))
+    try:
+        executor: Any = resolved.cls(config, ExecutorContext(options, plugins, pipeline))
+    except OmniError:
+        raise
+    except Exception as error:  # of an __init__ of its own; what `_init_executor` raises is wrapped there
+        raise StartupError(f"The executor {resolved.name} could not be made: {raised(error)}") from error
+    if not isinstance(executor, DiffusionExecutor):
+        raise ContractError(f"{resolved.name} made a {type(executor).__name__}, which is no DiffusionExecutor.")
+    return executor
+
+
+def _level_of_sleep(level: int = 1) -> int:
+    return level
+
+
+def _no_arguments() -> int:
+    return 0
+
+
+def _close_quietly(executor: DiffusionExecutor) -> None:
+    """End an executor after something else has failed, which is what the user shall hear of."""
+    try:
+        executor.close()
+    except Exception:
+        log.warning("clean-up after a failed start failed too", executor=type(executor).__name__, exc_info=True)
 
 
 def _close_core(core: EngineCore, pid: int) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from omni_core.errors import EngineClosedError
 from omni_core.log import get_logger
 from omni_core.outputs import OmniRequestOutput
 from omni_core.request import OmniDiffusionRequest
+from omni_core.timeouts import Deadline, wait_seconds
 
 log = get_logger(__name__)
 
@@ -55,7 +55,7 @@ class RequestHandle:
         self._changed = threading.Condition()
         self._events: list[RequestEvent] = []
         self._output: OmniRequestOutput | None = None
-        self._listeners: list[Callable[[RequestEvent], None]] = []
+        self._listeners: list[_Listener] = []
         self._callbacks: list[Callable[[RequestHandle], None]] = []
 
     def __repr__(self) -> str:
@@ -82,12 +82,14 @@ class RequestHandle:
 
         Raises:
             TimeoutError: It has not ended yet. It goes on; abort it or ask again.
+            ValidationError: `timeout` is no number of seconds.
             EngineClosedError: This process was forked from the engine's, and will never hear of the end.
         """
         self._refuse_forked()
+        seconds = wait_seconds(timeout)
         with self._changed:
-            if not self._changed.wait_for(self.done, timeout):
-                raise TimeoutError(f"Request {self.request_id!r} has not ended within {timeout:g} s; it goes on.")
+            if not self._changed.wait_for(self.done, seconds):
+                raise TimeoutError(f"Request {self.request_id!r} has not ended within {seconds:g} s; it goes on.")
             assert self._output is not None
             return self._output
 
@@ -101,13 +103,15 @@ class RequestHandle:
 
         Raises:
             TimeoutError: The next event did not come in time.
+            ValidationError: `timeout` is no number of seconds.
         """
         self._refuse_forked()
+        seconds = wait_seconds(timeout)
         position = 0
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: len(self._events) > position, timeout):  # noqa: B023
-                    raise TimeoutError(f"Request {self.request_id!r}: no event within {timeout:g} s; it goes on.")
+                if not self._changed.wait_for(lambda: len(self._events) > position, seconds):  # noqa: B023
+                    raise TimeoutError(f"Request {self.request_id!r}: no event within {seconds:g} s; it goes on.")
                 event = self._events[position]
             position += 1
             yield event
@@ -137,20 +141,13 @@ class RequestHandle:
     def subscribe(self, listener: Callable[[RequestEvent], None]) -> None:
         """Call `listener(event)` for every event: for those that were, now, and for those to come, as they come.
 
-        The listener runs in the engine's thread and must be quick: hand the event on and return. What it raises is
-        logged.
+        The listener runs in the engine's thread and must be quick: hand the event on and return. Events come one at a
+        time and in order. What it raises is logged.
         """
+        told = _Listener(listener, self._events, self.request_id)
         with self._changed:
-            for event in self._events:
-                listener(event)
-            self._listeners.append(listener)
-
-    def _tell(self, event: RequestEvent) -> None:
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:
-                log.warning("an event listener raised", request_id=self.request_id, exc_info=True)
+            self._listeners.append(told)
+        told.catch_up()
 
     def _refuse_forked(self) -> None:
         if os.getpid() != self._pid:
@@ -158,10 +155,11 @@ class RequestHandle:
 
     def _add_event(self, event: RequestEvent) -> None:
         with self._changed:
-            if self._output is None:
-                self._events.append(event)
-                self._changed.notify_all()
-                self._tell(event)
+            if self._output is not None:
+                return
+            self._events.append(event)
+            self._changed.notify_all()
+        self._tell()
 
     def _finish(self, output: OmniRequestOutput) -> list[Callable[[RequestHandle], None]]:
         """Set the output; return the callbacks that are due. Only the first call has an effect."""
@@ -178,10 +176,53 @@ class RequestHandle:
             )
             self._events.append(event)
             self._output = output
-            self._tell(event)
             self._changed.notify_all()
             callbacks, self._callbacks = self._callbacks, []
-            return callbacks
+        self._tell()
+        return callbacks
+
+    def _tell(self) -> None:
+        # Not under the lock: a listener that never returns must not hold up who waits for the result.
+        for listener in list(self._listeners):
+            listener.catch_up()
+
+
+class _Listener:
+    """Tells one listener of every event, in order, whichever thread comes by.
+
+    Args:
+        listener: Who is told.
+        events: The events so far; others are appended to it.
+        request_id: Of which request, for the log.
+    """
+
+    def __init__(
+        self, listener: Callable[[RequestEvent], None], events: Sequence[RequestEvent], request_id: str
+    ) -> None:
+        self._listener = listener
+        self._events = events
+        self._request_id = request_id
+        self._position = 0
+        self._telling = threading.Lock()
+
+    def catch_up(self) -> None:
+        """Tell of the events that are new; if another thread is at it, it tells of them."""
+        while self._position < len(self._events):
+            if not self._telling.acquire(blocking=False):
+                return
+            try:
+                while self._position < len(self._events):
+                    event = self._events[self._position]
+                    self._position += 1
+                    self._tell(event)
+            finally:
+                self._telling.release()
+
+    def _tell(self, event: RequestEvent) -> None:
+        try:
+            self._listener(event)
+        except BaseException:  # SystemExit would end the engine's thread
+            log.warning("an event listener raised", request_id=self._request_id, exc_info=True)
 
 
 def wait_all(handles: list[RequestHandle], timeout: float | None) -> list[OmniRequestOutput]:
@@ -189,6 +230,7 @@ def wait_all(handles: list[RequestHandle], timeout: float | None) -> list[OmniRe
 
     Raises:
         TimeoutError: One of them has not ended within `timeout` seconds from now.
+        ValidationError: `timeout` is no number of seconds.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    return [handle.result(None if deadline is None else max(0.0, deadline - time.monotonic())) for handle in handles]
+    deadline = Deadline(timeout)
+    return [handle.result(deadline.left()) for handle in handles]

@@ -102,8 +102,9 @@ class InlineExecutor(DiffusionExecutor):
             if future.done():  # what the call itself raised
                 raise
             future.cancel()
+            waited = round(seconds or 0.0, 3)
             raise RPCTimeoutError(
-                f"The call {name!r} did not return within {seconds:g} s. If it has begun, it runs on in this process "
+                f"The call {name!r} did not return within {waited:g} s. If it has begun, it runs on in this process "
                 "and its result is dropped."
             ) from None
 

@@ -138,7 +138,8 @@ class DiffusionWorker:
 
     def stats(self) -> StackingStats:
         """Return what stacking did since the pipeline was loaded."""
-        return self._runner.stats if self._runner is not None else StackingStats()
+        # A copy: where the caller is in this process, the worker would go on to change what it reads.
+        return self._runner.stats + StackingStats() if self._runner is not None else StackingStats()
 
     def call(
         self, method: str | Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,0 +1,144 @@
+"""What the engine's thread keeps of each request and of each replica."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from omni_core.engine.handle import RequestHandle
+from omni_core.errors import ContractError
+from omni_core.outputs import EndReason, SchedulerOutput, StepOutput
+from omni_core.request import OmniDiffusionRequest
+
+# Seconds before a replica whose step did nothing is asked again: twice as long each time, up to the second.
+_FIRST_PAUSE_S = 0.001
+_LONGEST_PAUSE_S = 0.1
+
+
+@dataclass(slots=True)
+class Live:
+    """A request that has not ended.
+
+    Attributes:
+        handle: What its caller holds.
+        submitted_at: When it was submitted, on the monotonic clock.
+        started_at: When a worker began with it.
+        num_retries: Times that it was run again.
+        step: The highest step that was told since it was last begun.
+        number: Which of the time limits is its own, if it has one.
+        error: With what it must fail when the replica gives it up.
+    """
+
+    handle: RequestHandle
+    submitted_at: float
+    started_at: float | None = None
+    num_retries: int = 0
+    step: int = 0
+    number: int | None = None
+    error: ContractError | None = None
+
+    @property
+    def request(self) -> OmniDiffusionRequest:
+        """The request itself."""
+        return self.handle.request
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The numbers of requests by state, at one moment. Never changed, so that any thread may read it."""
+
+    waiting: int = 0
+    running: int = 0
+    parked: int = 0
+    ended: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(slots=True)
+class ReplicaState:
+    """One replica.
+
+    Attributes:
+        step: The step that runs.
+        placed: The requests that it has, by id.
+        strays: Ids of requests that were taken away from it though its workers may go on with them, and whether it was
+            told to give them up.
+        paused_until: Until when it is given no waves, since its last step did nothing.
+    """
+
+    step: Future[StepOutput] | None = None
+    placed: dict[str, Live] = field(default_factory=dict)
+    strays: dict[str, bool] = field(default_factory=dict)
+    paused_until: float = 0.0
+    _pause_s: float = 0.0
+    _may_be_empty: bool = True
+
+    @property
+    def requests(self) -> dict[str, OmniDiffusionRequest]:
+        """The requests that it has, by id."""
+        return {request_id: live.request for request_id, live in self.placed.items()}
+
+    def begin(self, scheduler_output: SchedulerOutput, new: Iterable[Live]) -> None:
+        """Take note of a step that begins."""
+        for live in new:
+            self.placed[live.handle.request_id] = live
+        self._may_be_empty = not any(scheduler_output.waves)
+
+    def interrupted(self) -> None:
+        """Take note that the step which runs was asked to end early."""
+        self._may_be_empty = True
+
+    def end(self, step_output: StepOutput, now: float) -> None:
+        """Take note of a step that has ended. One that did nothing is followed by a pause.
+
+        A worker that was put to sleep behind the engine's back does nothing, as fast as it is asked.
+        """
+        for output in step_output.finished:
+            self.placed.pop(output.request_id, None)
+            self.strays.pop(output.request_id, None)
+        did = step_output.started or step_output.progress or step_output.finished or step_output.forwards
+        if did or self._may_be_empty:
+            self.look_again()
+        else:
+            self._pause_s = min(max(_FIRST_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S)
+            self.paused_until = now + self._pause_s
+
+    def end_pause(self, now: float) -> bool:
+        """Return whether the replica may be given waves."""
+        if self.paused_until > now:
+            return False
+        self.paused_until = 0.0
+        return True
+
+    def look_again(self) -> None:
+        """End a pause."""
+        self._pause_s = self.paused_until = 0.0
+
+    def lose(self, *, workers_go_on: bool) -> None:
+        """Take all requests away.
+
+        Args:
+            workers_go_on: Whether the workers still have them and must be told.
+        """
+        if workers_go_on:
+            self.strays.update(dict.fromkeys(self.placed, False))
+        else:
+            self.strays.clear()
+        self.placed.clear()
+        self.look_again()
+
+    def with_strays(self, scheduler_output: SchedulerOutput | None) -> SchedulerOutput | None:
+        """Return what the scheduler wants, and that workers give up what was taken away from them."""
+        if not self.strays:
+            return scheduler_output
+        for request in scheduler_output.new_requests if scheduler_output is not None else ():
+            self.strays.pop(request.request_id, None)  # a new one of that name takes its place
+        untold = [request_id for request_id, was_told in self.strays.items() if not was_told]
+        if not untold:
+            return scheduler_output
+        self.strays.update(dict.fromkeys(untold, True))
+        ended: dict[str, EndReason] = dict.fromkeys(untold, "aborted")
+        if scheduler_output is None:
+            return SchedulerOutput(ended_requests=ended)
+        return dataclasses.replace(scheduler_output, ended_requests={**ended, **scheduler_output.ended_requests})
