@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from omni_core.errors import EngineClosedError, RequestTimeoutError
 from omni_core.hookspecs import hookimpl
 from omni_core.log import get_logger
 
@@ -64,7 +65,10 @@ def omni_request_finished(output: OmniRequestOutput) -> None:
 
 @hookimpl
 def omni_request_failed(request_id: str, error: OmniError) -> None:
-    """Log why it failed; where in the worker, at level debug."""
+    """Log why it failed; where in the worker, at level debug. What the caller did himself is no error."""
+    if isinstance(error, (RequestTimeoutError, EngineClosedError)):
+        log.info("request ended", request_id=request_id, reason=error.message)
+        return
     log.error("request failed", request_id=request_id, error=error.message)
     if error.worker_traceback is not None:
         log.debug("request failed", request_id=request_id, worker_traceback=error.worker_traceback)
@@ -79,4 +83,4 @@ def omni_worker_died(replica: int, rank: int, reason: str) -> None:
 @hookimpl
 def omni_worker_restarted(replica: int, rank: int) -> None:
     """Log that it was replaced."""
-    log.warning("worker restarted", replica=replica, rank=rank)
+    log.info("worker restarted", replica=replica, rank=rank)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from omni_core.testing.pipelines import class_conditional
 
@@ -27,3 +30,24 @@ def dies_while(file: str) -> Any:
     if Path(file).exists():
         os._exit(3)
     return class_conditional()
+
+
+class DrawsBars:
+    """A pipeline that draws a bar of its own."""
+
+    def __call__(self, prompt: str) -> dict[str, list[int]]:
+        sys.stdout.write(f"{prompt} begins\n")
+        sys.stdout.flush()
+        for _ in tqdm(range(3), mininterval=0, leave=prompt == "good"):
+            if prompt == "bad":
+                sys.stderr.write("bad stops here\n")
+                raise RuntimeError("in the middle")
+        return {"numbers": [1]}
+
+
+def draws_bars() -> Any:
+    sys.stderr.write("loading begins\n")
+    for _ in tqdm(range(3), desc="Loading pipeline components...", mininterval=0):
+        pass
+    sys.stderr.write("the loader has ended\n")
+    return DrawsBars()

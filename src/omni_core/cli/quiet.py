@@ -28,7 +28,7 @@ def quiet_libraries(config: OmniDiffusionConfig | None = None, quiet: bool = Tru
     wanted: dict[str, str] = {}
     if config is None or config.log_level in ("warning", "error"):
         wanted.update(_WARNINGS)
-    if quiet or config is None or not (sys.stderr.isatty() and _may_download(config.model)):
+    if quiet or config is None or config.log_format == "json" or not _shows_downloads(config):
         wanted.update(_BARS)
     added = [name for name in wanted if name not in os.environ]
     os.environ.update({name: wanted[name] for name in added})
@@ -39,5 +39,7 @@ def quiet_libraries(config: OmniDiffusionConfig | None = None, quiet: bool = Tru
             os.environ.pop(name, None)
 
 
-def _may_download(model: str | None) -> bool:
-    return model is not None and ":" not in model and not Path(model).expanduser().exists()
+def _shows_downloads(config: OmniDiffusionConfig) -> bool:
+    model = config.model
+    may_download = model is not None and ":" not in model and not Path(model).expanduser().exists()
+    return sys.stderr.isatty() and may_download

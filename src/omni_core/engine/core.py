@@ -406,9 +406,8 @@ class EngineCore:
             live.num_retries += 1
             live.step = 0
             live.handle._add_event(RequestEvent("retrying", lost.request.request_id))
-            log.warning(
-                "request is run again", request_id=lost.request.request_id, retry=live.num_retries, reason=error.message
-            )
+            # Not why: the death of a worker is one event in the log, however many requests it had.
+            log.info("request is run again", request_id=lost.request.request_id, retry=live.num_retries)
         self._scheduler.requeue(lost)
         return None
 

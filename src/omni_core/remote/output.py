@@ -6,6 +6,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 
 from omni_core.log import get_logger
 from omni_core.remote.reactor import Reactor
@@ -20,7 +21,7 @@ class WorkerOutput:
     """A pipe whose lines go to omni's log, tagged with replica and rank.
 
     Lines of the worker's own log (JSON objects with an event and a level) keep their level and fields; any other line
-    is logged as it is.
+    is logged as it is. Progress bars are left out.
 
     Args:
         reactor: Where the pipe is read.
@@ -77,17 +78,34 @@ class WorkerOutput:
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
                 self._pass_on(line)
+            # What is before a carriage return was written over. The last one may belong to the end of a line.
+            self._rest = self._rest[max(0, self._rest.rfind(b"\r", 0, -1)) :]
             if len(self._rest) > _LONGEST_LINE:
                 self._pass_on(self._rest)
                 self._rest = b""
 
     def _pass_on(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()
+        text = _shown(line.decode(errors="replace").rstrip())
         if not text:
             return
         level, event, fields = _parse(text)
         self._last.append(event if fields is None else text)
         log.log(level, event, **{**(fields or {}), **self._tags})
+
+
+# What tqdm draws: `name:  40%|####      | 4/10 [00:01<00:02,  3.1it/s]`, or `name: 4it [00:01,  3.1it/s]` where it
+# knows no end.
+_BAR = re.compile(r"^[^|]*?(\d+%\|[^|]*\|[^\[]*|[\d.]+\S* )\[\d+:\d[^\]]*\]")
+# What leads from a second bar back to the first.
+_LINE_UP = "\x1b[A"
+
+
+def _shown(line: str) -> str:
+    """Return what a terminal shows of a line in the end, without a progress bar."""
+    if "\r" not in line:
+        return line
+    last = _BAR.sub("", line.rpartition("\r")[2].replace(_LINE_UP, ""))
+    return last if last.strip() else ""
 
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}

@@ -267,7 +267,6 @@ class Replica(ABC):
         if was_lost:
             self.num_restarts += 1
             for handle in self.handles:
-                log.warning("worker was replaced", replica=self.index, rank=handle.rank, pid=handle.pid)
                 self._notify("omni_worker_restarted", replica=self.index, rank=handle.rank)
         else:
             self.first_start.set_result(None)
@@ -291,7 +290,6 @@ class Replica(ABC):
         error: OmniError = load_error or dead.death()
         self._lose_workers(f"was ended with its replica, whose rank {dead.rank} {what}", dead)
         if dead.ready_at is not None and self.first_start.done():
-            log.error("worker died", replica=self.index, rank=dead.rank, pid=dead.pid, reason=what)
             self._notify("omni_worker_died", replica=self.index, rank=dead.rank, reason=f"The {dead.name}, {what}.")
         elif load_error is None:
             said = dead.last_output() or None
