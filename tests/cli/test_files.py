@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from omni_core import OmniDiffusionRequest, __version__
 from omni_core.cli import arrays, pictures, sound, videos
-from omni_core.cli.atomic import write_atomically
+from omni_core.cli.atomic import remove_unfinished, write_atomically
 from omni_core.cli.provenance import Provenance
 
 REQUEST = OmniDiffusionRequest(
@@ -48,6 +48,19 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_atomically(tmp_path / "x.png", interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_ends_at_once_leaves_nothing(tmp_path):
+    """A second Ctrl-C ends the process without its `finally` blocks."""
+
+    def end(path):
+        path.write_bytes(b"half")
+        remove_unfinished()
+        assert list(tmp_path.iterdir()) == []
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "x.png", end)
 
 
 def test_the_file_is_in_the_same_folder_and_keeps_its_ending_while_written(tmp_path):

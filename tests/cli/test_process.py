@@ -13,6 +13,12 @@ from pathlib import Path
 
 import pytest
 
+# What is said of each.
+ENDINGS = {
+    signal.SIGINT: "Interrupted: stopping.",
+    signal.SIGTERM: "Terminated: stopping.",
+    signal.SIGHUP: "gone: stopping.",
+}
 LONG = ("--model", "cli_test_models:ddpm", "--steps", "90000")
 
 
@@ -42,6 +48,16 @@ def test_a_factory_in_the_working_directory_is_found(omni_process, tmp_path, mon
     assert "OSError: found" in result.stderr
 
 
+@pytest.fixture(autouse=True)
+def _usual_signals():
+    """What the tests start does not ignore what the tests ignore: a shell starts `pytest &` without Ctrl-C."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDINGS if number != signal.SIGINT}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("flags", [(), ("--json",)])
 def test_ctrl_c_stops_within_a_step_and_leaves_nothing(flags):
     with _Started("generate", *flags, *LONG) as process:
@@ -60,6 +76,62 @@ def test_ctrl_c_stops_within_a_step_and_leaves_nothing(flags):
         assert request["metrics"]["num_steps"] < 90_000
     else:
         assert stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_stop_it_as_well(number):
+    """Twice, as `timeout` and terminals send them: the second does not cut the first short."""
+    with _Started("generate", "--json", *LONG) as process:
+        _read_until(process.stderr, "started")
+        process.send_signal(number)
+        _read_until(process.stderr, ENDINGS[number])
+        process.send_signal(number)
+        [request] = json.loads(process.stdout.read())["requests"]
+        assert process.wait() == 128 + number
+    assert request["finish_reason"] == "aborted"
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_ignored(number):
+    """SIGINT in what a script starts with `&`, SIGHUP under nohup; another signal ends it all the same."""
+    name = signal.Signals(number).name
+    with _Started("generate", *LONG, before=["bash", "-c", f"trap '' {name}; exec \"$@\"", "bash"]) as process:
+        _read_until(process.stderr, "started")
+        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)  # were both handled, then in this order
+        told = _read_until(process.stderr, "stopping.")
+        assert process.wait() == 128 + signal.SIGTERM
+    assert ENDINGS[signal.SIGTERM] in told
+    assert ENDINGS[number] not in told
+
+
+def test_a_background_job_of_a_script(tmp_path):
+    """The shell lets it ignore SIGINT; it runs to its end, and what it made is there."""
+    omni = f"{sys.executable} -m omni_core generate a --seed 1 --model cli_test_models:Painter"
+    script = f"{omni} & wait $!"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a-1.png").exists()
+
+
+def test_a_terminal_that_is_closed():
+    """The kernel sends SIGHUP, and nothing can be written any more."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "omni_core", "generate", "--json", *LONG]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    # The terminal becomes that of a session of its own, as a window's is.
+    with subprocess.Popen(
+        ["setsid", "--ctty", *command], stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while b"/90000" not in shown:
+            shown += os.read(ours, 65536)
+        os.close(ours)
+        [request] = json.loads(process.stdout.read())["requests"]
+        assert process.wait(60) == 128 + signal.SIGHUP
+    assert request["finish_reason"] == "aborted"
 
 
 def test_ctrl_c_while_the_model_is_loaded(tmp_path):
@@ -99,9 +171,9 @@ def test_bars_on_a_terminal():
 class _Started:
     """A process with pipes, killed if the test takes too long, so that reading from it ends."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, before=()):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "omni_core", *arguments],
+            [*before, sys.executable, "-m", "omni_core", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

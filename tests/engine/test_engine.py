@@ -582,6 +582,8 @@ def test_ctrl_c_stops_within_a_step() -> None:
 import os, signal, threading
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest, PluginRegistry, hookimpl
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs with & ignore it
+
 class Interrupt:
     @hookimpl
     def omni_request_step(self, step):

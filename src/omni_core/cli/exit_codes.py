@@ -8,12 +8,17 @@ OK = 0
 FAILED = 1  # a request failed, or `omni doctor` found a problem
 USAGE = 2  # the command line, the configuration or a request is wrong
 ENGINE = 3  # the engine could not start, or died
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # Ctrl-C
 
 
 def exit_code_of(error: OmniError) -> int:
     """Return the exit code for an error that ended the command."""
     return USAGE if isinstance(error, ValidationError) else ENGINE
+
+
+def exit_code_of_signal(number: int) -> int:
+    """Return the exit code for a signal that ended the command, as shells have it: 128 and its number."""
+    return 128 + number
 
 
 def means_engine_died(error: OmniError | None) -> bool:

@@ -45,7 +45,7 @@ Exit codes:
   1    a request failed
   2    the command line, the configuration or a request is wrong
   3    the engine could not start, or died
-  130  interrupted
+  130  interrupted by Ctrl-C; 143 ended by SIGTERM; 129 the terminal was closed
 """
 
 

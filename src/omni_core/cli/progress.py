@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -129,11 +130,13 @@ class BarReporter:
 
     def say(self, line: str, err: bool = False) -> None:
         """Print the line above the bars."""
-        self._progress.console.print(line, markup=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self._progress.console.print(line, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bars away and show the cursor again."""
-        self._progress.stop()
+        with contextlib.suppress(OSError):
+            self._progress.stop()
 
 
 def make_reporter(prompts: Sequence[str | None], quiet: bool) -> Reporter:

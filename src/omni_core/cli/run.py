@@ -81,7 +81,7 @@ class GenerateRun:
     Args:
         job: What to do.
         plugins: The plugins of this run.
-        interruption: Where Ctrl-C is noticed.
+        interruption: Where Ctrl-C and the like are noticed.
 
     Attributes:
         results: What became of each request so far.
@@ -100,7 +100,7 @@ class GenerateRun:
         self._news: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Run everything; Ctrl-C ends it early, with `exit_code` set.
+        """Run everything; a signal ends it early, with `exit_code` set.
 
         Raises:
             OmniError: The engine could not start, or a request does not fit the pipeline.
@@ -111,7 +111,7 @@ class GenerateRun:
                 self._run()
         except KeyboardInterrupt:
             self._interruption.tell()
-            self.exit_code = exit_codes.INTERRUPTED
+            self.exit_code = self._interruption.exit_code
 
     def _run(self) -> None:
         if not self._job.quiet:
