@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omni_core.config import OmniDiffusionConfig
 
-_WARNINGS = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+_WARNINGS = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error"}
 _BARS = {"TQDM_DISABLE": "1"}
 
 

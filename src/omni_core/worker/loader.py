@@ -19,6 +19,7 @@ from omni_core.errors import ConfigError, ModelLoadError, OmniError
 from omni_core.hookspecs import Hooks
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.worker.denoisers import find_denoisers
+from omni_core.worker.hub_failure import explain_hub_failure
 from omni_core.worker.step_cache import enable_cache
 
 SMALL_MODEL = Path(__file__).parent.parent / "models" / "digits"
@@ -158,7 +159,8 @@ def _from_pretrained(model: str, config: OmniDiffusionConfig, dtype: torch.dtype
     try:
         return DiffusionPipeline.from_pretrained(str(folder) if looks_like_path else model, **options)
     except Exception as error:
-        raise ModelLoadError(f"Loading {model} failed: {type(error).__name__}: {error}") from error
+        reason = None if looks_like_path else explain_hub_failure(model, options, error)
+        raise ModelLoadError(f"Loading {model} failed: {reason or f'{type(error).__name__}: {error}'}") from error
 
 
 def _call_factory(path: str, config: OmniDiffusionConfig) -> Any:
