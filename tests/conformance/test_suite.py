@@ -120,7 +120,7 @@ class TestInline(ExecutorConformance):
 
 
 def test_plain_pytest_says_what_was_promised_and_what_was_done(pytester_run: Any) -> None:
-    report = pytester_run(WRONG_SEED, "metrics or no_requests or two_workers or its_own", "-rf")
+    report = pytester_run(WRONG_SEED, "test_metrics or test_no_requests or test_two_workers or test_of_its_own", "-rf")
     assert "It must: The output tells its seed, steps and times.\nIt did:  output.seed is 9, not 8.\n" in report
     assert "FAILED test_third_party.py::TestInline::test_metrics - output.seed is 9, not 8." in report
     assert "TestInline: of 4 promises, 1 kept, 1 broken, 2 not supported" in report, report
