@@ -227,6 +227,26 @@ class AnswersHealthInTurn(InlineExecutor):
         self._submit(lambda: None).result()
 
 
+class SaysThatItIsIll(InlineExecutor):
+    """`check_health` answers instead of raising."""
+
+    def check_health(self) -> Any:
+        return False
+
+
+class GivesNoFuture(InlineExecutor):
+    def execute_step(self, replica: int, scheduler_output: SchedulerOutput) -> Any:
+        return super().execute_step(replica, scheduler_output).result()
+
+
+class TellsAnotherSeed(_ChangesSteps):
+    """The picture is right, and what is said of it is not."""
+
+    def change_output(self, step_output: StepOutput) -> None:
+        for output in step_output.finished:
+            output.seed += 1
+
+
 class DeclaresTooMuch(InlineExecutor):
     supported_options = frozenset(OPTIONS_TO_DECLARE)
 

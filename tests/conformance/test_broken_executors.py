@@ -48,6 +48,9 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "AnswersHealthInTurn": ("health_while or starts_serves", ["test_health_while_a_worker_is_held_up"]),
+    "SaysThatItIsIll": ("starts_serves or no_requests", ["test_starts_serves_and_is_healthy"]),
+    "GivesNoFuture": ("starts_serves or no_requests", ["test_starts_serves_and_is_healthy"]),
+    "TellsAnotherSeed": ("starts_serves or no_requests", ["test_starts_serves_and_is_healthy"]),
     "DeclaresTooMuch": (
         "two_workers or one_result_for_each or no_requests",
         [

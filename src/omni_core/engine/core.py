@@ -173,10 +173,10 @@ class EngineCore:
     def _run(self) -> None:
         try:
             while not self._closed:
+                self._dispatch()  # before anything is accepted too, so that an executor is asked in this thread first
+                self._publish()
                 self._receive()
                 self._expire()
-                self._dispatch()
-                self._publish()
         except BaseException as error:
             log.error("the engine's thread died", exc_info=True)
             with self._lock:

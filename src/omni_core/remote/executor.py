@@ -148,6 +148,7 @@ class RemoteExecutor(DiffusionExecutor):
             RPCTimeoutError: A reply did not come in time.
             WorkerDiedError: A worker ended before it replied, or is being replaced.
         """
+        self.refuse_own_call(method)
         number = self._num_workers
         if unique_reply_rank is not None and unique_reply_rank not in range(number):
             raise RPCError(f"There is no rank {unique_reply_rank}: there are {number} workers, 0 to {number - 1}.")

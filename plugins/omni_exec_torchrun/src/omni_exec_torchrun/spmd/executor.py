@@ -163,6 +163,7 @@ class SpmdExecutor(DiffusionExecutor, QueueWatcher):
         Each rank calls its own worker with its own method and arguments, so they need not pickle; only the name of
         the method is compared. Results travel, so they must.
         """
+        self.refuse_own_call(method)
         role = self._started()
         world_size = role.world.group.world_size
         if unique_reply_rank is not None and unique_reply_rank not in range(world_size):
