@@ -40,14 +40,11 @@ def importable() -> Iterator[None]:
         yield
 
 
+@pytest.mark.sampled
 class TestHttpExecutor(ExecutorConformance):
-    """The whole suite, on servers of the executor's own."""
+    """The suite, on servers of the executor's own."""
 
     executor_class = "omni_exec_http.executor:HttpExecutor"
-
-    @pytest.fixture(autouse=True)
-    def _no_thread_left(self) -> None:
-        """The suite's engines are shared by its tests, and closed by itself; it looks for threads left over too."""
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import os
+import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +14,8 @@ from pathlib import Path
 
 from docs.pages import Block
 from docs.shell import logical_lines, split_runnable
+from omni_core.testing import SAMPLE
+from omni_core.testing.warm_python import WarmPython
 
 # Seconds that one block may take; the conformance suite is the longest.
 BLOCK_TIMEOUT_S = 540
@@ -23,13 +27,26 @@ class PageFolder:
     Args:
         folder: An empty folder.
         environment_folder: Where an environment is made if the page installs a distribution that it has made.
+        warm: What runs Python programs, `omni` among them. None: each in an interpreter of its own, as a user does; and
+            the conformance suite is run as a whole.
     """
 
-    def __init__(self, folder: Path, environment_folder: Path) -> None:
+    def __init__(self, folder: Path, environment_folder: Path, warm: WarmPython | None = None) -> None:
         self.folder = folder
         self._environment_folder = environment_folder
         self._scripts = [sysconfig.get_path("scripts")]
-        self._python = Path(sys.executable)
+        self._warm = warm
+        self._use(Path(sys.executable))
+
+    def _use(self, python: Path) -> None:
+        self._python = python
+        self._command = [str(python)]
+        self._warm_scripts: list[str] = []
+        if self._warm is not None:
+            self._command = self._warm.command(str(python))
+            scripts = self._environment_folder.with_name("warm")
+            self._warm.write_scripts(scripts, str(python))
+            self._warm_scripts = [str(scripts)]
 
     def write(self, block: Block) -> None:
         """Write a block to the file that it names."""
@@ -41,7 +58,7 @@ class PageFolder:
 
     def run_python(self, block: Block) -> str:
         """Run a block in a Python of its own; return what it prints."""
-        return self._run([str(self._python), "-c", block.text], block)
+        return self._run([*self._command, "-c", block.text], block)
 
     def run_shell(self, block: Block) -> None:
         """Run a block line by line; what is not to be run is looked at instead."""
@@ -73,6 +90,8 @@ class PageFolder:
                 f"{sys.executable} -m pip --python {self._python} install --no-deps --no-build-isolation --no-index"
             )
             return runnable.replace("pip install", f"{install} --quiet --disable-pip-version-check", 1)
+        if self._warm is not None and re.fullmatch(r"omni plugins check \S+", runnable):
+            runnable = f"{runnable} --only {shlex.quote(' or '.join(SAMPLE))}"
         return runnable or ":"
 
     def _make_environment(self) -> None:
@@ -91,12 +110,12 @@ class PageFolder:
                 if content.startswith(b"#!") and b"python" in content.split(b"\n", 1)[0]:
                     (own / script.name).write_bytes(f"#!{own / 'python'}\n".encode() + content.split(b"\n", 1)[1])
                     (own / script.name).chmod(0o755)
-        self._python = own / "python"
         self._scripts.insert(0, str(own))
+        self._use(own / "python")
 
     def _run(self, command: list[str], block: Block) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMNI_", "PYTEST_"))}
-        environment["PATH"] = os.pathsep.join([*self._scripts, os.environ["PATH"]])
+        environment["PATH"] = os.pathsep.join([*self._warm_scripts, *self._scripts, os.environ["PATH"]])
         environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
             command,

@@ -1,6 +1,7 @@
 """Every code block of the documentation runs as it stands.
 
-The blocks of a page share one empty folder, in their order. A Python block is a process of its own; the lines of a
+The blocks of a page share one empty folder, in their order. A Python block is a process of its own, forked from one
+that has imported torch; with --nightly, an interpreter of its own. The lines of a
 shell block are run there; a block after a line `<!-- file: NAME -->` is written to that file instead; one after
 `<!-- continued -->` goes on in the process of the Python block before it.
 """
@@ -22,11 +23,14 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
 @pytest.fixture(scope="module")
-def page_folders(tmp_path_factory) -> dict[Path, PageFolder]:
+def page_folders(tmp_path_factory, request) -> dict[Path, PageFolder]:
     """One folder for each page, for as long as its blocks are run."""
+    warm = None if request.config.getoption("--nightly") else request.getfixturevalue("warm_python")
     return {
         page: PageFolder(
-            tmp_path_factory.mktemp(page_name(page).replace("/", "-")), tmp_path_factory.mktemp("env") / "environment"
+            tmp_path_factory.mktemp(page_name(page).replace("/", "-")),
+            tmp_path_factory.mktemp("env") / "environment",
+            warm,
         )
         for page in PAGES
     }

@@ -30,7 +30,9 @@ class RankProcesses:
 
     def __init__(self, world_size: int = 2, timeout_s: float = 60.0, device: str = "cpu") -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="omni-ranks-")
-        context = multiprocessing.get_context("spawn")
+        # Forked from a process that has imported torch and diffusers: each rank would take seconds to do so.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["omni_core.worker.rank_group", "omni_core.worker.worker", "diffusers"])
         self.processes: list[Any] = []
         self._connections: list[Connection] = []
         for rank in range(world_size):

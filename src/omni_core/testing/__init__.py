@@ -23,6 +23,25 @@ if TYPE_CHECKING:
 
 __all__ = ["ExecutorConformance"]
 
+# Cases that stand for the whole suite where that would take too long: one or two of each theme.
+SAMPLE = (
+    "test_starts_serves_and_is_healthy",
+    "test_close_ends_the_worker_processes",
+    "test_in_company_as_alone",
+    "test_equal_to_inline[image_to_image]",
+    "test_a_late_reply_is_given_to_nobody_else",
+    "test_nested_values",
+    "test_many_failures_among_others",
+    "test_steps_are_counted",
+    "test_abort_in_the_middle",
+    "test_everything_at_once",
+    "test_running_requests_survive[2]",
+    "test_a_signal_to_a_worker_in_a_request[SIGKILL]",
+    "test_a_worker_that_hangs_while_it_loads",
+    "test_engines_leave_nothing",
+    "test_the_driver_ends[SIGKILL-loaded]",
+)
+
 _THEMES = (
     "lifecycle",
     "results",

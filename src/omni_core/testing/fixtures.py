@@ -1,0 +1,127 @@
+"""What the tests of omni and those of its plugins share: `pytest -p omni_core.testing.fixtures`.
+
+Two marks choose what is run when. A class or test marked `sampled` stands for many that take minutes: on every run
+one or two cases of each theme are run, with `--nightly` all of them. A test marked `alone` measures time, and is run
+when nothing else is: see noxfile.py.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+# Before torch is imported: one thread per forward, so that results repeat to the bit and no core is oversubscribed.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from omni_core.testing import SAMPLE
+from omni_core.testing.warm_python import ENGINE, WarmPython
+
+# Tests of the suite whose bounds are so tight that a busy neighbour could break them.
+_TIMED = ("test_health_under_load", "test_health_while_a_worker_is_held_up", "test_health_tells_of_stopped_workers")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--nightly`."""
+    parser.addoption("--nightly", action="store_true", help="run every case, those too for which others stand by day")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marks."""
+    config.addinivalue_line("markers", "alone: measures time, so nothing else is to run beside it")
+    config.addinivalue_line("markers", "sampled: a few cases of each theme are run, and all of them with --nightly")
+    config.addinivalue_line("markers", "nightly: is run with --nightly alone")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of the suite that measure time, and leave out what is for the night."""
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        if getattr(item, "originalname", "") in _TIMED:
+            item.add_marker("alone")
+        by_night = item.get_closest_marker("nightly") is not None
+        by_night |= item.get_closest_marker("sampled") is not None and not is_in_sample(item)
+        (left_out if by_night and not config.getoption("--nightly") else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+def is_in_sample(item: pytest.Item) -> bool:
+    """Return whether a case of the conformance suite is one of those that stand for the others."""
+    return item.name in SAMPLE or getattr(item, "originalname", "") in SAMPLE
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No configuration of the machine on which the tests run reaches them."""
+    for name in list(os.environ):
+        if name.startswith("OMNI_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+def is_conformance_test(request: pytest.FixtureRequest) -> bool:
+    """Return whether a test is of the conformance suite, which shares engines and looks itself at what is left."""
+    return hasattr(request.cls, "make_config")
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every thread of omni's that a test starts has ended when the test has."""
+    before = set(threading.enumerate())
+    yield
+    if is_conformance_test(request):
+        return
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("omni-"):
+            thread.join(10)
+            assert not thread.is_alive(), f"{thread.name} is left over"
+
+
+@pytest.fixture
+def may_replace_processes() -> bool:
+    """Whether an engine that several tests share may have other processes of its own after a test than before."""
+    return False
+
+
+@pytest.fixture
+def no_process_left(request: pytest.FixtureRequest, may_replace_processes: bool) -> Iterator[None]:
+    """Every process that a test starts has ended when the test has."""
+    import psutil
+
+    # Not their children: an engine that several tests share replaces its workers.
+    before = {process.pid for process in psutil.Process().children()}
+    yield
+    if is_conformance_test(request) or may_replace_processes:
+        return
+    for process in psutil.Process().children():
+        assert process.pid in before, f"left over: {process}"
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """Run programs without importing torch and diffusers for each."""
+    with WarmPython(ENGINE) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """Wait for a condition, with a bound, instead of sleeping."""
+
+    def wait(condition: Callable[[], bool], timeout: float = 20.0) -> None:
+        tick = threading.Event()
+        for _ in range(int(timeout / 0.005)):
+            if condition():
+                return
+            tick.wait(0.005)
+        raise AssertionError(f"not within {timeout} s")
+
+    return wait
