@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from invalid_values import WRONG_CONFIG_VALUES, invalid_configurations
-from omni_core import OmniDiffusionConfig
+from omni_core import OmniDiffusionConfig, serialization
 from omni_core.config import unknown_environment
 from omni_core.errors import ConfigError
 
@@ -50,7 +52,7 @@ def test_sources_and_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNI_EXECUTOR_OPTIONS__B", "2")
     config = OmniDiffusionConfig(max_num_seqs=4)
     assert (config.max_num_seqs, config.dtype, config.max_retries, config.device) == (4, "bfloat16", 7, "auto")
-    assert config.executor_options == {"a": 1, "b": "2"}
+    assert config.executor_options == {"a": 1, "b": 2}
     sources = config.sources()
     assert sources["max_num_seqs"] == "argument"
     assert sources["dtype"] == "environment OMNI_DTYPE"
@@ -103,6 +105,59 @@ def test_replace_keeps_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.sources()["max_num_seqs"] == "argument"
     with pytest.raises(ConfigError):
         config.replace(max_num_seqs=0)
+
+
+COPIES: dict[str, Callable[[OmniDiffusionConfig], OmniDiffusionConfig]] = {
+    "replace": lambda config: config.replace(),
+    "model_copy": lambda config: config.model_copy(),
+    "deep model_copy": lambda config: config.model_copy(deep=True),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda config: pickle.loads(pickle.dumps(config)),
+    "omni_core.serialization": lambda config: serialization.loads(*serialization.dumps(config)),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_depends_on_nothing_but_the_original(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("good.toml").write_text("max_num_seqs = 3\n[executor_options]\na = 1\n")
+    monkeypatch.setenv("OMNI_DTYPE", "float16")
+    config = OmniDiffusionConfig.from_file("good.toml", cache={"name": "x", "threshold": 1})
+    Path("good.toml").write_text("max_num_seqs = 4\nmax_retries = 5\n[executor_options]\nb = 1\n")
+    Path("omni.toml").write_text("this is = = no TOML")
+    monkeypatch.setenv("OMNI_DTYPE", "bfloat16")
+    monkeypatch.setenv("OMNI_MAX_RETRIES", "many")
+    monkeypatch.setenv("OMNI_CACHE__THRESHOLD", "2")
+    monkeypatch.setenv("OMNI_MAX_NUM_SEQ", "3")
+    copied = COPIES[how](config)
+    assert type(copied) is OmniDiffusionConfig
+    assert copied == config
+    assert (copied.max_num_seqs, copied.max_retries, copied.dtype) == (3, 2, "float16")
+    assert copied.executor_options == {"a": 1}
+    assert copied.cache == {"name": "x", "threshold": 1}
+    assert copied.sources() == config.sources()
+    assert copied.sources()["max_num_seqs"] == "file good.toml"
+    assert copied.sources()["dtype"] == "environment OMNI_DTYPE"
+
+
+@pytest.mark.parametrize("change", ["replace", "model_copy", "__replace__"])
+def test_a_copy_with_changes_is_validated(change: str) -> None:
+    Path("omni.toml").write_text("max_num_seqs = 'many'")
+
+    def changed(config: OmniDiffusionConfig, **values: Any) -> OmniDiffusionConfig:
+        if change == "model_copy":
+            return config.model_copy(update=values)
+        return getattr(config, change)(**values)
+
+    Path("good.toml").write_text("max_num_seqs = 3")
+    config = OmniDiffusionConfig.from_file("good.toml")
+    copied = changed(config, max_retries="7", dtype=torch.float16)
+    assert (copied.max_num_seqs, copied.max_retries, copied.dtype) == (3, 7, "float16")
+    assert copied.sources()["max_retries"] == "argument"
+    assert copied.sources()["max_num_seqs"] == "file good.toml"
+    for wrong, words in [({"max_num_seqs": 0}, "closest valid value is 1"), ({"max_num_seq": 1}, "'max_num_seqs'")]:
+        with pytest.raises(ConfigError, match=words):
+            changed(config, **wrong)
 
 
 def test_forms_that_people_use() -> None:

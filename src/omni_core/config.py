@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextvars
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,23 +10,27 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BeforeValidator, Field, PrivateAttr
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from omni_core.errors import ConfigError, closest
+from omni_core.config_sources import (
+    DEFAULT_FILE,
+    ENV_PREFIX,
+    NESTED,
+    OTHER_ENVIRONMENT,
+    Arguments,
+    Environment,
+    File,
+    file_to_read,
+    is_copying,
+    recorded,
+    refuse_misspelled_environment,
+    unknown_variables,
+)
+from omni_core.errors import ConfigError
 from omni_core.validation import Int, Milliseconds, PositiveInt, Seconds, explain
 
-DEFAULT_FILE = "omni.toml"
-ENV_PREFIX = "OMNI_"
-# Environment variables with our prefix that are no fields of the configuration.
-OTHER_ENVIRONMENT = frozenset({"OMNI_PLUGINS_DISABLE"})
+__all__ = ["DEFAULT_FILE", "ENV_PREFIX", "OTHER_ENVIRONMENT", "OmniDiffusionConfig", "unknown_environment"]
 
 
 def _as_text(value: Any) -> Any:
@@ -63,7 +67,7 @@ class OmniDiffusionConfig(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
-        env_nested_delimiter="__",
+        env_nested_delimiter=NESTED,
         env_ignore_empty=True,
         extra="forbid",
         frozen=True,
@@ -151,19 +155,20 @@ class OmniDiffusionConfig(BaseSettings):
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def __init__(self, **values: Any) -> None:
-        recorded: list[tuple[str, dict[str, Any]]] = []
-        token = _recorded.set(recorded)
+        found: list[tuple[str, dict[str, Any]]] = []
+        token = recorded.set(found)
         try:
-            _refuse_misspelled_environment()
+            if not is_copying.get():
+                refuse_misspelled_environment(type(self).model_fields)
             super().__init__(**values)
         except pydantic.ValidationError as error:
             raise ConfigError(explain(error, "configuration", type(self).model_fields)) from error
-        except SettingsError as error:
-            raise ConfigError(f"Invalid configuration: {error}: {error.__cause__}") from error
+        except SettingsError as error:  # pydantic-settings wraps what the environment's source raises
+            raise ConfigError(f"Invalid configuration: {error.__cause__ or error}") from error
         finally:
-            _recorded.reset(token)
+            recorded.reset(token)
         for name in type(self).model_fields:
-            self._sources[name] = next((source for source, found in recorded if name in found), "default")
+            self._sources[name] = next((source for source, values in found if name in values), "default")
 
     @classmethod
     def from_file(cls, file: str | os.PathLike[str], **values: Any) -> OmniDiffusionConfig:
@@ -175,11 +180,11 @@ class OmniDiffusionConfig(BaseSettings):
         path = Path(file)
         if not path.is_file():
             raise ConfigError(f"There is no configuration file at {path}.")
-        token = _file.set(path)
+        token = file_to_read.set(path)
         try:
             return cls(**values)
         finally:
-            _file.reset(token)
+            file_to_read.reset(token)
 
     def sources(self) -> dict[str, str]:
         """Return for each field where its value came from: argument, environment NAME, file PATH, or default."""
@@ -193,14 +198,28 @@ class OmniDiffusionConfig(BaseSettings):
     def replace(self, **values: Any) -> OmniDiffusionConfig:
         """Return a copy with some values changed, validated again; sources of the others are kept.
 
+        Neither the environment nor a file is read again.
+
         Raises:
             ConfigError: A value is impossible or a field unknown.
         """
         unchanged = {name: getattr(self, name) for name in type(self).model_fields if name not in values}
-        copy = type(self)(**unchanged, **values)
+        token = is_copying.set(True)
+        try:
+            changed = type(self)(**unchanged, **values)
+        finally:
+            is_copying.reset(token)
         for name in unchanged:
-            copy._sources[name] = self._sources[name]
-        return copy
+            changed._sources[name] = self._sources[name]
+        return changed
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> OmniDiffusionConfig:
+        """Return a copy with some values changed: the same as `replace`, pydantic's name for it.
+
+        Raises:
+            ConfigError: A value is impossible or a field unknown.
+        """
+        return (copy.deepcopy(self) if deep else self).replace(**(update or {}))
 
     @classmethod
     def settings_customise_sources(
@@ -213,66 +232,20 @@ class OmniDiffusionConfig(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources: arguments, environment, file."""
         arguments = init_settings.init_kwargs if isinstance(init_settings, InitSettingsSource) else {}
+        if is_copying.get():
+            return (Arguments(settings_cls, arguments),)
         return (
-            _Arguments(settings_cls, arguments),
-            _Environment(settings_cls),
-            _File(settings_cls, _file.get()),
+            Arguments(settings_cls, arguments),
+            Environment(settings_cls),
+            File(settings_cls, file_to_read.get()),
         )
 
 
-# What each source of the configuration under construction provided, strongest first.
-_recorded: contextvars.ContextVar[list[tuple[str, dict[str, Any]]]] = contextvars.ContextVar("_recorded")
-_file: contextvars.ContextVar[Path] = contextvars.ContextVar("_file", default=Path(DEFAULT_FILE))
-
-
-class _Arguments(InitSettingsSource):
-    def __call__(self) -> dict[str, Any]:
-        found = super().__call__()
-        _recorded.get().append(("argument", found))
-        return found
-
-
-class _Environment(EnvSettingsSource):
-    def __call__(self) -> dict[str, Any]:
-        found = super().__call__()
-        for name in found:
-            _recorded.get().append((f"environment {ENV_PREFIX}{name.upper()}", {name: found[name]}))
-        return found
-
-
-class _File(TomlConfigSettingsSource):
-    def __init__(self, settings_cls: type[BaseSettings], path: Path) -> None:
-        self._path = path
-        try:
-            super().__init__(settings_cls, path)
-        except (ValueError, OSError) as error:  # tomllib.TOMLDecodeError is a ValueError
-            raise ConfigError(f"The configuration file {path} cannot be read: {error}") from error
-
-    def __call__(self) -> dict[str, Any]:
-        found = super().__call__()
-        _recorded.get().append((f"file {self._path}", found))
-        return found
-
-
 def unknown_environment(environment: Mapping[str, str] | None = None) -> list[str]:
-    """Return the `OMNI_*` variables that are set and that mean nothing to omni."""
-    fields = OmniDiffusionConfig.model_fields
-    names = os.environ if environment is None else environment
+    """Return the `OMNI_*` variables that are set and that mean nothing to omni.
+
+    Empty ones count as not set. Those that Kubernetes sets for a Service called `omni` or `omni-…` are passed over.
+    """
     return sorted(
-        name
-        for name in names
-        if name.startswith(ENV_PREFIX)
-        and name not in OTHER_ENVIRONMENT
-        and name.removeprefix(ENV_PREFIX).lower().split("__")[0] not in fields
+        unknown_variables(OmniDiffusionConfig.model_fields, os.environ if environment is None else environment)
     )
-
-
-def _refuse_misspelled_environment() -> None:
-    # Other software uses the prefix too (NVIDIA Omniverse), so only a near miss is an error.
-    for name in unknown_environment():
-        near = closest(name.removeprefix(ENV_PREFIX), OmniDiffusionConfig.model_fields)
-        if near is not None:
-            raise ConfigError(
-                f"The environment variable {name} sets no field of the configuration. "
-                f"Did you mean {ENV_PREFIX}{near.upper()}? Unset or rename {name}."
-            )

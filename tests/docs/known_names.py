@@ -170,7 +170,7 @@ def _variable(text: str, page: Path, blocks: list[Block]) -> str | None:
 
     name = text.split("=")[0]
     known = name in OTHER_ENVIRONMENT or name in words_of_the_code()
-    return None if known or not unknown_environment({name: ""}) else f"the variable {name} means nothing"
+    return None if known or not unknown_environment({name: "1"}) else f"the variable {name} means nothing"
 
 
 def _full_name(text: str, page: Path, blocks: list[Block]) -> str | None:

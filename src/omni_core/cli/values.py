@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
+from omni_core.written_values import parse_value
+
 PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-# What people who think in Python write.
-_PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +57,6 @@ def parse_key_value(text: str) -> KeyValue:
     if value.startswith("@"):
         return KeyValue(key, load_file(value[1:]), value)
     return KeyValue(key, parse_value(value))
-
-
-def parse_value(text: str) -> Any:
-    """Return what `text` means as JSON, or the text itself.
-
-    Raises:
-        ValueError: It begins like a JSON list, object or string, and is none.
-    """
-    if text in _PYTHON_WORDS:
-        return _PYTHON_WORDS[text]
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError(f"{text[:20]}… is nested too deeply") from None
-    except ValueError as error:
-        if text.lstrip().startswith(("[", "{", '"')):
-            raise ValueError(f"{text!r} begins like JSON and is not: {error}") from None
-        return text
 
 
 def load_file(name: str) -> Any:
