@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
-from small_pipelines import CASES, images
+from omni_core.worker.random_draws import drawing_from, install_draws
+from omni_core.worker.task_random import TaskRandom
+from small_pipelines import CASES, drawing, images
 
 pytestmark = [
     pytest.mark.gpu,
@@ -56,6 +58,43 @@ def test_the_programs_own_random_numbers_are_left_alone() -> None:
     state = torch.cuda.get_rng_state()
     with DiffusionEngine(OmniDiffusionConfig(device="cuda"), pipeline=images.ddpm()) as engine:
         engine.step([OmniDiffusionRequest(num_inference_steps=2)])
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("place", ["in_decode", "everywhere", "reseeding"])
+def test_draws_from_the_generator_of_the_gpu(place: str) -> None:
+    bare = drawing.BUILDERS[place]().to("cuda")
+    bare.set_progress_bar_config(disable=True)
+    torch.manual_seed(5)
+    expected = bare(**drawing.REQUEST, generator=torch.Generator().manual_seed(5)).images
+    pipeline = drawing.BUILDERS[place]()
+    torch.cuda.manual_seed(7)
+    state = torch.cuda.get_rng_state()
+    with DiffusionEngine(OmniDiffusionConfig(device="cuda"), pipeline=pipeline) as engine:
+        [output] = engine.step([OmniDiffusionRequest(**drawing.REQUEST, seed=5)])
+    assert np.abs(output.raise_for_error().images - expected).max() < 1e-3
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+def test_dropout_and_the_functions_of_torch_cuda() -> None:
+    def draw() -> torch.Tensor:
+        value = torch.ones(64, device="cuda", requires_grad=True)
+        first = torch.nn.functional.dropout(value, 0.5, training=True)
+        state = torch.cuda.get_rng_state()
+        second = torch.rand(64, device="cuda")
+        torch.cuda.set_rng_state(state)
+        third = torch.rand(64, device="cuda")
+        torch.cuda.manual_seed_all(torch.cuda.initial_seed() + 1)
+        return torch.stack([first, second, third, torch.randn(64, device="cuda")]).detach()
+
+    install_draws()
+    torch.manual_seed(5)
+    expected = [draw(), draw()]
+    torch.cuda.manual_seed(7)
+    state = torch.cuda.get_rng_state()
+    with drawing_from(TaskRandom(5)):
+        found = [draw(), draw()]
+    assert all(map(torch.equal, found, expected))
     assert torch.equal(torch.cuda.get_rng_state(), state)
 
 

@@ -61,7 +61,7 @@ class ModelRunner:
         self._side: SideThread | None = None
         # When a side thread is done is a matter of luck, and differs between ranks.
         if self._lockstep is None and not loaded.is_offloaded and has_room_for_side_thread(loaded.device):
-            self._side = SideThread(self._interrupt.notify)
+            self._side = SideThread(loaded.device, self._interrupt.notify)
         self._tasks: dict[str, PipelineTask] = {}
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,32 +11,37 @@ from typing import Any
 import torch
 
 from omni_core.serial_thread import SerialThread
+from omni_core.worker.random_draws import current_random, drawing_from
+from omni_core.worker.torch_state import TorchState
+
+_MISSING = object()
 
 
 class SideThread:
     """Runs calls of autoencoders one after another in a thread of its own.
 
     Args:
+        device: Where the autoencoders compute.
         on_done: Called in that thread each time that a call has ended.
     """
 
-    def __init__(self, on_done: Callable[[], None]) -> None:
+    def __init__(self, device: torch.device, on_done: Callable[[], None]) -> None:
         self._thread = SerialThread("omni-autoencoder")
+        self._device = device
         self._on_done = on_done
         self._open: set[Future[Any]] = set()
 
     def submit(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-        """Run a method under the caller's grad mode and autocast.
+        """Run a method as the caller would: in its torch state, with its random numbers and context variables.
 
         Returns:
             A future of its result.
         """
-        inference = torch.is_inference_mode_enabled()
-        autocast = {kind: torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)}
+        state, random = TorchState(self._device), current_random()
 
         def run() -> Any:
-            with torch.inference_mode(inference), torch.set_grad_enabled(False):
-                return _under_autocast(autocast, lambda: method(*args, **kwargs))
+            with drawing_from(random), state.applied():
+                return method(*args, **kwargs)
 
         future = self._thread.submit(run)
         self._open.add(future)
@@ -67,9 +73,8 @@ def has_room_for_side_thread(device: torch.device) -> bool:
     return 2 * torch.get_num_threads() <= cores
 
 
-def _under_autocast(dtypes: dict[str, torch.dtype], call: Callable[[], Any]) -> Any:
-    if not dtypes:
-        return call()
-    kind, dtype = dtypes.popitem()
-    with torch.autocast(kind, dtype=dtype):
-        return _under_autocast(dtypes, call)
+def take_over(context: contextvars.Context) -> None:
+    """Set the running thread's context variables to what they have become in a context."""
+    for variable, value in context.items():
+        if variable.get(_MISSING) is not value:
+            variable.set(value)

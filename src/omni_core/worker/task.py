@@ -21,7 +21,7 @@ from omni_core.worker.denoisers import SuspendablePipeline
 from omni_core.worker.loader import LoadedPipeline
 from omni_core.worker.pipeline_output import NAN_MESSAGE, output_fields, refuse_nan
 from omni_core.worker.progress import TaskProgress
-from omni_core.worker.side_thread import SideThread
+from omni_core.worker.side_thread import SideThread, take_over
 from omni_core.worker.task_state import StateSwitch, TaskState
 
 # A pipeline that swallows what ends it gets it again at its next denoiser call; after so many it is dropped.
@@ -221,8 +221,12 @@ class PipelineTask:
         """Suspend until the side thread has run a method of an autoencoder. Called inside the task."""
         if self._side is None or torch.is_grad_enabled():
             return method(*args, **kwargs)
-        self.side_call = self._side.submit(method, args, kwargs)
-        return self._suspend()
+        context = contextvars.copy_context()
+        self.side_call = self._side.submit(context.run, (method, *args), kwargs)
+        try:
+            return self._suspend()
+        finally:
+            take_over(context)
 
     def _suspend(self) -> Any:
         hub = self._greenlet.parent

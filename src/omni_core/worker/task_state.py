@@ -8,16 +8,18 @@ import torch
 
 from omni_core.worker.cache_state import CacheState
 from omni_core.worker.module_edits import EditableParts, ModuleEdits
+from omni_core.worker.random_draws import draw_from, install_draws
+from omni_core.worker.task_random import TaskRandom
 from omni_core.worker.torch_state import TorchState
 
 
 class TaskState:
-    """The state of one task: torch's (grad mode, autocast, generators), its step caches, its changes to the model.
+    """The state of one task: torch's (grad mode, autocast), its random generators, step caches, changes to the model.
 
     Begins as the state that the thread is in, with the generators seeded, no cache and no changes.
 
     Args:
-        device: The device whose generator belongs to the state, besides the CPU's.
+        device: The device whose autocast belongs to the state, besides the CPU's.
         seed: Seed of the request.
         cached_modules: The denoisers on which a step cache is enabled.
         editable_parts: Where the pipeline may change its denoisers.
@@ -32,21 +34,28 @@ class TaskState:
     ) -> None:
         self._device = device
         self.torch = TorchState(device)
-        self.torch.seed(seed)
+        self.random = TaskRandom(seed)
         self.cache = CacheState(cached_modules)
         self.edits = ModuleEdits(editable_parts)
 
     def put_in(self) -> None:
         """Make this state the thread's and the modules'."""
-        self.torch.restore()
+        self.torch.resume()
+        draw_from(self.random)
         self.cache.swap_in()
         self.edits.swap_in()
 
-    def take_out(self) -> None:
-        """Note what the thread's state has become, and make the modules what they were before."""
+    def take_out(self, outside: TorchState) -> None:
+        """Note what the thread's state has become, and make the modules what they were before.
+
+        Args:
+            outside: The thread's state before the first task was put in place.
+        """
         self.edits.swap_out()
         self.cache.swap_out()
         self.torch = TorchState(self._device)
+        self.torch.suspend(outside)
+        draw_from(None)
 
 
 class StateSwitch:
@@ -60,15 +69,16 @@ class StateSwitch:
         self._device = device
         self._current: TaskState | None = None
         self._outside: TorchState | None = None
+        install_draws()
 
     def enter(self, state: TaskState) -> None:
         """Put a state in place, and take out the one that is there."""
         if state is self._current:
             return
-        if self._current is None:
+        if self._current is None or self._outside is None:
             self._outside = TorchState(self._device)
         else:
-            self._current.take_out()
+            self._current.take_out(self._outside)
         self._current = state
         state.put_in()
 
@@ -77,7 +87,7 @@ class StateSwitch:
         if self._current is None:
             return
         assert self._outside is not None
-        self._current.take_out()
+        self._current.take_out(self._outside)
         self._current = None
-        self._outside.restore()
+        self._outside.resume()
         self._outside = None
