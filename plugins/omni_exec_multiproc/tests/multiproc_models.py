@@ -1,4 +1,4 @@
-"""Factories that go wrong."""
+"""Factories that go wrong, and one that draws."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from omni_core.testing.pipelines import class_conditional
@@ -51,3 +52,21 @@ def draws_bars() -> Any:
         pass
     sys.stderr.write("the loader has ended\n")
     return DrawsBars()
+
+
+def draws() -> Any:
+    """A pipeline whose denoiser, scheduler and autoencoder draw from torch's global generator."""
+    pipeline = class_conditional()
+    for part, name in ((pipeline.transformer, "forward"), (pipeline.scheduler, "step"), (pipeline.vae, "decode")):
+        part.__class__ = _noisy(type(part), name)
+    return pipeline
+
+
+def _noisy(real: type[Any], name: str) -> type[Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = getattr(real, name)(self, *args, **kwargs)
+        first = next(iter(result))
+        result[first] = result[first] + 0.1 * torch.randn(result[first].shape)
+        return result
+
+    return type(real.__name__, (real,), {name: method, "__module__": real.__module__})

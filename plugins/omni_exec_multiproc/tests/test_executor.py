@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import multiproc_calls as calls
+import multiproc_models as models
 import numpy as np
 import psutil
 import pytest
@@ -395,3 +396,23 @@ def test_a_request_that_needs_more_memory_than_there_is(engine: DiffusionEngine)
         outputs[1].raise_for_error()
     engine.collective_rpc(calls.limit_memory, args=(-1,))
     assert pids(engine) == before, "the worker has survived it"
+
+
+@pytest.mark.parametrize("sizes", [{}, {"data_parallel_size": 2}, {"cfg_parallel_size": 2}])
+def test_a_pipeline_that_draws_from_the_global_generator(sizes: dict[str, int]) -> None:
+    pipeline = models.draws()
+    pipeline.set_progress_bar_config(disable=True)
+    expected = []
+    for seed in (5, 6, 7):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            generator = torch.Generator().manual_seed(seed)
+            arguments = {"num_inference_steps": 4, "class_labels": [1], "guidance_scale": 4.0, "output_type": "np"}
+            expected.append(pipeline(**arguments, generator=generator).images)
+    with DiffusionEngine(config(model="multiproc_models:draws", **sizes)) as engine:
+        for _ in range(2):
+            outputs = engine.step([ask(seed, guidance_scale=4.0) for seed in (5, 6, 7)])
+            for output, wanted in zip(outputs, expected, strict=True):
+                assert np.abs(output.raise_for_error().images - wanted).max() <= 1e-4
+        [alone] = engine.step([ask(5, guidance_scale=4.0)])
+        assert np.abs(alone.raise_for_error().images - expected[0]).max() <= 1e-4

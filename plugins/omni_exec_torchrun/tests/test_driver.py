@@ -65,6 +65,14 @@ def test_two_ranks_give_what_one_process_gives(engine: DiffusionEngine) -> None:
     assert split == [{}, {}], "no kind of call was refused: the rows were split"
 
 
+def test_every_rank_has_random_numbers_of_its_own(engine: DiffusionEngine) -> None:
+    def draw(_worker: Any) -> tuple[float, float]:
+        return random.random(), float(np.random.rand())
+
+    for numbers in zip(*engine.collective_rpc(draw), strict=True):
+        assert len({*numbers}) == 2
+
+
 def test_other_parallel_sizes_give_the_same() -> None:
     wanted = expected("picture")
     for sizes in ({"data_parallel_size": 2}, {"data_parallel_size": 2, "cfg_parallel_size": 2}):

@@ -10,12 +10,10 @@ import contextlib
 import gc
 import json
 import os
-import random
 import selectors
 import shutil
 import signal
 import socket
-import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -219,9 +217,6 @@ class _Server:
             os.close(output)
             take_over(surroundings)
             gc.unfreeze()
-            random.seed()
-            if "numpy" in sys.modules:
-                sys.modules["numpy"].random.seed()
             run_worker(Channel(socket.socket(fileno=work)), Channel(socket.socket(fileno=control)), make_worker)
         except BaseException:
             traceback.print_exc()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import runpy
 import signal
 import sys
@@ -30,7 +29,6 @@ def run_rank(module: str, *arguments: str) -> None:
         signal.signal(number, signal.SIG_DFL)
     os.setsid()  # a group of its own, with whatever it starts
     os.closerange(_FIRST_FOREIGN_FD, os.sysconf("SC_OPEN_MAX"))
-    random.seed()
     sys.argv[1:] = arguments
     status = 0
     try:
