@@ -311,7 +311,10 @@ def test_a_denoiser_that_raises_later_is_run_alone_from_then_on() -> None:
     calls = [describe(module, torch.rand(1, 4), torch.rand(1)) for _ in range(3)]
     assert stacking.run(calls, anywhere) is not None
     module.compute = lambda x, t: x.reshape(1, 4)
-    assert stacking.run(calls, anywhere) is None
+    outcomes = stacking.run(calls, anywhere)
+    assert outcomes is not None
+    for outcome, call in zip(outcomes, calls, strict=True):
+        assert torch.equal(outcome.result, call.args[0])
     assert stacking.run(calls, anywhere) is None
     assert len(stacking.stats.refused) == 1
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from omni_core.worker.call_errors import described, is_out_of_memory
 from omni_core.worker.denoiser_call import is_plain
 from omni_core.worker.rank_group import RankGroup
 
@@ -21,6 +22,12 @@ TOLERANCE = {
     torch.float16: (2e-2, 5e-3),
     torch.bfloat16: (8e-2, 2e-2),
 }
+
+_OK, _RAISED, _OUT_OF_MEMORY = 0, 1, 2
+
+
+class IncomparableError(Exception):
+    """Nobody can tell whether two results agree. Never leaves the worker."""
 
 
 def difference(result: Any, right: Any) -> float:
@@ -41,7 +48,7 @@ def difference(result: Any, right: Any) -> float:
             if one is not other and not (is_plain(one) and one == other):
                 return math.inf
             continue
-        if one.shape != other.shape or one.dtype != other.dtype:
+        if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
             return math.inf
         if not one.is_floating_point():
             worst = max(worst, 0.0 if torch.equal(one, other) else math.inf)
@@ -54,14 +61,21 @@ def difference(result: Any, right: Any) -> float:
 
 
 def agreed_difference(group: RankGroup, pairs: Iterable[tuple[Any, Any]]) -> float | None:
-    """Return the largest `difference` of pairs of results over all ranks, or None if a rank lacks memory to tell."""
-    largest, out_of_memory = 0.0, False
+    """Return the largest `difference` of pairs of results over all ranks, or None if a rank lacks memory to tell.
+
+    Raises:
+        IncomparableError: Results cannot be compared on some rank. All ranks raise.
+    """
+    largest, status, reason = 0.0, _OK, "results cannot be compared on another rank"
     try:
         largest = max(difference(result, right) for result, right in pairs)
-    except torch.OutOfMemoryError:
-        out_of_memory = True
-    largest, any_out_of_memory = group.agree_all("compare results", [largest, out_of_memory])
-    return None if any_out_of_memory else largest
+    except Exception as error:
+        status = _OUT_OF_MEMORY if is_out_of_memory(error) else _RAISED
+        reason = f"its results cannot be compared: {described(error)}"
+    largest, worst = group.agree_all("compare results", [largest, status])
+    if worst == _RAISED:
+        raise IncomparableError(reason)
+    return None if worst == _OUT_OF_MEMORY else largest
 
 
 def _tensor_difference(one: torch.Tensor, other: torch.Tensor) -> float:

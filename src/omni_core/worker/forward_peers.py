@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from omni_core.worker.call_errors import is_ctrl_c
 from omni_core.worker.rank_group import RankGroup, RankGroupError
 from omni_core.worker.uneven_sequence import explain_uneven
 
@@ -57,12 +58,14 @@ class ForwardPeers:
 
         Raises:
             RankGroupError: It raised on this rank and not at the same place on all.
-            Exception: What it raised on all.
+            BaseException: What it raised on all.
         """
         began = time.monotonic()
         try:
             return forward()
-        except Exception as error:
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
             # If a collective failed, a rank is gone, and the next exchange of all ranks says so.
             if not _is_from_collective(error.__traceback__):
                 self._compare(error)
@@ -79,7 +82,7 @@ class ForwardPeers:
             self._has_told = False
             self._store.delete_key(str(self._peers.rank))
 
-    def _compare(self, error: Exception) -> None:
+    def _compare(self, error: BaseException) -> None:
         place = self._place()
         self._has_told = True
         self._store.set(str(self._peers.rank), place)
@@ -98,7 +101,7 @@ class ForwardPeers:
         backends = [group.process_group._get_backend(self._device) for group in self._collectives]
         return repr([backend._get_sequence_number_for_group() for backend in backends])  # type: ignore[attr-defined]
 
-    def _out_of_step(self, error: Exception, what: str) -> RankGroupError:
+    def _out_of_step(self, error: BaseException, what: str) -> RankGroupError:
         found = "".join(traceback.format_exception(error))
         # Its frames refer to process groups, whose connections stay open until nothing does.
         traceback.clear_frames(error.__traceback__)

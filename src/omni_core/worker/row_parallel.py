@@ -21,8 +21,9 @@ from typing import Any, TypeVar
 import torch
 
 from omni_core.outputs import StackingStats
+from omni_core.worker.call_errors import described, is_ctrl_c, is_out_of_memory
 from omni_core.worker.denoiser_call import DenoiserCall, copy_containers
-from omni_core.worker.difference import agreed_difference
+from omni_core.worker.difference import IncomparableError, agreed_difference
 from omni_core.worker.forward_peers import ForwardPeers
 from omni_core.worker.rank_group import RankGroup, RankGroupError
 from omni_core.worker.refusals import note_not_split
@@ -65,7 +66,7 @@ class RowParallel:
             What `module(*args, **kwargs)` returns, on every rank.
 
         Raises:
-            Exception: What the module raised, on any rank. All ranks raise then.
+            BaseException: What the module raised, on any rank. All ranks raise then.
             RankGroupError: A rank is gone, or the ranks have lost step.
         """
         call = DenoiserCall.unexamined(module, args, kwargs)
@@ -83,17 +84,36 @@ class RowParallel:
             return self._run_whole(call)
         try:
             return self._run_split(split, call)
-        except (RankGroupError, torch.OutOfMemoryError):
+        except RankGroupError:
             raise
-        except Exception as error:
-            self._refuse(key, call, f"{type(error).__name__}: {error}")
-            return self._run_whole(call)
+        except BaseException as error:
+            if is_out_of_memory(error) or is_ctrl_c(error):
+                raise
+            reason = described(error)
+        # What this raises is the call's own error, which says nothing of splitting.
+        result = self._run_whole(call)
+        self._refuse(key, call, reason)
+        return result
 
     def run_whole(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
         """Run one call whole on every rank, because of `reason`. Returns and raises as `run` does."""
         call = DenoiserCall.unexamined(module, args, kwargs)
         note_not_split(self.stats, call, reason)
         return self._run_whole(call)
+
+    def agree_on(self, what: str, make: Callable[[], Result]) -> Result:
+        """Make something, outside of any collective, that may fail on one rank alone. All ranks get theirs, or none.
+
+        Args:
+            what: What it is about, the same on all ranks.
+            make: Makes it.
+
+        Raises:
+            BaseException: What `make` raised, on any rank. All ranks raise then.
+            RankGroupError: A rank is gone, or the ranks have lost step.
+        """
+        result, _ = self._agree(what, lambda: (make(), ()))
+        return result
 
     def _run_whole(self, call: DenoiserCall) -> Any:
         result, _ = self._attempt("run whole", call, lambda: (call.module(*call.args, **call.kwargs), ()))
@@ -144,17 +164,22 @@ class RowParallel:
         elif changed:
             reason = "it changes its arguments"
         else:
-            for split, described in candidate_splits(call):
+            for split, described_call in candidate_splits(call):
                 try:
-                    result = self._run_split(split, described)
+                    result = self._run_split(split, described_call)
+                    gap = agreed_difference(self.group, [(result, whole)])
                 except RankGroupError:
                     raise
-                except torch.OutOfMemoryError:
-                    return whole  # not a verdict on the kind
-                except Exception as error:
-                    reason = f"{type(error).__name__}: {error}"
+                except IncomparableError as error:
+                    reason = str(error)
                     continue
-                gap = agreed_difference(self.group, [(result, whole)])
+                except BaseException as error:
+                    if is_ctrl_c(error):
+                        raise
+                    if is_out_of_memory(error):
+                        return whole  # not a verdict on the kind
+                    reason = described(error)
+                    continue
                 if gap is None:
                     return whole
                 if gap <= 1.0:
@@ -171,34 +196,47 @@ class RowParallel:
     def _attempt(
         self, what: str, call: DenoiserCall, run: Callable[[], tuple[Result, Sequence[float]]]
     ) -> tuple[Result, list[float]]:
+        """Run a forward, which may fail on one rank alone. Returns and raises as `_agree` does.
+
+        Raises:
+            RankGroupError: Also if one of those that compute a forward together raised alone.
+        """
+        purpose = f"{what}: {type(call.module).__name__}, {call.rows} rows"
+        peers = self._peers
+        return self._agree(purpose, run if peers is None else lambda: peers.run(run))
+
+    def _agree(self, purpose: str, run: Callable[[], tuple[Result, Sequence[float]]]) -> tuple[Result, list[float]]:
         """Do something that may fail on one rank alone.
 
         Returns:
             The result of this rank, and the largest of each number that comes with it over all ranks.
 
         Raises:
-            Exception: What `run` raised, here or on another rank.
-            RankGroupError: A rank is gone, or one of those that compute a forward together raised alone.
+            BaseException: What `run` raised, here or on another rank.
+            RankGroupError: A rank is gone.
         """
-        failure: Exception | None = None
+        failure: BaseException | None = None
+        status = _OK
+        numbers: Sequence[float] = ()
         try:
-            result, numbers = run() if self._peers is None else self._peers.run(run)
+            result, numbers = run()
         except RankGroupError:
             raise
-        except Exception as error:
-            failure = error
-        status = _OK
-        if failure is not None:
-            status, numbers = _OUT_OF_MEMORY if isinstance(failure, torch.OutOfMemoryError) else _RAISED, ()
-        purpose = f"{what}: {type(call.module).__name__}, {call.rows} rows"
-        worst, *agreed = self.group.agree_all(purpose, [status, *numbers, *[0.0] * (2 - len(numbers))])
-        if self._peers is not None:
-            self._peers.forget_failure()
-        if worst != _OK:
-            raise self._common_error(failure if status == worst else None)
-        return result, agreed
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            failure, status = error, _OUT_OF_MEMORY if is_out_of_memory(error) else _RAISED
+        try:
+            worst, *agreed = self.group.agree_all(purpose, [status, *numbers, *[0.0] * (2 - len(numbers))])
+            if self._peers is not None:
+                self._peers.forget_failure()
+            if worst != _OK:
+                raise self._common_error(failure if status == worst else None)
+            return result, agreed
+        finally:
+            del failure  # the error's frames hold this one, and all tensors of the forward
 
-    def _common_error(self, mine: Exception | None) -> Exception:
+    def _common_error(self, mine: BaseException | None) -> BaseException:
         """Return the error that all ranks raise, if this one's is `mine`."""
         told = None if mine is None else _Told.of(mine)
         found: list[_Told | None] = self.group.all_gather_objects(told)
@@ -218,19 +256,21 @@ class _Told:
         self.is_out_of_memory = is_out_of_memory
 
     @classmethod
-    def of(cls, error: Exception) -> _Told:
+    def of(cls, error: BaseException) -> _Told:
         try:
             pickled = pickle.dumps(error)
         except Exception:
             pickled = b""
-        text = f"{type(error).__name__}: {error}"
-        return cls(pickled, text, "".join(traceback.format_exception(error)), isinstance(error, torch.OutOfMemoryError))
+        text = "".join(traceback.format_exception(error))
+        return cls(pickled, described(error), text, is_out_of_memory(error))
 
-    def error(self, rank: int) -> Exception:
-        error: Exception = torch.OutOfMemoryError(self.text) if self.is_out_of_memory else RuntimeError(self.text)
+    def error(self, rank: int) -> BaseException:
+        error: BaseException = torch.OutOfMemoryError(self.text) if self.is_out_of_memory else RuntimeError(self.text)
         with contextlib.suppress(Exception):
             found = pickle.loads(self.pickled)  # noqa: S301  # from a rank of our own
-            error = found if isinstance(found, Exception) else error
+            # All ranks must draw the same conclusion from it.
+            if isinstance(found, BaseException) and is_out_of_memory(found) == self.is_out_of_memory:
+                error = found
         error.__cause__ = PeerTraceback(f"on rank {rank} of the replica:\n{self.traceback_text}")
         return error
 

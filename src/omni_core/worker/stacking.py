@@ -22,6 +22,10 @@ class NotStackableError(Exception):
     """These calls cannot be one. Never leaves the worker."""
 
 
+class UnequalTablesError(NotStackableError):
+    """These calls cannot share their tensors without rows. Others of their kind may."""
+
+
 @dataclass(slots=True)
 class StackingPlan:
     """How to stack the calls of one kind.
@@ -39,7 +43,7 @@ class StackingPlan:
         """Return the arguments of one call that does the work of all `calls`, which are of one kind.
 
         Raises:
-            NotStackableError: Leaves that would be shared differ.
+            UnequalTablesError: Leaves that would be shared differ.
         """
         rows = [call.rows for call in calls]
         stacked: list[Any] = []
@@ -53,12 +57,16 @@ class StackingPlan:
                 stacked.append(torch.cat([leaf.expand(count) for leaf, count in zip(leaves, rows, strict=True)]))
             elif position in self.shared:
                 if not self._are_equal(leaves):
-                    raise NotStackableError("tensors without rows differ between the requests")
+                    raise UnequalTablesError("tensors without rows differ between the requests")
                 stacked.append(first)
             else:
                 stacked.append(torch.cat(leaves))
         args, kwargs = pytree.tree_unflatten(stacked, calls[0].spec)
         return args, kwargs
+
+    def can_share(self, calls: Sequence[DenoiserCall]) -> bool:
+        """Whether the leaves that would be shared are equal in all `calls`."""
+        return all(self._are_equal([call.leaves[position] for call in calls]) for position in self.shared)
 
     def _are_equal(self, leaves: list[torch.Tensor]) -> bool:
         # The same tables come back at every step, and comparing them on a GPU would wait for it each time.

@@ -88,6 +88,11 @@ class PipelineTask:
         return self._state is not None
 
     @property
+    def stands_still(self) -> bool:
+        """Whether it has begun and not ended, and waits for nothing that this worker knows of."""
+        return self.is_started and self.output is None and self.call is None and self.side_call is None
+
+    @property
     def state(self) -> TaskState:
         """The state in which the task waits; up to date once it is not in place."""
         assert self._state is not None
@@ -118,7 +123,7 @@ class PipelineTask:
         self.call = self.side_call = None
         self._enter(lambda: self._greenlet.switch(result))
 
-    def resume_with_error(self, error: Exception) -> None:
+    def resume_with_error(self, error: BaseException) -> None:
         """Run on with what the call that the task waits for raised."""
         self.call = None
         self._enter(lambda: self._greenlet.throw(error))

@@ -7,7 +7,7 @@ import traceback
 _MODULE, _FUNCTION = "diffusers.hooks.context_parallel", "shard"
 
 
-def explain_uneven(error: Exception, parts: int) -> Exception:
+def explain_uneven(error: BaseException, parts: int) -> BaseException:
     """Return what to raise in place of `error`: an explanation, if it says that a sequence cannot be split evenly.
 
     Args:

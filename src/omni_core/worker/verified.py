@@ -1,21 +1,27 @@
-"""Stacking is verified, never assumed: the first stacked call of each kind is held against running its parts alone."""
+"""Stacking is verified, never assumed: the first stacked call of each kind is held against running its parts alone.
+
+An error out of a stacked forward may be the fault of one request. So its parts are run alone then, and what came of it
+counts against the kind only if each of them succeeded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
 from omni_core.log import get_logger
 from omni_core.outputs import StackingStats
+from omni_core.worker.call_errors import described, is_ctrl_c, is_out_of_memory
 from omni_core.worker.denoiser_call import DenoiserCall, copy_containers
-from omni_core.worker.difference import agreed_difference
+from omni_core.worker.difference import IncomparableError, agreed_difference
 from omni_core.worker.rank_group import RankGroup, RankGroupError
 from omni_core.worker.refusals import note_not_stacked
+from omni_core.worker.row_limit import RowLimit
 from omni_core.worker.row_parallel import RowParallel
-from omni_core.worker.stacking import NotStackableError, StackingPlan, candidate_plans, split
+from omni_core.worker.stacking import StackingPlan, UnequalTablesError, candidate_plans, split
 from omni_core.worker.torch_state import generator_states
 
 log = get_logger(__name__)
@@ -35,11 +41,37 @@ class Outcome:
 
     result: Any
     rows: int
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 # Puts in place the state of the task that made the call of that index: grad mode, autocast, random generators.
 EnterState = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What is known of one kind of call.
+
+    Attributes:
+        plan: How its calls are stacked, once that was found to be right.
+        is_refused: Whether its calls are run alone from now on.
+        has_tables: Whether tensors without rows were found to differ between its calls, so that nothing was found out.
+        limit: How many rows fit into memory.
+    """
+
+    plan: StackingPlan | None = None
+    is_refused: bool = False
+    has_tables: bool = False
+    limit: RowLimit = field(default_factory=RowLimit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a stacked forward gave nothing. Not the error itself, whose frames would keep its tensors in memory."""
+
+    reason: str
+    is_out_of_memory: bool = False
+    tables_differ: bool = False
 
 
 class VerifiedStacking:
@@ -53,11 +85,9 @@ class VerifiedStacking:
     def __init__(self, mode: StackingMode, rows: RowParallel | None = None) -> None:
         self.mode = mode
         self.stats = rows.stats if rows is not None else StackingStats()
-        self._run_call = rows.run if rows is not None else _run_call
+        self._rows = rows
         self._group = rows.group if rows is not None else RankGroup.alone()
-        # What each kind of call came to: a plan that works, or None.
-        self._plans: dict[Hashable, StackingPlan | None] = {}
-        self._most_rows: dict[Hashable, int] = {}
+        self._kinds: dict[Hashable, _Kind] = {}
 
     def run(self, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
         """Run calls of equal `kind` and `values` as one forward pass.
@@ -71,123 +101,172 @@ class VerifiedStacking:
         """
         if self.mode == "off" or len(calls) < 2:
             return None
+        self._kind(calls).limit.begin_turn(_rows(calls))
+        return self._run_within_limit(calls, enter)
+
+    def _kind(self, calls: Sequence[DenoiserCall]) -> _Kind:
         # Rows of one count and of several may differ: a model that splits its batch in three gets away with threes.
-        kind = (calls[0].kind, frozenset(call.rows for call in calls))
-        if kind not in self._plans:
-            return self._try(kind, calls, enter)
-        plan = self._plans[kind]
-        if plan is None:
+        return self._kinds.setdefault((calls[0].kind, frozenset(call.rows for call in calls)), _Kind())
+
+    def _run_within_limit(self, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
+        kind = self._kind(calls)
+        if kind.is_refused:
             return None
-        limit = self._most_rows.get(kind)
-        if limit is not None and sum(call.rows for call in calls) > limit:
-            half = len(calls) // 2
-            return self._run_parts(calls, half, enter)
+        if not kind.limit.allows(_rows(calls)):
+            return self._run_halves(calls, enter)
+        if kind.plan is None:
+            return self._try(kind, calls, enter)
+        found = self._attempt(kind, kind.plan, calls, enter)
+        if not isinstance(found, _Failure):
+            return found
+        if found.tables_differ:
+            return None
+        outcomes = self._run_alone(calls, enter)
+        self._judge(kind, calls, outcomes, found)
+        return outcomes
+
+    def _run_halves(self, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome]:
+        half = len(calls) // 2
+        outcomes: list[Outcome] = []
+        for start, part in ((0, calls[:half]), (half, calls[half:])):
+
+            def enter_part(index: int, start: int = start) -> None:
+                enter(start + index)
+
+            found = self._run_within_limit(part, enter_part) if len(part) > 1 else None
+            outcomes.extend(self._run_alone(part, enter_part) if found is None else found)
+        return outcomes
+
+    def _attempt(
+        self, kind: _Kind, plan: StackingPlan, calls: Sequence[DenoiserCall], enter: EnterState
+    ) -> list[Outcome] | _Failure:
+        """Run calls as one forward. All ranks succeed, or all fail alike."""
         try:
-            return self._forward(plan, calls, enter)
+            outcomes = self._forward(plan, calls, enter)
         except RankGroupError:
             raise
-        except NotStackableError:
-            return None
-        except torch.OutOfMemoryError:
-            self._most_rows[kind] = max(1, sum(call.rows for call in calls) // 2)
-            log.warning(
-                "a stacked forward pass ran out of memory; smaller ones from now on", most_rows=self._most_rows[kind]
-            )
-            return self._run_parts(calls, len(calls) // 2, enter)
-        except Exception as error:
-            self._refuse(kind, calls[0], f"{type(error).__name__}: {error}")
-            return None
-
-    def _run_parts(self, calls: Sequence[DenoiserCall], half: int, enter: EnterState) -> list[Outcome] | None:
-        results: list[Outcome] = []
-        for start, part in ((0, calls[:half]), (half, calls[half:])):
-            found = self.run(part, lambda index, start=start: enter(start + index)) if len(part) > 1 else None  # type: ignore[misc]
-            if found is None:
-                found = [self._alone(call, start + index, enter) for index, call in enumerate(part)]
-            results.extend(found)
-        return results
+        except UnequalTablesError as error:
+            return _Failure(str(error), tables_differ=True)
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            return _Failure(described(error), is_out_of_memory(error))
+        kind.limit.note_success(_rows(calls))
+        return outcomes
 
     def _forward(self, plan: StackingPlan, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome]:
         if plan.row_lists:
             calls = [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True) for call in calls]
         enter(0)
-        args, kwargs = plan.stack(calls)
+        if self._rows is None:
+            args, kwargs = plan.stack(calls)
+        else:
+            args, kwargs = self._rows.agree_on("stack", lambda: plan.stack(calls))
         output = self._run_call(calls[0].module, args, kwargs)
         results = split(output, [call.rows for call in calls], row_lists=calls[0].takes_list)
+        total = _rows(calls)
         self.stats.forwards += 1
-        total = sum(call.rows for call in calls)
         self.stats.rows += total
         return [Outcome(result, total) for result in results]
 
-    def _alone(self, call: DenoiserCall, index: int, enter: EnterState) -> Outcome:
+    def _run_alone(self, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome]:
+        outcomes = []
+        for index, call in enumerate(calls):
+            enter(index)
+            outcomes.append(self._alone(call))
+        return outcomes
+
+    def _alone(self, call: DenoiserCall) -> Outcome:
         self.stats.forwards += 1
         self.stats.rows += call.rows
         # In containers of their own: some models pop what they use off lists, and these arguments are needed again.
         args, kwargs = copy_containers((call.args, call.kwargs))
-        enter(index)
         try:
             return Outcome(self._run_call(call.module, args, kwargs), call.rows)
         except RankGroupError:
             raise
-        except Exception as error:  # belongs to the one request that made the call
+        except BaseException as error:  # belongs to the one request that made the call
+            if is_ctrl_c(error):
+                raise
             return Outcome(None, call.rows, error)
 
-    def _try(self, kind: Hashable, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
+    def _run_call(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return module(*args, **kwargs) if self._rows is None else self._rows.run(module, args, kwargs)
+
+    def _try(self, kind: _Kind, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
         """Find the plan that is right for a kind, and return the results of running each call alone."""
-        if self.mode == "trusted":
-            return self._try_trusted(kind, calls, enter)
-        results: list[Outcome] = []
+        candidates = candidate_plans(calls)
+        if kind.has_tables and not all(plan.can_share(described) for plan, described in candidates):
+            return None
+        outcomes: list[Outcome] | None = None
+        if self.mode == "verified":
+            outcomes, drew = self._run_alone_and_watch(calls, enter)
+            if drew and not _any_failed(outcomes):
+                reason = "it draws random numbers, which must come from each request's own generator"
+                self._refuse(kind, calls[0], reason)
+            if drew or _any_failed(outcomes):
+                return outcomes
+        failure = _Failure("its arguments do not fit together")
+        tables_differ = False
+        for plan, described_calls in candidates:
+            found = self._attempt(kind, plan, described_calls, enter)
+            if not isinstance(found, _Failure):
+                wrong = self._compare(found, outcomes)
+                if wrong is None:
+                    kind.plan = plan
+                    return outcomes or found
+                found = wrong
+            failure = found
+            tables_differ = tables_differ or failure.tables_differ
+            outcomes = outcomes or self._run_alone(calls, enter)
+            if failure.is_out_of_memory or _any_failed(outcomes):
+                break
+        outcomes = outcomes or self._run_alone(calls, enter)
+        if tables_differ and not failure.is_out_of_memory:
+            kind.has_tables = True  # no verdict: calls that can share them may tell more
+        else:
+            self._judge(kind, calls, outcomes, failure)
+        return outcomes
+
+    def _compare(self, found: list[Outcome], outcomes: list[Outcome] | None) -> _Failure | None:
+        """Say what is wrong with results of a stacked forward, next to those of each call alone; None if nothing is."""
+        if self.mode == "trusted" or outcomes is None:
+            return None
+        pairs = zip(found, outcomes, strict=True)
+        try:
+            gap = agreed_difference(self._group, ((one.result, alone.result) for one, alone in pairs))
+        except IncomparableError as error:
+            return _Failure(str(error))
+        if gap is None:
+            return _Failure("memory ran out", is_out_of_memory=True)
+        if gap > 1.0:
+            return _Failure(f"the result differs by {gap:.3g} times the tolerance from running it alone")
+        self.stats.verified += 1
+        return None
+
+    def _run_alone_and_watch(self, calls: Sequence[DenoiserCall], enter: EnterState) -> tuple[list[Outcome], bool]:
+        """Run calls one by one, and tell whether one has drawn random numbers."""
+        outcomes = []
         drew = False
         for index, call in enumerate(calls):
             enter(index)
             before = generator_states(call.leaves)
-            results.append(self._alone(call, index, enter))
+            outcomes.append(self._alone(call))
             drew = drew or not torch.equal(before, generator_states(call.leaves))
-        if any(outcome.error is not None for outcome in results):
-            return results  # not a verdict on the kind
-        if drew:
-            self._refuse(kind, calls[0], "it draws random numbers, which must come from each request's own generator")
-            return results
-        reason = "its arguments do not fit together"
-        for plan, described in candidate_plans(calls):
-            try:
-                stacked = self._forward(plan, described, enter)
-            except RankGroupError:
-                raise
-            except torch.OutOfMemoryError:
-                return results  # not a verdict on the kind: try again when there is more room
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                continue
-            pairs = zip(stacked, results, strict=True)
-            gap = agreed_difference(self._group, ((one.result, alone.result) for one, alone in pairs))
-            if gap is None:
-                return results
-            if gap <= 1.0:
-                self._plans[kind] = plan
-                self.stats.verified += 1
-                return results
-            reason = f"the result differs by {gap:.3g} times the tolerance from running it alone"
-        self._refuse(kind, calls[0], reason)
-        return results
+        return outcomes, drew
 
-    def _try_trusted(self, kind: Hashable, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
-        reason = "its arguments do not fit together"
-        for plan, described in candidate_plans(calls):
-            try:
-                results = self._forward(plan, described, enter)
-            except RankGroupError:
-                raise
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                continue
-            self._plans[kind] = plan
-            return results
-        self._refuse(kind, calls[0], reason)
-        return None
+    def _judge(self, kind: _Kind, calls: Sequence[DenoiserCall], outcomes: list[Outcome], failure: _Failure) -> None:
+        """Draw the conclusion from a stacked forward that failed, when its parts have been run alone."""
+        if _any_failed(outcomes):
+            return  # the fault of that call, not of stacking
+        if not failure.is_out_of_memory:
+            self._refuse(kind, calls[0], failure.reason)
+            return
+        kind.limit.note_out_of_memory(_rows(calls), is_known=kind.plan is not None)
+        log.warning("a stacked forward pass ran out of memory; smaller ones for a while", most_rows=kind.limit.rows)
 
-    def _refuse(self, kind: Hashable, call: DenoiserCall, reason: str) -> None:
-        self._plans[kind] = None
+    def _refuse(self, kind: _Kind, call: DenoiserCall, reason: str) -> None:
+        kind.is_refused = True
         self.note_refusal(call, reason)
 
     def note_refusal(self, call: DenoiserCall, reason: str) -> None:
@@ -195,5 +274,9 @@ class VerifiedStacking:
         note_not_stacked(self.stats, call, reason)
 
 
-def _run_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return module(*args, **kwargs)
+def _any_failed(outcomes: list[Outcome]) -> bool:
+    return any(outcome.error is not None for outcome in outcomes)
+
+
+def _rows(calls: Sequence[DenoiserCall]) -> int:
+    return sum(call.rows for call in calls)
