@@ -160,7 +160,8 @@ class SchedulerOutput:
         new_requests: Requests to take up beside those already running there.
         ended_requests: Running requests to give up, and why. Each must come back in `StepOutput.finished`.
         waves: What to run before reporting back: in each wave, each of the named requests advances by one denoiser
-            call (a request that was not started is started first). Requests that no wave names are parked.
+            call (a request that was not started is started first). Requests that no wave names are parked. A request
+            that ends is to be told at once: a worker leaves out the waves that are left then.
     """
 
     new_requests: list[OmniDiffusionRequest] = field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Container, Iterable
 from typing import Any
 
 import pydantic
@@ -91,3 +92,26 @@ class OmniDiffusionRequest(BaseModel):
             if not name.isidentifier():
                 raise ValueError(f"{name!r} is not the name of an argument")
         return extra_args
+
+
+def refuse_used_ids(requests: Iterable[OmniDiffusionRequest], in_use: Container[str] = ()) -> None:
+    """Refuse requests of which one could not be told from another.
+
+    Args:
+        requests: Those that are to be taken up together.
+        in_use: The ids of those that run.
+
+    Raises:
+        RequestError: An id is in use, or is there twice.
+    """
+    seen: set[str] = set()
+    for request in requests:
+        name = request.request_id
+        if name in in_use:
+            raise RequestError(f"Request {name!r} is running already; give the second one another request_id.")
+        if name in seen:
+            raise RequestError(
+                f"Two of the requests have the id {name!r}, so their outputs could not be told apart; give each a "
+                "request_id of its own."
+            )
+        seen.add(name)

@@ -325,13 +325,23 @@ def test_an_abort_takes_effect_at_the_same_step(ranks: RankProcesses) -> None:
         session.step(
             ("r1", "r2"), ("r1", "r2"), new=[request(name, number, num_inference_steps=9) for number in (1, 2)]
         )
+        waves = session.waves
         session.step(*[("r2",)] * 8, ended={"r1": "aborted"})
-        first, second = session.outputs["r1"], session.outputs["r2"]
-        return first.finish_reason, first.metrics.num_steps, second.finish_reason, second.output["images"]
+        first = session.outputs["r1"]
+        waves_before_it_was_told = session.waves - waves
+        session.step(*[("r2",)] * 8)
+        second = session.outputs["r2"]
+        return (
+            waves_before_it_was_told,
+            first.finish_reason,
+            first.metrics.num_steps,
+            second.finish_reason,
+            second.output["images"],
+        )
 
     [expected], _ = run_requests(RankGroup.alone(), name, [request(name, 2, num_inference_steps=9)])
-    for reason, steps, other, images in ranks.run(run):
-        assert (reason, steps, other) == ("aborted", 2, "finished")
+    for waves, reason, steps, other, images in ranks.run(run):
+        assert (waves, reason, steps, other) == (0, "aborted", 2, "finished")
         assert_close([images], [expected])
 
 

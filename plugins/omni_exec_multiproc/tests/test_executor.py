@@ -25,6 +25,7 @@ from omni_core.errors import (
     ExecutorError,
     ModelLoadError,
     OmniError,
+    RequestError,
     RPCError,
     RPCTimeoutError,
     StartupError,
@@ -416,3 +417,10 @@ def test_a_pipeline_that_draws_from_the_global_generator(sizes: dict[str, int]) 
                 assert np.abs(output.raise_for_error().images - wanted).max() <= 1e-4
         [alone] = engine.step([ask(5, guidance_scale=4.0)])
         assert np.abs(alone.raise_for_error().images - expected[0]).max() <= 1e-4
+
+
+def test_whole_requests_of_one_id_are_refused_before_they_are_spread(pair: DiffusionEngine) -> None:
+    with pytest.raises(RequestError, match="Two of the requests have the id 'same'"):
+        pair.executor.execute_model([ask(seed, request_id="same") for seed in (1, 2)])
+    outputs = pair.executor.execute_model([ask(seed, request_id=f"r{seed}") for seed in (1, 2)])
+    assert [output.seed for output in outputs] == [1, 2]

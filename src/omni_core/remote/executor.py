@@ -23,7 +23,7 @@ from omni_core.remote.replica import Replica, ReplicaEvents
 from omni_core.remote.replies import gather, read_until_done, reading, wait_for_all
 from omni_core.remote.requests import with_refused, without_unpicklable
 from omni_core.remote.worker_link import WorkerLink
-from omni_core.request import OmniDiffusionRequest
+from omni_core.request import OmniDiffusionRequest, refuse_used_ids
 from omni_core.worker.rank_loop import call_name
 
 # Seconds within which `check_health` answers, whatever the workers do.
@@ -108,6 +108,7 @@ class RemoteExecutor(DiffusionExecutor):
 
     def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
         """Run whole requests to their end, spread over the replicas; the engine's own requests there wait meanwhile."""
+        refuse_used_ids(requests)
         ready = [replica for replica in self._replicas if replica.is_ready]
         if not ready:
             raise self.fault or self._replicas[0].unavailable()

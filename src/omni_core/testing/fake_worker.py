@@ -61,7 +61,7 @@ class FakeWorker:
             for request_id in wave:
                 if request_id in self._requests:
                     self._advance(request_id, output)
-            if self._interrupted.is_set():
+            if output.finished or self._interrupted.is_set():
                 break
         return output
 

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from omni_core import RequestHandle
 from omni_core.errors import RequestAbortedError, RequestTimeoutError
 from omni_core.testing.base import LONG, ConformanceBase
 from omni_core.testing.bounds import wait_until
@@ -112,6 +113,27 @@ class Streaming(ConformanceBase):
             self.assert_right(self.result(handle), request)
         assert victim.result(self.patience_s).finish_reason == "aborted"
 
+    @pytest.mark.parametrize("reason", ["aborted", "finished"])
+    def test_an_end_is_told_at_once(self, reason: str) -> None:
+        """An end is reported before the request beside it has made two more steps, however calls are bunched."""
+        engine = self.shared_engine(data_parallel_size=1)
+        beside = self.start(engine)
+        steps = 40 if reason == "finished" else LONG
+        # Latents: a picture would be decoded while the other request goes on.
+        handle = engine.submit(self.request(num_inference_steps=steps, output_type="latent"))
+        # Each step of both is an event, so this tells by how many steps the other one is ahead.
+        ahead: list[int] = []
+        handle.subscribe(lambda event: ahead.append(last_step(beside) - event.step))
+        wait_until(lambda: last_step(handle) >= 10, "the request has made ten steps")
+        if reason == "aborted":
+            handle.abort()
+        output = handle.result(self.patience_s)
+        assert output.finish_reason == reason
+        at_end = ahead[-1] - (output.metrics.num_steps - last_step(handle))
+        while_running = ahead[-2]
+        assert at_end - while_running <= 2, f"the request beside it made {at_end - while_running} steps meanwhile"
+        assert not beside.done()
+
     def test_timeout_while_running(self) -> None:
         """A request that takes longer than its `timeout_s` ends with `timeout`."""
         output = self.result(self.start(self.shared_engine(), timeout_s=1.0))
@@ -152,3 +174,8 @@ class Streaming(ConformanceBase):
         assert [event.step for event in shown] == [2, 4, 6]
         assert all(max(event.preview.size) <= 64 for event in shown)
         self.assert_right(self.result(handle), request)
+
+
+def last_step(handle: RequestHandle) -> int:
+    """Return the last step of a request that was reported."""
+    return max((event.step for event in handle.past_events()), default=0)

@@ -21,7 +21,7 @@ class Lockstep:
         interrupt: Rank 0's is what counts, for all.
 
     Attributes:
-        is_interrupted: Whether an early return was asked for in the wave that was settled last.
+        is_interrupted: Whether an early return was asked for. Stays so until the attribute is set to False.
     """
 
     def __init__(self, group: RankGroup, interrupt: Interrupt) -> None:
@@ -44,7 +44,7 @@ class Lockstep:
         )
         wants_out = self.group.rank == 0 and self._interrupt.take()
         highest, lowest, wants_out_too = self.group.agree_all("settle a wave", [number, -number, wants_out])
-        self.is_interrupted = bool(wants_out_too)
+        self.is_interrupted = self.is_interrupted or bool(wants_out_too)
         if highest == -lowest:
             return
         told = [(state, _error(task)) for task, state in zip(tasks, states, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Hashable, Iterable, Sequence
 
@@ -9,7 +10,8 @@ import torch
 
 from omni_core.errors import PipelineError
 from omni_core.outputs import ForwardReport, SchedulerOutput, StackingStats, StepOutput
-from omni_core.request import OmniDiffusionRequest
+from omni_core.request import OmniDiffusionRequest, refuse_used_ids
+from omni_core.worker.call_errors import is_ctrl_c
 from omni_core.worker.denoiser_call import DenoiserCall
 from omni_core.worker.denoisers import SuspendablePipeline
 from omni_core.worker.interrupt import Interrupt
@@ -29,6 +31,11 @@ EDITS = "the pipeline puts attention processors or hooks into the model"
 NOT_SPLIT_BY_SEQUENCE = (
     "The pipeline puts attention processors of its own into the model for this request. They know nothing of sequence "
     "parallelism: use ulysses_degree = 1 and ring_degree = 1, or leave out the guidance that does it."
+)
+
+STANDS_STILL = (
+    "Request {!r}: the pipeline gave control away outside of a denoiser call, so nothing can wake it. Code that it "
+    "calls has switched greenlets by itself (gevent does that); let that code block instead."
 )
 
 
@@ -63,6 +70,15 @@ class ModelRunner:
         if self._lockstep is None and not loaded.is_offloaded and has_room_for_side_thread(loaded.device):
             self._side = SideThread(loaded.device, self._interrupt.notify)
         self._tasks: dict[str, PipelineTask] = {}
+        # In the call that runs: whether an early return was asked for while only autoencoders were at work.
+        self._was_interrupted = False
+        # Whether the last call that had waves ran none of them, as it had ends to tell.
+        self._has_left_out_waves = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there are requests that have not ended."""
+        return bool(self._tasks)
 
     @property
     def stats(self) -> StackingStats:
@@ -70,7 +86,13 @@ class ModelRunner:
         return self._stacking.stats
 
     def add(self, requests: Iterable[OmniDiffusionRequest]) -> None:
-        """Take up requests."""
+        """Take up requests.
+
+        Raises:
+            RequestError: An id is in use, here or twice among `requests`. None of them is taken up.
+        """
+        requests = list(requests)
+        refuse_used_ids(requests, self._tasks)
         for request in requests:
             self._tasks[request.request_id] = PipelineTask(
                 request, self._suspendable, self.loaded, self._side, self._switch
@@ -83,18 +105,26 @@ class ModelRunner:
     def execute_step(self, scheduler_output: SchedulerOutput) -> StepOutput:
         """Take up new requests, give up ended ones, and run the waves of denoiser calls that are asked for.
 
+        Ends are told at once: the waves that follow one in which a request ended are left out, and all of them if one
+        ended before the first. Waves may name requests that are not here (any more).
+
         Returns:
             Which requests began, moved on and ended, and what the forward passes cost.
 
         Raises:
-            RankGroupError: A rank of several is gone, or they have lost step. The runner is of no further use.
+            RequestError: A new request has the id of one that runs. Nothing was done.
+            RankGroupError: A rank of several is gone, or they have lost step. The runner is of no further use, and no
+                request runs any more.
         """
+        self.add(scheduler_output.new_requests)
         step_output = StepOutput()
         try:
             self._execute_step(scheduler_output, step_output)
         except BaseException:
             if self._lockstep is not None:
                 self._lockstep.group.abort()  # else the others would wait for this rank
+            # Who gets the error takes all requests for lost, and may give their ids to new ones.
+            self._drop_tasks()
             raise
         finally:
             self._switch.leave()
@@ -104,19 +134,33 @@ class ModelRunner:
         return step_output
 
     def _execute_step(self, scheduler_output: SchedulerOutput, step_output: StepOutput) -> None:
-        self.add(scheduler_output.new_requests)
+        self._was_interrupted = False
+        if self._lockstep is not None:
+            self._lockstep.is_interrupted = False
         for request_id, reason in scheduler_output.ended_requests.items():
             # One that ended by itself in the call before is not here any more, and was reported.
             if (task := self._tasks.get(request_id)) is not None:
                 task.end(reason)
                 self._collect([task], step_output)
-        for number, wave in enumerate(scheduler_output.waves):
-            if number > 0 and (not self._tasks or self._is_interrupted()):
+        has_run = False
+        for wave in scheduler_output.waves:
+            self._resume_side_calls(step_output)
+            # Never two calls in a row without a wave: else those who end requests fast enough would stop all others.
+            if step_output.finished and (has_run or not self._has_left_out_waves):
                 break
-            self._run_wave([self._tasks[request_id] for request_id in wave if request_id in self._tasks], step_output)
+            if has_run and (not self._tasks or self._is_interrupted()):
+                break
+            # Each request once: what comes of one call must not be given to the next.
+            names = dict.fromkeys(wave)
+            self._run_wave([self._tasks[request_id] for request_id in names if request_id in self._tasks], step_output)
+            has_run = True
+        if scheduler_output.waves:
+            self._has_left_out_waves = not has_run
 
     def _is_interrupted(self) -> bool:
-        return self._interrupt.take() if self._lockstep is None else self._lockstep.is_interrupted
+        if self._lockstep is not None:
+            return self._lockstep.is_interrupted
+        return self._interrupt.take() or self._was_interrupted
 
     def drain(self) -> list[OmniDiffusionRequest]:
         """End all tasks where they stand, and return their requests so that they can be run again."""
@@ -127,6 +171,12 @@ class ModelRunner:
         self._tasks.clear()
         self.settle()
         return requests
+
+    def _drop_tasks(self) -> None:
+        for task in self._tasks.values():
+            with contextlib.suppress(Exception):
+                task.end("aborted")
+        self._tasks.clear()
 
     def settle(self) -> None:
         """Wait until the side thread is idle, so that the weights can be moved."""
@@ -140,7 +190,6 @@ class ModelRunner:
             self._side.close()
 
     def _run_wave(self, tasks: list[PipelineTask], step_output: StepOutput) -> None:
-        self._resume_side_calls(step_output)
         started = False
         for task in tasks:
             if not task.is_started:
@@ -158,7 +207,7 @@ class ModelRunner:
             if side_calls:
                 self._switch.leave()
                 self._interrupt.wait_for(lambda: any(call.done() for call in side_calls))
-                self._interrupt.take()
+                self._was_interrupted = self._interrupt.take()
                 self._resume_side_calls(step_output)
         groups = self._group(waiting)
         for group in groups:
@@ -215,7 +264,9 @@ class ModelRunner:
                 result = rows.run_whole(call.module, call.args, call.kwargs, whole)
         except RankGroupError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
             task.resume_with_error(error)
         else:
             task.resume(result)
@@ -228,6 +279,8 @@ class ModelRunner:
 
     def _collect(self, tasks: Iterable[PipelineTask], step_output: StepOutput) -> None:
         for task in tasks:
+            if task.stands_still:
+                task.fail(PipelineError(STANDS_STILL.format(task.request.request_id)))
             if (progress := task.progress()) is not None:
                 step_output.progress.append(progress)
             if task.output is not None and self._tasks.pop(task.request.request_id, None) is not None:

@@ -18,7 +18,7 @@ from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StackingStats, StepOutput
 from omni_core.pipeline_info import PipelineInfo
-from omni_core.request import OmniDiffusionRequest
+from omni_core.request import OmniDiffusionRequest, refuse_used_ids
 from omni_core.worker.loader import load_pipeline, resolve_device
 from omni_core.worker.model_runner import ModelRunner
 from omni_core.worker.parallel_layout import ParallelLayout
@@ -96,11 +96,16 @@ class DiffusionWorker:
         return self._device
 
     def execute_step(self, scheduler_output: SchedulerOutput) -> StepOutput:
-        """Advance the running requests. A worker that sleeps takes requests up and lets them wait."""
+        """Advance the running requests. A worker that sleeps takes requests up and lets them wait.
+
+        Raises:
+            RequestError: A new request has the id of one that runs. Nothing was done.
+        """
         if self._runner is not None:
             if self._sleep_level > 0:
                 scheduler_output = dataclasses.replace(scheduler_output, waves=[])
             return self._runner.execute_step(scheduler_output)
+        refuse_used_ids(scheduler_output.new_requests, {request.request_id for request in self._parked})
         self._parked.extend(scheduler_output.new_requests)
         ended = scheduler_output.ended_requests
         outputs = [
@@ -114,16 +119,24 @@ class DiffusionWorker:
     def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
         """Run whole requests to their end. Requests that run step by step wait meanwhile.
 
+        Args:
+            requests: Each with an id of its own.
+
         Returns:
             One output per request, in their order.
+
+        Raises:
+            RequestError: Two of them have the same id. Nothing was run.
+            ExecutorError: The worker sleeps.
         """
+        refuse_used_ids(requests)
         # A runner of its own, so that no output of a request that runs step by step comes out here.
         runner = ModelRunner(self._awake().loaded, self.config.stacking, self._ranks)
         outputs: dict[str, OmniRequestOutput] = {}
         wave = tuple(request.request_id for request in requests)
         step = SchedulerOutput(new_requests=list(requests), waves=[wave])
         try:
-            while len(outputs) < len(requests):
+            while step.new_requests or runner.is_busy:
                 outputs.update({output.request_id: output for output in runner.execute_step(step).finished})
                 step = SchedulerOutput(waves=[wave])
         finally:
