@@ -58,7 +58,9 @@ def test_three_together_give_what_each_gives_alone(name: str) -> None:
         assert np.isfinite(got).all()
         assert np.abs(got - expected).max() <= 1e-4
     assert stats is not None
-    assert stats.mean_rows > 1 or stats.refused
+    # Those that make a denoiser of their own for each request have nothing to stack.
+    makes_model = name.startswith("rearranging_") and ("_model" in name or "_of_itself" in name)
+    assert (stats.mean_rows > 1) == (not makes_model and not stats.refused)
     assert bool(stats.refused) == (name in REFUSED)
     assert not np.array_equal(alone[0], alone[2])
 

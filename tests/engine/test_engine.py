@@ -250,9 +250,7 @@ def test_a_request_that_raises_fails_alone(extra_args: dict[str, Any], words: st
         bad.raise_for_error()
     assert bad.request_id in str(caught.value)
     assert "Traceback (most recent call last)" in str(caught.value.worker_traceback)
-    where = (
-        "pipeline_output.py" if words == "not numbers" and output_type != "pil" else "pipeline_stable_diffusion_3.py"
-    )
+    where = "nan_watch.py" if words == "not numbers" and output_type != "pil" else "pipeline_stable_diffusion_3.py"
     assert where in str(caught.value.worker_traceback)
     assert good.finish_reason == another.finish_reason == "finished"
 

@@ -16,6 +16,7 @@ from small_pipelines import (
     other_transformers,
     pag,
     pixels,
+    rearranging,
     video_transformers,
     videos,
     wuerstchen,
@@ -86,5 +87,6 @@ CASES: dict[str, Case] = {
     **combined.CASES,
     **wuerstchen.CASES,
     **pixels.CASES,
+    **rearranging.CASES,
     **audio.CASES,
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from omni_core.worker.module_edits import EditableParts, ModuleEdits
+from omni_core.worker.module_edits import EditableParts, ModuleEdits, parts_of
 
 
 class Attention(torch.nn.Module):
@@ -20,7 +20,7 @@ def test_processors_and_hooks_are_kept_apart() -> None:
     own = second.processor
     model = torch.nn.Sequential(first, second)
     theirs = model.register_forward_hook(lambda *_: None)
-    parts = EditableParts([model, model])
+    parts = EditableParts(parts_of([model, model]))
     one, other = ModuleEdits(parts), ModuleEdits(parts)
 
     one.swap_in()

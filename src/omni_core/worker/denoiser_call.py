@@ -103,7 +103,7 @@ class DenoiserCall:
                     self.rows = 0
                     return
                 signature.append(("object", number))
-        self.kind = (id(self.module), self.spec, row_lists, *signature)
+        self.kind = (_numbers.number(self.module), self.spec, row_lists, *signature)
         self.values = tuple(values)
 
 

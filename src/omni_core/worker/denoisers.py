@@ -8,99 +8,172 @@ denoising of others.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Callable
-from typing import Any
+import types
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 
-from omni_core.worker.module_edits import EditableParts
+from omni_core.worker.counted_scheduler import count_steps
+from omni_core.worker.foreign_state import foreign_forward, foreign_step
+from omni_core.worker.lookalike import is_lookalike, lookalike
+from omni_core.worker.module_edits import EditableParts, parts_of
+from omni_core.worker.running_task import running_task
+from omni_core.worker.stand_ins import AutoencoderCall, DenoiserCall, autoencoder_stand_in, denoiser_stand_in
 
-# Gets the real module and the arguments of a call that a pipeline made; returns what the pipeline shall get.
-DenoiserCall = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+# Lists, tuples and dicts of a pipeline are looked into up to this length: none has so many components.
+_MOST_ENTRIES = 64
 
 
 def find_denoisers(pipeline: Any) -> dict[str, torch.nn.Module]:
     """Return the denoisers of `pipeline` by attribute name, those of pipelines inside it as `outer.inner`."""
-    found: dict[str, torch.nn.Module] = {}
-    for name, value in vars(pipeline).items():
-        if _is_denoiser(value):
-            found[name] = value
-        elif _is_pipeline(value):
-            found.update({f"{name}.{inner}": module for inner, module in find_denoisers(value).items()})
-    return found
-
-
-# Gets a method of an autoencoder and the arguments of a call of it; returns what the pipeline shall get.
-AutoencoderCall = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-_AUTOENCODER_METHODS = ("encode", "decode")
+    return {name: value for name, value in _components(pipeline) if _is_denoiser(value)}
 
 
 class SuspendablePipeline:
     """Makes the copy of a pipeline in which one request runs.
 
     A copy shares every component with the original, but has schedulers of its own (they hold the state of one run)
-    and stand-ins for the denoisers. A stand-in is of a subclass of the denoiser's class and shares its parameters
-    and attributes, so `isinstance`, `.config`, `.dtype` and the like behave; only calling it is different.
+    and stand-ins for the denoisers and autoencoders. What the pipeline assigns to itself while it runs is counted
+    and stood in for as well.
 
     Args:
-        pipeline: The loaded pipeline. It is not changed.
+        pipeline: The loaded pipeline. It is not changed. Its components may be replaced between two requests.
         on_call: What calling a denoiser's stand-in does instead of running the module.
         on_autoencoder_call: What the methods of an autoencoder's stand-in do instead of running.
 
     Attributes:
         editable_parts: Where the pipeline may change its denoisers while it runs.
+        cached_modules: The denoisers on which a step cache is enabled.
+        shared_state: Why requests must not run at the same time, if it is so: something has been put into the model
+            that may remember what it computed last.
     """
 
     def __init__(self, pipeline: Any, on_call: DenoiserCall, on_autoencoder_call: AutoencoderCall) -> None:
         self._pipeline = pipeline
-        self.editable_parts = EditableParts(find_denoisers(pipeline).values())
-        self._stand_ins: dict[int, torch.nn.Module] = {}
-        for module in find_denoisers(pipeline).values():
-            self._stand_ins.setdefault(id(module), _denoiser_stand_in(module, on_call))
-        for module in _find_autoencoders(pipeline):
-            self._stand_ins.setdefault(id(module), _autoencoder_stand_in(module, on_autoencoder_call))
+        self._on_call = on_call
+        self._on_autoencoder_call = on_autoencoder_call
+        # By the module's id: it, its class at that time, and its stand-in.
+        self._stand_ins: dict[int, tuple[torch.nn.Module, type[Any], torch.nn.Module]] = {}
+        self._parts: list[torch.nn.Module] = []
+        self.refresh()
 
-    def copy(self, **attributes: Any) -> Any:
-        """Return a copy for one request, with `attributes` set on it and on the pipelines inside it."""
-        return self._copy(self._pipeline, attributes, {})
+    def refresh(self) -> None:
+        """Look at the pipeline again: its owner may have replaced components, or put something into them."""
+        components = [value for _, value in _components(self._pipeline)]
+        denoisers = {id(value): value for value in components if _is_denoiser(value)}
+        known = self._stand_ins
+        self._stand_ins = {}  # without those of modules that are gone, which would keep them in memory
+        for value in components:
+            if _is_own_module(value):
+                found = known.get(id(value))
+                if found is None or found[0] is not value or found[1] is not type(value):
+                    found = (value, type(value), self._stand_in(value))
+                self._stand_ins[id(value)] = found
+        parts = parts_of(denoisers.values())
+        if list(map(id, parts)) != list(map(id, self._parts)):
+            self._parts = parts
+            self.editable_parts = EditableParts(parts)
+        self.cached_modules = tuple(
+            module for module in denoisers.values() if getattr(module, "is_cache_enabled", False)
+        )
+        steps = (foreign_step(value) for value in components if _is_scheduler(value))
+        self.shared_state = foreign_forward(parts) or next(filter(None, steps), None)
 
-    def _copy(self, pipeline: Any, attributes: dict[str, Any], schedulers: dict[int, Any]) -> Any:
-        twin = copy.copy(pipeline)
+    def copy(self) -> Any:
+        """Return a copy for one request."""
+        return self._copy(self._pipeline, {})
+
+    def _copy(self, pipeline: Any, known: dict[int, Any]) -> Any:
+        """Return a copy; `known` holds what has been copied already, by the id of the original."""
+        if id(pipeline) in known:
+            return known[id(pipeline)]
+        twin = known[id(pipeline)] = copy.copy(pipeline)
         # Straight into __dict__: DiffusionPipeline.__setattr__ would write the stand-ins' class into the config.
-        for name, value in vars(pipeline).items():
-            if id(value) in self._stand_ins:
-                twin.__dict__[name] = self._stand_ins[id(value)]
-            elif _is_pipeline(value):
-                twin.__dict__[name] = self._copy(value, attributes, schedulers)
-            elif _is_scheduler(value):
-                if id(value) not in schedulers:
-                    schedulers[id(value)] = copy.deepcopy(value)
-                twin.__dict__[name] = schedulers[id(value)]
-        twin.__dict__.update(attributes)
+        twin.__dict__.pop("progress_bar", None)
+        for name, value in twin.__dict__.items():
+            if isinstance(value, types.MethodType) and value.__self__ is pipeline:
+                twin.__dict__[name] = types.MethodType(value.__func__, twin)
+            else:
+                twin.__dict__[name] = self._own(value, known)
+        with contextlib.suppress(TypeError):  # slots, or a class that forbids another: no progress, the same result
+            twin.__class__ = _suspendable_class(cast(Any, type(pipeline)))
         return twin
 
-
-def schedulers_of(pipeline: Any) -> list[Any]:
-    """Return the schedulers of `pipeline` and of the pipelines inside it, each once."""
-    found: dict[int, Any] = {}
-    for value in vars(pipeline).values():
+    def _own(self, value: Any, known: dict[int, Any]) -> Any:
+        """Return what a copy of the pipeline has in place of a component."""
+        if (found := self._stand_ins.get(id(value))) is not None:
+            return found[2]
+        if _is_pipeline(value):
+            return self._copy(value, known)
         if _is_scheduler(value):
-            found[id(value)] = value
-        elif _is_pipeline(value):
-            found.update({id(scheduler): scheduler for scheduler in schedulers_of(value)})
-    return list(found.values())
+            if id(value) not in known:
+                # A foreign `step` belongs to this very scheduler.
+                known[id(value)] = value if foreign_step(value) else count_steps(copy.deepcopy(value))
+            return known[id(value)]
+        if (entries := _entries(value)) is not None:
+            own = {key: self._own(entry, known) for key, entry in entries.items()}
+            if any(own[key] is not entry for key, entry in entries.items()):
+                return own if type(value) is dict else type(value)(own.values())
+        return value
+
+    def adopt(self, value: Any) -> Any:
+        """Return what a running copy of the pipeline gets for a component that it assigns to itself."""
+        if _is_own_module(value) and not is_lookalike(value):
+            found = self._stand_ins.get(id(value))
+            return found[2] if found is not None else self._stand_in(value)
+        if _is_scheduler(value) and not foreign_step(value):
+            return count_steps(value)
+        return value
+
+    def _stand_in(self, module: torch.nn.Module) -> torch.nn.Module:
+        if _is_denoiser(module):
+            return denoiser_stand_in(module, self._on_call)
+        return autoencoder_stand_in(module, self._on_autoencoder_call)
 
 
-def _find_autoencoders(pipeline: Any) -> list[torch.nn.Module]:
-    found = []
-    for value in vars(pipeline).values():
-        if _is_own_module(value) and hasattr(value, "decode"):
-            found.append(value)
-        elif _is_pipeline(value):
-            found.extend(_find_autoencoders(value))
-    return found
+@functools.lru_cache(maxsize=64)
+def _suspendable_class(real: Any) -> type[Any]:
+    def __setattr__(self: Any, name: str, value: Any) -> None:  # noqa: N807
+        task = running_task()
+        real.__setattr__(self, name, value if task is None else task.suspendable.adopt(value))
+
+    def progress_bar(self: Any, *args: Any, **kwargs: Any) -> Any:
+        task = running_task()
+        return real.progress_bar(self, *args, **kwargs) if task is None else task.steps.bar(*args, **kwargs)
+
+    return lookalike(real, {"__setattr__": __setattr__, "progress_bar": progress_bar})
+
+
+def _components(pipeline: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """Go through what a pipeline and the pipelines inside it have, lists and dicts included, by name."""
+    seen = set() if seen is None else seen
+    if id(pipeline) in seen:
+        return
+    seen.add(id(pipeline))
+    for name, value in vars(pipeline).items():
+        yield from _inside(f"{prefix}{name}", value, seen)
+
+
+def _inside(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    if _is_pipeline(value):
+        yield from _components(value, f"{name}.", seen)
+    elif (entries := _entries(value)) is not None:
+        for key, entry in entries.items():
+            yield from _inside(f"{name}.{key}", entry, seen)
+    else:
+        yield name, value
+
+
+def _entries(value: Any) -> dict[Any, Any] | None:
+    if type(value) in (list, tuple) and len(value) <= _MOST_ENTRIES:
+        return dict(enumerate(value))
+    if type(value) is dict and len(value) <= _MOST_ENTRIES:
+        return value
+    return None
 
 
 def _is_denoiser(value: Any) -> bool:
@@ -123,45 +196,4 @@ def _is_pipeline(value: Any) -> bool:
 
 def _is_scheduler(value: Any) -> bool:
     # Not all have a `step`: that of score SDEs has one for predicting and one for correcting.
-    return callable(getattr(value, "set_timesteps", None))
-
-
-def _denoiser_stand_in(module: torch.nn.Module, on_call: DenoiserCall) -> torch.nn.Module:
-    def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        return on_call(module, args, kwargs)
-
-    return _stand_in(module, {"__call__": __call__})
-
-
-def _autoencoder_stand_in(module: torch.nn.Module, on_call: AutoencoderCall) -> torch.nn.Module:
-    loaded_dtype = _dtype(module)
-
-    def suspended(name: str) -> property:
-        def get(self: torch.nn.Module) -> Callable[..., Any]:
-            method = getattr(module, name)
-
-            @functools.wraps(method)  # pipelines look at the signature of `decode`
-            def call(*args: Any, **kwargs: Any) -> Any:
-                if _dtype(module) != loaded_dtype:
-                    # The pipeline has cast the shared module for this call, and casts it back after: nobody's turn.
-                    return method(*args, **kwargs)
-                return on_call(method, args, kwargs)
-
-            return call
-
-        # A property goes before what somebody set on the module itself, such as a compiled `decode`.
-        return property(get)
-
-    return _stand_in(module, {name: suspended(name) for name in _AUTOENCODER_METHODS if hasattr(module, name)})
-
-
-def _dtype(module: torch.nn.Module) -> torch.dtype | None:
-    return next((parameter.dtype for parameter in module.parameters()), None)
-
-
-def _stand_in(module: torch.nn.Module, members: dict[str, Any]) -> torch.nn.Module:
-    real = type(module)
-    body = {**members, "__module__": real.__module__, "__qualname__": real.__qualname__}
-    stand_in: torch.nn.Module = object.__new__(type(real.__name__, (real,), body))
-    stand_in.__dict__ = module.__dict__
-    return stand_in
+    return not isinstance(value, (type, torch.nn.Module)) and callable(getattr(value, "set_timesteps", None))

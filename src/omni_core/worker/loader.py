@@ -34,7 +34,6 @@ class LoadedPipeline:
     pipeline: Any
     info: PipelineInfo
     device: torch.device
-    cached_modules: tuple[torch.nn.Module, ...] = ()
     is_offloaded: bool = False
 
 
@@ -76,8 +75,7 @@ def load_pipeline(
     for module in _modules(pipeline).values():
         module.eval()  # dropout left on would make every picture differ
     info = describe(pipeline, model, {**defaults, **config.request_defaults}, device)
-    cached = tuple(module for module in find_denoisers(pipeline).values() if getattr(module, "is_cache_enabled", False))
-    return LoadedPipeline(pipeline, info, device, cached, config.offload != "none")
+    return LoadedPipeline(pipeline, info, device, config.offload != "none")
 
 
 def resolve_device(name: str, given: Any = None) -> torch.device:

@@ -23,6 +23,7 @@ from omni_core.worker.row_parallel import RowParallel
 from omni_core.worker.side_thread import SideThread, has_room_for_side_thread
 from omni_core.worker.task import PipelineTask, suspend_autoencoder_call, suspend_denoiser_call
 from omni_core.worker.task_state import StateSwitch
+from omni_core.worker.turns import Turns
 from omni_core.worker.verified import StackingMode, VerifiedStacking
 
 EDITS = "the pipeline puts attention processors or hooks into the model"
@@ -56,6 +57,7 @@ class ModelRunner:
     ) -> None:
         self.loaded = loaded
         self._suspendable = SuspendablePipeline(loaded.pipeline, suspend_denoiser_call, suspend_autoencoder_call)
+        self._turns = Turns(self._suspendable)
         self._interrupt = Interrupt()
         self._lockstep: Lockstep | None = None
         self._rows: RowParallel | None = None
@@ -140,6 +142,10 @@ class ModelRunner:
         for request_id, reason in scheduler_output.ended_requests.items():
             # One that ended by itself in the call before is not here any more, and was reported.
             if (task := self._tasks.get(request_id)) is not None:
+                if (told := self._turns.abandon(task, reason)) is not None:
+                    step_output.finished.append(told)
+                    del self._tasks[request_id]
+                    continue
                 task.end(reason)
                 self._collect([task], step_output)
         has_run = False
@@ -165,17 +171,19 @@ class ModelRunner:
     def drain(self) -> list[OmniDiffusionRequest]:
         """End all tasks where they stand, and return their requests so that they can be run again."""
         requests = [task.request for task in self._tasks.values()]
-        for task in self._tasks.values():
+        for task in self._all_tasks():
             task.end("aborted")
+        self._turns.forget_ended()
         self._switch.leave()
         self._tasks.clear()
         self.settle()
         return requests
 
     def _drop_tasks(self) -> None:
-        for task in self._tasks.values():
+        for task in self._all_tasks():
             with contextlib.suppress(Exception):
                 task.end("aborted")
+        self._turns.forget_ended()
         self._tasks.clear()
 
     def settle(self) -> None:
@@ -190,6 +198,7 @@ class ModelRunner:
             self._side.close()
 
     def _run_wave(self, tasks: list[PipelineTask], step_output: StepOutput) -> None:
+        tasks = self._turns.choose(tasks, self._tasks.values())
         started = False
         for task in tasks:
             if not task.is_started:
@@ -203,7 +212,7 @@ class ModelRunner:
         waiting = [task for task in tasks if task.call is not None and task.output is None]
         if not waiting and not any(task.output is not None for task in tasks):
             # Only autoencoders are at work: wait for one, or for somebody who wants to be heard.
-            side_calls = [task.side_call for task in self._tasks.values() if task.side_call is not None]
+            side_calls = [task.side_call for task in self._all_tasks() if task.side_call is not None]
             if side_calls:
                 self._switch.leave()
                 self._interrupt.wait_for(lambda: any(call.done() for call in side_calls))
@@ -272,19 +281,27 @@ class ModelRunner:
             task.resume(result)
 
     def _resume_side_calls(self, step_output: StepOutput) -> None:
-        ready = [task for task in self._tasks.values() if task.side_call is not None and task.side_call.done()]
+        ready = [task for task in self._all_tasks() if task.side_call is not None and task.side_call.done()]
         for task in ready:
             task.resume_side()
         self._collect(ready, step_output)
 
+    def _all_tasks(self) -> list[PipelineTask]:
+        return [*self._tasks.values(), *self._turns.abandoned]
+
     def _collect(self, tasks: Iterable[PipelineTask], step_output: StepOutput) -> None:
+        self._turns.forget_ended()
         for task in tasks:
+            if self._tasks.get(task.request.request_id) is not task:
+                continue
             if task.stands_still:
                 task.fail(PipelineError(STANDS_STILL.format(task.request.request_id)))
             if (progress := task.progress()) is not None:
                 step_output.progress.append(progress)
-            if task.output is not None and self._tasks.pop(task.request.request_id, None) is not None:
+            if task.output is not None:
+                del self._tasks[task.request.request_id]
                 step_output.finished.append(task.output)
+                self._turns.note_end(task.output)
 
     def _group(self, tasks: list[PipelineTask]) -> list[list[PipelineTask]]:
         """Return groups of tasks whose calls may become one."""

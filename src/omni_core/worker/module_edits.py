@@ -7,7 +7,7 @@ on the same model, so what one has put into it must be there when it runs, and a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,15 +15,26 @@ import torch
 _ATTRIBUTE = "processor"
 
 
+def parts_of(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+    """Return the modules and all modules inside them, each once. Faster than `torch.nn.Module.modules`."""
+    found: dict[int, torch.nn.Module] = {}
+    left = list(modules)
+    while left:
+        part = left.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            left.extend(child for child in part._modules.values() if child is not None)
+    return list(found.values())
+
+
 class EditableParts:
     """The places in some modules that pipelines are known to change: attention processors and forward hooks.
 
     Args:
-        modules: The denoisers.
+        parts: The denoisers and all modules inside them, each once: see `parts_of`.
     """
 
-    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
-        parts = list({id(part): part for module in modules for part in module.modules()}.values())
+    def __init__(self, parts: Sequence[torch.nn.Module]) -> None:
         self.holders = [part for part in parts if getattr(part, _ATTRIBUTE, None) is not None]
         self.hooks: list[dict[int, Any]] = [
             hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)

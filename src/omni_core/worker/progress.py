@@ -7,10 +7,14 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from omni_core.worker.denoisers import schedulers_of
+from omni_core.log import get_logger
+from omni_core.worker.call_errors import is_ctrl_c
 from omni_core.worker.preview import preview
+
+log = get_logger(__name__)
 
 # How the arguments are called that say how many steps a pipeline, or a stage of it, takes.
 _STEPS = "num_inference_steps"
@@ -21,17 +25,20 @@ class TaskProgress:
 
     Nearly every diffusers pipeline calls `self.progress_bar`; its total and updates are right for samplers of second
     order and for pipelines of several stages, where counting denoiser calls would not be. In the few without one,
-    the calls of `scheduler.step` are counted.
+    the calls of `scheduler.step` are counted, whichever scheduler it is of.
     """
 
     def __init__(self, preview_every: int | None = None) -> None:
         self._preview_every = preview_every
         self._previewed = 0
         self._pipeline: Any = None
-        self._latents: Any = None
+        self._sample: Any = None
         self._bars: list[_StepBar] = []
-        self._schedulers: list[Any] = []
-        self._scheduler_steps = 0
+        # Steps of the stages before, and those of the schedulers of this one, by their id.
+        self._steps_before = 0
+        self._stepped: dict[int, tuple[Any, int]] = {}
+        # Copies that have not stepped yet, with the steps of what they are copies of.
+        self._copies: dict[int, tuple[Any, int]] = {}
         self._stages: list[int] = []
 
     @property
@@ -40,18 +47,32 @@ class TaskProgress:
         if self._bars:
             done = sum(int(bar.n) for bar in self._bars if not bar.inner)
             return done, sum(bar.expected for bar in self._bars if bar.outer is None) + sum(self._stages_to_come())
-        totals = [_length(getattr(scheduler, "timesteps", None)) for scheduler in self._schedulers]
-        return self._scheduler_steps, max(totals) if self._scheduler_steps else 0
+        done = self._steps_before + max((steps for _, steps in self._stepped.values()), default=0)
+        total = self._steps_before + max((_length(one, "timesteps") for one, _ in self._stepped.values()), default=0)
+        return done, max(done, total)
+
+    @property
+    def sample(self) -> Any:
+        """What the last step of a scheduler gave, or None if there was none."""
+        return self._sample
 
     def take_preview(self) -> Any:
         """Return a small picture of the state so far, if one is due, else None."""
-        if self._preview_every is None or self._latents is None:
+        if self._preview_every is None or self._sample is None:
             return None
         step = self.position[0]
         if step // self._preview_every == self._previewed // self._preview_every:
             return None
         self._previewed = step
-        return preview(self._pipeline, self._latents)
+        devices = [self._sample.device] if getattr(self._sample, "is_cuda", False) else []
+        try:
+            with torch.random.fork_rng(devices):  # an autoencoder that draws random numbers takes none of the request's
+                return preview(self._pipeline, self._sample)
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            log.warning("a preview could not be made", error=f"{type(error).__name__}: {error}")
+            return None
 
     def bar(self, iterable: Iterable[Any] | None = None, total: int | None = None, **_looks: Any) -> Any:
         """Stand in for `DiffusionPipeline.progress_bar`, or for what a pipeline has in its place."""
@@ -65,12 +86,8 @@ class TaskProgress:
         return bar
 
     def watch(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
-        """Follow the schedulers of this request's own copy of the pipeline, which is called with `arguments`."""
+        """Follow this request's own copy of the pipeline, which is called with `arguments`."""
         self._pipeline = pipeline
-        self._schedulers = schedulers_of(pipeline)
-        for scheduler in self._schedulers:
-            if hasattr(scheduler, "step"):
-                scheduler.step = self._counted(scheduler.step)
         steps = [arguments.get(name, default) for name, default in _step_parameters(type(pipeline).__call__)]
         self._stages = [count for count in steps if type(count) is int] if len(steps) > 1 else []
 
@@ -79,20 +96,28 @@ class TaskProgress:
         stages = list(self._stages)
         for bar in self._bars:
             if stages and bar.outer is None:
-                total = int(bar.total or 0)
+                total = bar.total
                 stages.remove(total if total in stages else stages[0])
         return stages
 
-    def _counted(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(step)  # pipelines look at the signature of `step`
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **kwargs)
-            self._scheduler_steps += 1
-            if self._preview_every is not None:
-                self._latents = result[0]
-            return result
+    def count(self, scheduler: Any, result: Any) -> None:
+        """Count a step of a scheduler, which gave `result`."""
+        stage = self._stepped
+        if id(scheduler) not in stage:
+            _, steps = self._copies.pop(id(scheduler), (scheduler, 0))
+            if steps == 0 and all(steps >= _length(one, "timesteps") for one, steps in stage.values()):
+                # Not beside the others (sound beside picture), but after them.
+                self._steps_before += max((steps for _, steps in stage.values()), default=0)
+                stage.clear()
+            stage[id(scheduler)] = (scheduler, steps)
+        stage[id(scheduler)] = (scheduler, stage[id(scheduler)][1] + 1)
+        self._sample = result[0] if isinstance(result, tuple) and result else getattr(result, "prev_sample", None)
 
-        return counted
+    def note_copy(self, scheduler: Any, made: Any) -> None:
+        """Note that `made` is a copy of a scheduler: it goes on from the same step."""
+        known = self._stepped.get(id(scheduler)) or self._copies.get(id(scheduler))
+        if known is not None:
+            self._copies[id(made)] = (made, known[1])
 
 
 class _StepBar(tqdm):  # type: ignore[type-arg]
@@ -100,8 +125,7 @@ class _StepBar(tqdm):  # type: ignore[type-arg]
 
     def __init__(self, iterable: Iterable[Any] | None, total: int | None, disable: bool) -> None:
         super().__init__(iterable, total=total, disable=disable)
-        if self.total is None:
-            self.total = _length(iterable)
+        self.total: int = int(self.total or 0)
         self.is_open = False
         self.outer: _StepBar | None = None
         # Bars that were made in a turn of this one's loop, with the number of the turn: they count the steps then.
@@ -111,10 +135,10 @@ class _StepBar(tqdm):  # type: ignore[type-arg]
     def expected(self) -> int:
         """Steps in all, as far as can be told."""
         if not self.inner:
-            return int(self.total or 0)
+            return self.total
         turns = self.inner[-1][0] + 1
         known = sum(bar.expected for _, bar in self.inner)
-        return known + known * max(0, int(self.total or 0) - turns) // turns
+        return known + known * max(0, self.total - turns) // turns
 
     def __enter__(self) -> _StepBar:
         self.is_open = True
@@ -144,8 +168,8 @@ def _step_parameters(call: Callable[..., Any]) -> list[tuple[str, Any]]:
     return [(name, parameter.default) for name, parameter in parameters.items() if name.endswith(_STEPS)]
 
 
-def _length(sized: Any) -> int:
+def _length(holder: Any, name: str) -> int:
     try:
-        return len(sized)
-    except TypeError:
+        return len(getattr(holder, name))
+    except Exception:  # a scheduler of the user's own may do anything, and this is asked outside of its task
         return 0

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextvars
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import greenlet
-import numpy as np
 import torch
 
-from omni_core.errors import OmniError, PipelineError
+from omni_core.errors import OmniError
 from omni_core.outputs import EndReason, OmniRequestOutput, RequestMetrics, StepProgress
 from omni_core.request import OmniDiffusionRequest
+from omni_core.worker.call_errors import is_ctrl_c
 from omni_core.worker.denoiser_call import DenoiserCall
 from omni_core.worker.denoisers import SuspendablePipeline
 from omni_core.worker.loader import LoadedPipeline
-from omni_core.worker.pipeline_output import NAN_MESSAGE, output_fields, refuse_nan
+from omni_core.worker.nan_watch import NanWatch
+from omni_core.worker.pipeline_error import pipeline_error
+from omni_core.worker.pipeline_output import output_fields
 from omni_core.worker.progress import TaskProgress
+from omni_core.worker.running_task import running_task
 from omni_core.worker.side_thread import SideThread, take_over
 from omni_core.worker.task_state import StateSwitch, TaskState
 
@@ -65,10 +67,10 @@ class PipelineTask:
         self.call: DenoiserCall | None = None
         self.side_call: Future[Any] | None = None
         self.pipeline: Any = None
-        self._suspendable = suspendable
+        self.suspendable = suspendable
+        self.steps = TaskProgress(request.preview_every)
         self._loaded = loaded
         self._side = side
-        self._progress = TaskProgress(request.preview_every)
         self._reported = (0, 0)
         self._metrics = RequestMetrics()
         self._calls = 0
@@ -76,7 +78,7 @@ class PipelineTask:
         self._started_at = 0.0
         self._first_call_at: float | None = None
         self._last_call_at: float | None = None
-        self._is_decoding = False
+        self._nan = NanWatch()
         self._switch = switch
         self._state: TaskState | None = None
         self._greenlet = _TaskGreenlet(self)
@@ -108,11 +110,12 @@ class PipelineTask:
         if not self.is_started:
             self._started_at = time.monotonic()
             self._switch.leave()  # it begins in the worker's own state, not in that of another task
+            self.suspendable.refresh()
             self._state = TaskState(
                 self._loaded.device,
                 self.request.seed,
-                self._loaded.cached_modules,
-                self._suspendable.editable_parts,
+                self.suspendable.cached_modules,
+                self.suspendable.editable_parts,
             )
             self._enter(self._greenlet.switch)
             return
@@ -142,7 +145,11 @@ class PipelineTask:
     def end(self, reason: EndReason) -> None:
         """End the request where it stands; `finally` blocks of the pipeline run. Sets `output`."""
         self._stop()
-        self.output = OmniRequestOutput.ended(self.request, reason, self._final_metrics())
+        self.output = self.ended_output(reason)
+
+    def ended_output(self, reason: EndReason) -> OmniRequestOutput:
+        """Return the output of a request that ends where it stands."""
+        return OmniRequestOutput.ended(self.request, reason, self._final_metrics())
 
     def fail(self, error: OmniError) -> None:
         """End the request where it stands, as one that failed, whatever it came to here. Sets `output`."""
@@ -158,11 +165,11 @@ class PipelineTask:
 
     def progress(self) -> StepProgress | None:
         """Return how far the request is, or None if nothing has changed since it was last asked for."""
-        now = self._progress.position
+        now = self.steps.position
         if now == self._reported:
             return None
         self._reported = now
-        return StepProgress(self.request.request_id, *now, preview=self._progress.take_preview())
+        return StepProgress(self.request.request_id, *now, preview=self.steps.take_preview())
 
     def _enter(self, switch: Callable[[], Any]) -> None:
         self._switch.enter(self.state)
@@ -176,24 +183,22 @@ class PipelineTask:
                 arguments["generator"] = torch.Generator().manual_seed(request.seed)
             if "return_dict" in self._loaded.info.parameters:
                 arguments["return_dict"] = True
-            pipeline = self.pipeline = self._suspendable.copy(progress_bar=self._progress.bar)
-            self._progress.watch(pipeline, arguments)
-            with np.errstate(invalid="call", call=self._refuse_nan):
-                fields = output_fields(pipeline(**arguments))
-            refuse_nan(fields)
+            pipeline = self.pipeline = self.suspendable.copy()
+            self.steps.watch(pipeline, arguments)
+            with self._nan.watching():
+                returned = pipeline(**arguments)
+            fields = output_fields(returned)
+            self._nan.judge(fields, self.steps.sample)
         except TaskEnded:
             return  # `end` sets the output
-        except Exception as error:
-            self.output = OmniRequestOutput.failed(request, _pipeline_error(request, error), self._final_metrics())
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            self.output = OmniRequestOutput.failed(request, pipeline_error(request, error), self._final_metrics())
             return
         self.output = OmniRequestOutput(
             request.request_id, request.seed, "finished", output=fields, metrics=self._final_metrics()
         )
-
-    def _refuse_nan(self, kind: str, _flag: int) -> None:
-        # After the last denoiser call, invalid arithmetic means that NaN is being made into a black picture.
-        if self._is_decoding:
-            raise FloatingPointError(NAN_MESSAGE)
 
     def _final_metrics(self) -> RequestMetrics:
         metrics = self._metrics
@@ -204,7 +209,7 @@ class PipelineTask:
             metrics.encode_s = first - self._started_at
             metrics.denoise_s = last - first
             metrics.decode_s = now - last
-            metrics.num_steps = self._progress.position[0]
+            metrics.num_steps = self.steps.position[0]
             metrics.num_calls = self._calls
             metrics.mean_rows = self._rows / self._calls if self._calls else 0.0
         return metrics
@@ -213,25 +218,30 @@ class PipelineTask:
         """Suspend until somebody gives the result, or lets the task run the module. Called inside the task."""
         if self._first_call_at is None:
             self._first_call_at = time.monotonic()
-        self._is_decoding = False
+        self._nan.forget()
         self.call = DenoiserCall.unexamined(module, args, kwargs)
         result = self._suspend()
         if result is RUN_ALONE:
             result = module(*args, **kwargs)
             self._last_call_at = time.monotonic()
-        self._is_decoding = True
+        self._nan.note_denoised(result)
         return result
 
     def call_autoencoder(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Suspend until the side thread has run a method of an autoencoder. Called inside the task."""
         if self._side is None or torch.is_grad_enabled():
-            return method(*args, **kwargs)
-        context = contextvars.copy_context()
-        self.side_call = self._side.submit(context.run, (method, *args), kwargs)
-        try:
-            return self._suspend()
-        finally:
-            take_over(context)
+            result = method(*args, **kwargs)
+        else:
+            # With the task's context variables, such as numpy's error handling.
+            context = contextvars.copy_context()
+            self.side_call = self._side.submit(context.run, (method, *args), kwargs)
+            try:
+                result = self._suspend()
+            finally:
+                take_over(context)
+        if method.__name__ == "decode":
+            self._nan.note_decoded(result)
+        return result
 
     def _suspend(self) -> Any:
         hub = self._greenlet.parent
@@ -247,31 +257,11 @@ class _TaskGreenlet(greenlet.greenlet):
 
 def suspend_denoiser_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a denoiser call of the current task at its turn; outside of a task (a pipeline's own threads), at once."""
-    current = greenlet.getcurrent()
-    if isinstance(current, _TaskGreenlet):
-        return current.task.call_denoiser(module, args, kwargs)
-    return module(*args, **kwargs)
+    task = running_task()
+    return module(*args, **kwargs) if task is None else task.call_denoiser(module, args, kwargs)
 
 
 def suspend_autoencoder_call(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an autoencoder's method for the current task beside the others; outside of a task, at once."""
-    current = greenlet.getcurrent()
-    if isinstance(current, _TaskGreenlet):
-        return current.task.call_autoencoder(method, args, kwargs)
-    return method(*args, **kwargs)
-
-
-def _pipeline_error(request: OmniDiffusionRequest, error: Exception) -> PipelineError:
-    text = "".join(traceback.format_exception(error))
-    # The frames hold the latents and the pipeline copy: let go of them, the text says where it was.
-    seen: BaseException | None = error
-    while seen is not None:
-        seen.__traceback__ = None
-        seen = seen.__cause__ or seen.__context__
-    hint = ""
-    if isinstance(error, torch.OutOfMemoryError):
-        hint = " Ask for a smaller picture or fewer outputs, lower max_num_seqs, or set offload."
-    return PipelineError(
-        f"Request {request.request_id!r}: the pipeline raised {type(error).__name__}: {str(error).rstrip('.')}.{hint}",
-        worker_traceback=text,
-    )
+    task = running_task()
+    return method(*args, **kwargs) if task is None else task.call_autoencoder(method, args, kwargs)
