@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,7 +43,24 @@ def _as_text(value: Any) -> Any:
     return value
 
 
+def _as_import_path(value: Any) -> Any:
+    """Take a function where its import path is expected."""
+    if not callable(value) or isinstance(value, os.PathLike):
+        return _as_text(value)
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    found: Any = sys.modules.get(str(module))
+    for part in str(name).split("."):
+        found = getattr(found, part, None)
+    if found is not value:
+        raise ValueError(
+            "workers find a factory by its import path, and this one has none: define a function at the top of a "
+            "module or of the program, and give it or 'pkg.mod:function'"
+        )
+    return f"{module}:{name}"
+
+
 Text = Annotated[str, BeforeValidator(_as_text)]
+ModelName = Annotated[str, BeforeValidator(_as_import_path)]
 
 
 def _name_or_class(value: Any) -> Any:
@@ -75,11 +93,11 @@ class OmniDiffusionConfig(BaseSettings):
         protected_namespaces=(),
     )
 
-    model: Text | None = Field(
+    model: ModelName | None = Field(
         None,
         min_length=1,
         description="A folder in diffusers layout, a hub id, or an import path pkg.mod:factory of a function that "
-        "returns a pipeline. Unset: the small model that ships with omni.",
+        "returns a pipeline, or that function. Unset: the small model that ships with omni.",
     )
     model_options: dict[str, Any] = Field(
         default_factory=dict,

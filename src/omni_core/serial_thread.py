@@ -42,6 +42,11 @@ class SerialThread:
         return threading.current_thread() is self._thread
 
     @property
+    def ident(self) -> int | None:
+        """Identifier of this thread."""
+        return self._thread.ident
+
+    @property
     def is_alive(self) -> bool:
         """Whether the thread still takes calls."""
         return self._thread.is_alive() and not self._closed.is_set()

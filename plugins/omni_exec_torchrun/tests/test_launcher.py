@@ -25,7 +25,6 @@ from omni_exec_torchrun.launcher import Launcher
 
 # Importing torch, on a machine that does other things as well.
 STARTING = 60.0
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
 
 WaitUntil = Callable[..., None]
 
@@ -40,7 +39,7 @@ class Group:
         self._reactor = reactor
         self._wait = wait_until
         self.output = folder / "output.txt"
-        environment = ENVIRONMENT | settings.pop("environment", {})
+        environment = settings.pop("environment", {})
         told = {"module": "tiny_rank", "module_arguments": (str(folder),), **settings}
         launch_settings = LaunchSettings(environment=environment, **told)
 
@@ -265,12 +264,13 @@ def free_port() -> int:
 def test_nothing_is_left_of_a_killed_driver(tmp_path: Path, wait_until: WaitUntil, when: str) -> None:
     code = f"""
         import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
         from omni_core.remote.reactor import Reactor, run_in
         from omni_exec_torchrun.launch_settings import LaunchSettings
         from omni_exec_torchrun.launcher import Launcher
         reactor = Reactor("omni-test")
         settings = LaunchSettings(
-            module="tiny_rank", module_arguments=({str(tmp_path)!r},), nproc_per_node=2, environment={ENVIRONMENT!r}
+            module="tiny_rank", module_arguments=({str(tmp_path)!r},), nproc_per_node=2
         )
         def start():
             print(Launcher(reactor, settings, 2, lambda status: None).pid, flush=True)
@@ -326,10 +326,10 @@ def test_settings_travel() -> None:
     assert parse_nnodes("1:4") == (1, 4)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks there first")
 def test_modules_of_the_current_folder_are_left_alone(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('a stranger')")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # "", as with -c, would be this folder
     start().wait_for_ranks(0, 1)

@@ -11,6 +11,7 @@ from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.call_threads import CallThreads
 from omni_core.engine.engine import STATS_TIMEOUT_S, DiffusionEngine
 from omni_core.engine.handle import RequestEvent, RequestHandle
+from omni_core.engine_place import remember_imports
 from omni_core.outputs import EngineStats, OmniRequestOutput
 from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest
@@ -60,7 +61,8 @@ class AsyncDiffusionEngine:
         plugins: PluginRegistry | None = None,
     ) -> AsyncDiffusionEngine:
         """Make an engine without blocking the running loop while the pipeline loads."""
-        return await CallThreads().run(cls, config, pipeline=pipeline, plugins=plugins)
+        with remember_imports():
+            return await CallThreads().run(cls, config, pipeline=pipeline, plugins=plugins)
 
     async def generate(self, request: OmniDiffusionRequest) -> AsyncIterator[RequestEvent]:
         """Submit a request and yield its events, the last of which, `"finished"`, carries the output.

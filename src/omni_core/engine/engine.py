@@ -13,6 +13,7 @@ from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.answers import ExecutorAnswers, raised
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
+from omni_core.engine_place import check_engine_place
 from omni_core.errors import (
     ConfigError,
     ContractError,
@@ -60,6 +61,8 @@ class DiffusionEngine(FormerEngine):
         PluginError: The executor cannot be used.
         StartupError: The executor could not start.
         ModelLoadError: The pipeline could not be built.
+        EngineError: It is made while a worker of another engine is loaded, or while the module of its own factory is
+            being imported.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class DiffusionEngine(FormerEngine):
         self.config = config if config is not None else OmniDiffusionConfig()
         if not isinstance(self.config, OmniDiffusionConfig):
             raise ConfigError(f"DiffusionEngine takes an OmniDiffusionConfig, not a {type(config).__name__}.")
+        check_engine_place({name: getattr(self.config, name) for name in ("model", "worker_extension_cls")})
         # First, since looking for plugins may already have something to say.
         if self.config.sources()["log_level"] != "default":
             set_level(self.config.log_level)

@@ -7,12 +7,13 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, ClassVar
 
+from omni_core.engine_place import wait_for_load
 from omni_core.errors import ExecutorError, RPCError, RPCTimeoutError, StartupError
 from omni_core.executor import WORKER_OPTIONS, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
 from omni_core.serial_thread import SerialThread, ThreadClosedError
-from omni_core.timeouts import wait_seconds
+from omni_core.timeouts import MOST_SECONDS, wait_seconds
 from omni_core.worker.rank_loop import call_error, call_name
 
 # Seconds that closing waits for the denoiser call that is running; the thread is a daemon and holds nothing up.
@@ -35,7 +36,7 @@ class InlineExecutor(DiffusionExecutor):
         self._thread = SerialThread("omni-inline-worker")
         loading = self._thread.submit(self._make_worker)
         try:
-            loading.result(wait_seconds(self.config.startup_timeout_s))
+            wait_for_load(loading, min(self.config.startup_timeout_s, MOST_SECONDS), self._thread.ident)
         except FutureTimeoutError:
             if loading.done():  # a TimeoutError of the loading itself
                 raise

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from omni_core.config import OmniDiffusionConfig
+from omni_core.engine_place import refuse_worker_processes
 from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
 from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
@@ -61,6 +62,7 @@ class RemoteExecutor(DiffusionExecutor):
 
     def _init_executor(self) -> None:
         self._replicas: list[Replica] = []
+        refuse_worker_processes(self.name)
         self.refuse_hooks_given_in_code()
         self._num_workers = self.config.data_parallel_size * self.config.ranks_per_replica
         self._heard = threading.Condition()

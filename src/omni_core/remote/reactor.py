@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from omni_core.log import get_logger
+from omni_core.remote.start import occupy_standard_files
 
 log = get_logger(__name__)
 
@@ -42,6 +43,7 @@ class Reactor:
     """
 
     def __init__(self, name: str) -> None:
+        occupy_standard_files()
         self._selector = selectors.DefaultSelector()
         # Where the kernel keeps the list, it can be told to leave a file out without waking the thread.
         self._kernel_list = getattr(self._selector, "_selector", None)

@@ -17,6 +17,7 @@ from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
 from omni_core.remote.answer import Answer
 from omni_core.remote.options import RemoteOptions
+from omni_core.remote.program import Program
 from omni_core.remote.reactor import Reactor, Timer
 from omni_core.remote.watchdog import Watchdog
 from omni_core.remote.worker_link import LinkEvents, WorkerLink
@@ -58,6 +59,9 @@ class Replica(ABC):
         events: What the executor is told and asked.
         index: Its index.
         hooks: Plugins to tell of deaths and restarts.
+
+    Raises:
+        ConfigError: Something that the configuration names in `__main__` cannot be sent to workers.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Replica(ABC):
         self.first_start: Future[None] = Future()
         self._reactor = reactor
         self._config = config
+        self._program = Program.of_this_process(config)
         self._options = options
         self._hooks = hooks
         self._events = events
@@ -123,7 +128,14 @@ class Replica(ABC):
         if self.state == "closed":
             return
         self._start_timer = self._reactor.call_later(self._config.startup_timeout_s, self._start_took_too_long)
-        self.start_workers()
+        try:
+            self.start_workers()
+        except (
+            OSError,
+            StartupError,
+        ) as error:  # no files left, no folder for temporary ones: told at once, tried again
+            what = error.message if isinstance(error, StartupError) else f"{type(error).__name__}: {error}"
+            self.start_failed(f"could not be started: {what.rstrip('.')}")
 
     def call(
         self, method: str | Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
 from omni_core.log import configure_logging
+from omni_core.remote.program import Program
 from omni_core.worker.accelerator import choose_accelerator
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class WorkerSetup:
         world_size: Ranks of the replica.
         local_index: Its number among the workers of its machine, from 0: which accelerator it takes.
         num_local: Number of those.
+        program: What it has of the program that made the engine.
     """
 
     config: OmniDiffusionConfig
@@ -34,6 +36,7 @@ class WorkerSetup:
     world_size: int
     local_index: int
     num_local: int
+    program: Program
 
 
 def make_worker(setup: WorkerSetup, connect: Callable[[], RankGroup], hooks: Callable[[], Hooks]) -> Any:
@@ -44,6 +47,7 @@ def make_worker(setup: WorkerSetup, connect: Callable[[], RankGroup], hooks: Cal
         connect: Meets the other ranks of the replica; called if there are any.
         hooks: Finds the plugins.
     """
+    setup.program.take_over()
     choose_accelerator(setup.config, setup.local_index, setup.num_local)
     from omni_core.worker.worker import worker_class
 

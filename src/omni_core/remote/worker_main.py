@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from omni_core.engine_place import loading_in_worker_process
 from omni_core.errors import OmniError, RPCError, StartupError
 from omni_core.remote.channel import Channel, ChannelClosedError, Frame
 from omni_core.remote.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
@@ -35,9 +36,10 @@ def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any
     _draw_own_numbers()
     status = 0
     try:
-        listener = _ControlThread(control)
-        setup = _receive_setup(work)
-        worker = _build(make_worker, setup, work)
+        with loading_in_worker_process():
+            listener = _ControlThread(control)
+            setup = _receive_setup(work)
+            worker = _build(make_worker, setup, work)
         if worker is None:
             status = 1
         else:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from omni_core.config import OmniDiffusionConfig
+from omni_core.engine_place import loading
 from omni_core.errors import ConfigError, ModelLoadError, OmniError
 from omni_core.hookspecs import Hooks
 from omni_core.pipeline_info import PipelineInfo
@@ -53,6 +54,11 @@ def load_pipeline(
         ModelLoadError: There is no such model, or building it failed; the message names the cause.
         ConfigError: The model or device cannot do what the configuration asks for.
     """
+    with loading(f"model = {config.model!r}"):
+        return _load(config, given, hooks, worker)
+
+
+def _load(config: OmniDiffusionConfig, given: Any, hooks: Hooks | None, worker: Any) -> LoadedPipeline:
     device = resolve_device(config.device, given)
     defaults: dict[str, Any] = {}
     if given is not None:
@@ -167,6 +173,8 @@ def _call_factory(path: str, config: OmniDiffusionConfig) -> Any:
         factory: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             factory = getattr(factory, part)
+    except OmniError as error:
+        raise ModelLoadError(f"model = {path!r} cannot be imported: {error.message}") from error
     except Exception as error:
         raise ModelLoadError(
             f"model = {path!r} cannot be imported: {type(error).__name__}: {error}. "

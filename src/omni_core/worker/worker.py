@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.errors import ConfigError, ExecutorError, RPCError, did_you_mean
+from omni_core.engine_place import loading
+from omni_core.errors import ConfigError, ExecutorError, OmniError, RPCError, did_you_mean
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StackingStats, StepOutput
@@ -261,7 +262,10 @@ def worker_class(config: OmniDiffusionConfig) -> type[DiffusionWorker]:
         return DiffusionWorker
     module_name, _, name = path.partition(":")
     try:
-        extension = getattr(importlib.import_module(module_name), name)
+        with loading(f"worker_extension_cls = {path!r}"):
+            extension = getattr(importlib.import_module(module_name), name)
+    except OmniError as error:
+        raise ConfigError(f"worker_extension_cls = {path!r} cannot be imported: {error.message}") from error
     except Exception as error:
         raise ConfigError(
             f"worker_extension_cls = {path!r} cannot be imported: {type(error).__name__}: {error}. "

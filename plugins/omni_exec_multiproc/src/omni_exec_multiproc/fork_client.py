@@ -7,19 +7,21 @@ import json
 import os
 import signal
 import socket
-import subprocess
 from pathlib import Path
 from typing import Any, Protocol
 
 from omni_core.log import get_logger
 from omni_core.remote.output import WorkerOutput
-from omni_core.remote.process_end import describe_exit
+from omni_core.remote.process_end import describe_exit, end_process
 from omni_core.remote.reactor import Reactor
+from omni_core.remote.start import start_python
 from omni_exec_multiproc.fork_messages import FORK, HELLO, receive
-from omni_exec_multiproc.starter import OnEnded, OnStarted, Started, executable_code, start_process
+from omni_exec_multiproc.starter import OnEnded, OnStarted, Started
 from omni_exec_multiproc.surroundings import Surroundings
 
 log = get_logger(__name__)
+
+SERVE_OWNER = "omni_exec_multiproc.fork_server:serve_owner"
 
 
 class Connection(Protocol):
@@ -46,8 +48,8 @@ class OwnServer:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                command = executable_code("omni_exec_multiproc.fork_server:serve_owner", theirs.fileno(), os.getpid())
-                self._process = start_process(command, [theirs.fileno()], output.write_fd)
+                fd = theirs.fileno()
+                self._process = start_python(SERVE_OWNER, (fd, os.getpid()), fds=(fd,), output=output.write_fd)
         except BaseException:
             self.socket.close()
             output.close()
@@ -58,16 +60,14 @@ class OwnServer:
     def close(self) -> None:
         """End the server."""
         self.socket.close()
-        try:
-            self._process.wait(2.0)
-        except subprocess.TimeoutExpired:  # it is still importing
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process)
         self._output.close()
 
     def describe_end(self) -> str:
-        """Say how the server ended."""
-        return describe_exit(self._process.wait())
+        """Say how the server ended, and what it said last."""
+        status = end_process(self._process)
+        said = self._output.tail()
+        return describe_exit(status) + (f", having written: {said}" if said else "")
 
 
 class SharedConnection:

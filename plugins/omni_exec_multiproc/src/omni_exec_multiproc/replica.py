@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
+from omni_core.remote.private_folder import make_private, private_folder
 from omni_core.remote.reactor import Reactor
 from omni_core.remote.replica import Replica, ReplicaEvents
 from omni_exec_multiproc.handle import WorkerHandle
@@ -49,20 +50,36 @@ class ProcessReplica(Replica):
         """Start a process for each rank."""
         rendezvous = "file:///"
         if self.world_size > 1:
-            self._rendezvous = tempfile.TemporaryDirectory(prefix="omni-ranks-")
-            rendezvous = (Path(self._rendezvous.name) / "store").as_uri()
-        handles = [
-            WorkerHandle(
-                self._reactor, self._starter, self._process_options, self.link_events, replica=self.index, rank=rank
-            )
-            for rank in range(self.world_size)
-        ]
+            self._rendezvous = private_folder("omni-ranks-")
+            store = Path(self._rendezvous.name) / "store"
+            make_private(store)
+            rendezvous = store.as_uri()
+        handles: list[WorkerHandle] = []
+        try:
+            for rank in range(self.world_size):
+                handle = WorkerHandle(
+                    self._reactor, self._starter, self._process_options, self.link_events, replica=self.index, rank=rank
+                )
+                handles.append(handle)
+        except OSError:
+            for handle in handles:
+                handle.abandon("was not started, as another rank could not be")
+            raise
         self.handles = [*handles]
         num_local = self._config.data_parallel_size * self.world_size
         for handle in handles:
             local_index = self.index * self.world_size + handle.rank
             handle.start(
-                Setup(self._config, self.index, handle.rank, self.world_size, local_index, num_local, rendezvous)
+                Setup(
+                    self._config,
+                    self.index,
+                    handle.rank,
+                    self.world_size,
+                    local_index,
+                    num_local,
+                    self._program,
+                    rendezvous,
+                )
             )
 
     def clean_up(self) -> None:

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+from omni_core.remote.start import start_python
+
+RUN_SPAWNED = "omni_exec_multiproc.worker_process:run_spawned"
 
 
 @dataclass(slots=True)
@@ -48,17 +52,6 @@ def has_fork_server() -> bool:
     return sys.platform == "linux" and hasattr(os, "pidfd_open")
 
 
-def executable_code(function: str, *arguments: Any) -> list[str]:
-    """Return the command that calls `pkg.mod:function` in a new interpreter with this one's `sys.path`.
-
-    The script's own module is not imported again, so scripts need no `if __name__ == "__main__"`.
-    """
-    module, _, name = function.partition(":")
-    text = ", ".join(map(repr, arguments))
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import {name}; {name}({text})"
-    return [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code]  # type: ignore[attr-defined]
-
-
 class Spawner:
     """Starts each worker as a new interpreter.
 
@@ -72,9 +65,9 @@ class Spawner:
 
     def start(self, work: int, control: int, output: int, on_started: OnStarted) -> None:
         """Start an interpreter."""
-        command = executable_code("omni_exec_multiproc.worker_process:run_spawned", work, control, os.getpid())
+        arguments = (work, control, os.getpid())
         try:
-            process = start_process(command, [work, control], output)
+            process = start_python(RUN_SPAWNED, arguments, fds=(work, control), output=output)
             pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
         except OSError as error:
             on_started(error)
@@ -96,22 +89,3 @@ class Spawner:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5.0)
         self._processes.clear()
-
-
-def start_process(command: list[str], fds: list[int], output: int) -> subprocess.Popen[bytes]:
-    """Start a process of this plugin's own.
-
-    Args:
-        command: What to run.
-        fds: Files that it is given besides.
-        output: Where it writes what it has to say.
-    """
-    return subprocess.Popen(  # noqa: S603  # our own interpreter with our own code
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        pass_fds=fds,
-        # Out of the terminal's process group: Ctrl-C is the driver's to handle.
-        start_new_session=True,
-    )

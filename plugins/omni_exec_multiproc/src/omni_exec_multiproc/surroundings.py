@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from omni_core.remote.start import import_path
+
 # Files that hold surroundings: those of `Surroundings.fds`.
 NUM_FDS = 2
 
@@ -25,7 +27,7 @@ class Surroundings:
     def __init__(self) -> None:
         values = {
             "environment": dict(os.environ),
-            "path": [entry for entry in sys.path if isinstance(entry, str)],
+            "path": import_path(),
             "umask": _umask(),
             "cores": sorted(os.sched_getaffinity(0)),
         }

@@ -27,9 +27,13 @@ from typing import Any
 
 import omni_core
 from omni_core.errors import StartupError
+from omni_core.remote.private_folder import make_private
+from omni_core.remote.process_end import end_process
+from omni_core.remote.start import occupy_standard_files, start_python
 from omni_exec_multiproc.fork_messages import peer_of
-from omni_exec_multiproc.starter import executable_code, has_fork_server, start_process
+from omni_exec_multiproc.starter import has_fork_server
 
+SERVE_MANY = "omni_exec_multiproc.fork_server:serve_many"
 _SOCKET = "socket"
 _FACTS = "server.json"
 # Seconds in which a connection must be made; the server answers later, when it has imported everything.
@@ -112,8 +116,10 @@ def warm_fork_server() -> Iterator[SharedServer]:
     """
     if not has_fork_server():
         raise StartupError("Workers can be forked from a server on Linux only.")
+    occupy_standard_files()
     owner = os.getpid()
     folder = Path(tempfile.mkdtemp(prefix="omni-fork-server-"))  # for this user only
+    folder.chmod(0o700)  # a umask may take rights from this user too
     lifeline, theirs = socket.socketpair()
     process = None
     server = SharedServer(folder)
@@ -121,11 +127,12 @@ def warm_fork_server() -> Iterator[SharedServer]:
         with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             with _address(folder) as address:
                 listener.bind(address)
+            (folder / _SOCKET).chmod(0o600)
+            make_private(folder / _FACTS)
             listener.listen(128)
             fds = [listener.fileno(), theirs.fileno()]
             (folder / _FACTS).write_text(json.dumps(_facts(os.environ)), encoding="utf-8")
-            command = executable_code("omni_exec_multiproc.fork_server:serve_many", *fds, owner, str(folder))
-            process = start_process(command, fds, _standard_error())
+            process = start_python(SERVE_MANY, (*fds, owner, str(folder)), fds=fds, output=2)
         with _lock:
             _entered.append(server)
         yield server
@@ -135,7 +142,7 @@ def warm_fork_server() -> Iterator[SharedServer]:
         lifeline.close()
         if os.getpid() == owner:  # and no process that it has forked
             if process is not None:
-                _wait_for(process)
+                end_process(process)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -168,19 +175,3 @@ def _facts(environment: Mapping[str, str]) -> dict[str, Any]:
             if name.startswith(_READ_AT_IMPORT) and name not in _HEEDED
         },
     }
-
-
-def _standard_error() -> int:
-    try:
-        os.fstat(2)
-    except OSError:
-        return subprocess.DEVNULL
-    return 2
-
-
-def _wait_for(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(2.0)
-    except subprocess.TimeoutExpired:  # it is still importing
-        process.kill()
-        process.wait()

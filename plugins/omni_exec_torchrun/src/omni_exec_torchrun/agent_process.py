@@ -6,15 +6,13 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
+from omni_core.remote.start import start_python
 from omni_exec_torchrun.launch_settings import LaunchSettings
 
-SETTINGS_VARIABLE = "OMNI_TORCHRUN_SETTINGS"
-EVENTS_VARIABLE = "OMNI_TORCHRUN_EVENTS_FD"
-STARTER_VARIABLE = "OMNI_TORCHRUN_STARTER_PID"
+RUN_AGENT = "omni_exec_torchrun.elastic:main"
 
 _LONGEST_LINE = 1 << 20
 
@@ -42,7 +40,7 @@ class AgentProcess:
 
 
 def start_agent(settings: LaunchSettings, output: int | None) -> AgentProcess:
-    """Start `python -m omni_exec_torchrun.elastic` in a session of its own: Ctrl-C in a terminal is not meant for it.
+    """Start the process of `elastic.py` in a session of its own: Ctrl-C in a terminal is not meant for it.
 
     Must be called in a thread that lives as long as the process shall: on Linux the kernel ends it with the thread.
 
@@ -55,27 +53,14 @@ def start_agent(settings: LaunchSettings, output: int | None) -> AgentProcess:
     """
     lifeline_read, lifeline_write = os.pipe()
     events_read, events_write = os.pipe()
-    # Not on the command line: others see that, and the settings may hold anything. Modules are found where this process
-    # finds them, and not in whatever folder it runs in (from Python 3.11 on).
-    environment = {
-        **os.environ,
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path),  # noqa: PTH100  # "" is the cwd
-        **settings.environment,
-        SETTINGS_VARIABLE: settings.to_json(),
-        EVENTS_VARIABLE: str(events_write),
-        STARTER_VARIABLE: str(os.getpid()),
-    }
-    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     try:
-        process = subprocess.Popen(  # noqa: S603  # our own interpreter with our own code
-            [sys.executable, *flags, "-m", "omni_exec_torchrun.elastic"],
+        process = start_python(
+            RUN_AGENT,
+            (settings.to_json(), events_write, os.getpid()),
+            fds=(events_write,),
             stdin=lifeline_read,
-            stdout=output,
-            stderr=output,
-            pass_fds=[events_write],
-            env=environment,
-            start_new_session=True,
+            output=output,
+            environment={**os.environ, **settings.environment},
         )
     except BaseException:
         os.close(lifeline_write)

@@ -12,6 +12,7 @@ from typing import Any
 
 from omni_core.errors import ConfigError
 from omni_core.remote.executor import RemoteExecutor, worker_config
+from omni_core.remote.private_folder import private_folder
 from omni_core.remote.reactor import Reactor
 from omni_core.remote.replica import ReplicaEvents
 from omni_exec_torchrun.arrival import Arrivals
@@ -50,7 +51,7 @@ class DriverExecutor(RemoteExecutor):
 
     def make_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[RankReplica]:
         """Return the replicas, not started yet."""
-        self._folder = tempfile.TemporaryDirectory(prefix="omni-torchrun-")
+        self._folder = private_folder("omni-torchrun-")
         secret_file = Path(self._folder.name) / "secret"
         write_secret(secret_file, self._secret)
         self._port = ControlPort(

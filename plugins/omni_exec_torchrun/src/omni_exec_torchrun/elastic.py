@@ -1,4 +1,4 @@
-"""The launcher process, `python -m omni_exec_torchrun.elastic`: runs torch elastic's agent, which starts the ranks."""
+"""The launcher process: runs torch elastic's agent, which starts the ranks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from omni_core.remote.process_end import describe_exit, die_with_parent
+from omni_core.remote.start import find_interpreter, import_path
 from omni_exec_torchrun.agent_end import AGENT_VARIABLE, watch_lifeline
 from omni_exec_torchrun.agent_events import EventWriter
-from omni_exec_torchrun.agent_process import EVENTS_VARIABLE, SETTINGS_VARIABLE, STARTER_VARIABLE
 from omni_exec_torchrun.forked_rank import can_fork, run_rank
 from omni_exec_torchrun.launch_settings import WORKER_MODULE, LaunchSettings
 
@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 EXIT_LOST = 75
 
 
-def main() -> None:
-    """Run one agent with the settings from the environment, until its ranks have ended or it is told to stop.
+def main(settings_json: str, events: int, starter: int) -> None:
+    """Run one agent until its ranks have ended or it is told to stop. Standard input is its lifeline.
+
+    Args:
+        settings_json: Its settings.
+        events: File descriptor on which it reports.
+        starter: Process id of who started it.
 
     Ends with code 0 if all ranks did, 1 if the ranks kept dying, `EXIT_LOST` if other nodes cannot be reached, and by
     the signal that it was sent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
-    settings = LaunchSettings.from_json(os.environ.pop(SETTINGS_VARIABLE))
-    events = int(os.environ.pop(EVENTS_VARIABLE))
-    die_with_parent(int(os.environ.pop(STARTER_VARIABLE)))
+    die_with_parent(starter)
+    settings = LaunchSettings.from_json(settings_json)
     agents: list[ReportingAgent] = []
 
     def give_up(reason: str | None = None) -> None:
@@ -84,7 +88,9 @@ def _run(
         entrypoint: Any = run_rank
         arguments = (settings.module, *settings.module_arguments)
     else:
-        entrypoint = sys.executable
+        entrypoint = find_interpreter()
+        # They find modules where this process does, and not in whatever folder they run in (from Python 3.11 on).
+        os.environ.update(PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join(map(os.path.abspath, import_path())))
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         arguments = rank_command(settings.module, settings.module_arguments, flags)
     # Its account of each death, with a traceback of its own insides, comes on top of what is reported.
@@ -133,7 +139,3 @@ def _explain(error: BaseException, report: EventWriter) -> int:
     is_lost = isinstance(error, (RendezvousError, DistError, OSError))
     report("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
     return EXIT_LOST if is_lost else 1
-
-
-if __name__ == "__main__":
-    main()

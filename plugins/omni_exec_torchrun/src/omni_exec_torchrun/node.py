@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +15,9 @@ from typing import Any
 
 from omni_core.errors import ConfigError
 from omni_core.log import get_logger
-from omni_core.remote.process_end import describe_exit
+from omni_core.remote.process_end import describe_exit, end_process
 from omni_exec_torchrun.address import parse_address
-from omni_exec_torchrun.agent_process import AgentProcess, EventReader, start_agent
+from omni_exec_torchrun.agent_process import EventReader, start_agent
 from omni_exec_torchrun.launch_settings import LaunchSettings
 from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret
 
@@ -142,18 +141,11 @@ def _run_agent(
                     on_event(event)
         if stop.is_set():
             agent.process.terminate()
-        return _wait(agent, settings.stop_grace_s + _STOP_MARGIN_S)
+        return end_process(agent.process, settings.stop_grace_s + _STOP_MARGIN_S)
     finally:
         agent.process.kill()
         agent.close_files()
-        agent.process.wait()
-
-
-def _wait(agent: AgentProcess, timeout_s: float) -> int:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        return agent.process.wait(timeout_s)
-    agent.process.kill()
-    return agent.process.wait()
+        end_process(agent.process)
 
 
 def _tell(event: dict[str, Any]) -> None:

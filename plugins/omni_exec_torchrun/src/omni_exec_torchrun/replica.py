@@ -133,6 +133,7 @@ class RankReplica(Replica):
                     self.world_size,
                     local_index,
                     num_local,
+                    self._program,
                     meeting,
                     self._rank_options.backend,
                     self._rank_options.timeout_s,

@@ -54,6 +54,7 @@ def write_secret(path: Path, secret: bytes) -> None:
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, 0o600)  # whatever the umask is
         file.write(secret)
 
 

@@ -1,0 +1,74 @@
+"""What workers have of the program that makes the engine: its command line, and what is named in its `__main__`."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from omni_core import serialization
+from omni_core.config import OmniDiffusionConfig
+from omni_core.errors import ConfigError, RPCError
+
+_MAIN = "__main__"
+# The fields that hold import paths which workers follow.
+_FIELDS = ("model", "worker_extension_cls")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The program.
+
+    Attributes:
+        argv: Its `sys.argv`: a factory's module may look at it.
+        main: What the configuration names in its `__main__`, by name: the pickle, and its buffers. A worker process
+            has a `__main__` of its own, so that travels by value.
+    """
+
+    argv: tuple[str, ...]
+    main: Mapping[str, tuple[bytes, list[bytes]]]
+
+    @classmethod
+    def of_this_process(cls, config: OmniDiffusionConfig) -> Program:
+        """Return what a configuration's workers need of this process.
+
+        Raises:
+            ConfigError: `__main__` has not what the configuration names, or that cannot be sent by value.
+        """
+        main = {}
+        for field in _FIELDS:
+            path = getattr(config, field)
+            module, _, attribute = (path or "").partition(":")
+            if module == _MAIN and attribute:
+                name = attribute.partition(".")[0]
+                main[name] = _pack(name, f"{field} = {path!r}")
+        # An embedding program may have set anything, or nothing.
+        return cls(tuple(value for value in getattr(sys, "argv", ()) if isinstance(value, str)), main)
+
+    def take_over(self) -> None:
+        """Let this process, a worker, have it. Raises whatever unpickling raises."""
+        sys.argv = [*self.argv]
+        if self.main:
+            # In a module of its own: names of the program must not replace those of the module that runs here.
+            main = types.ModuleType(_MAIN)
+            sys.modules[_MAIN] = main
+            for name, (data, buffers) in self.main.items():
+                setattr(main, name, serialization.loads(data, buffers))
+
+
+def _pack(name: str, setting: str) -> tuple[bytes, list[bytes]]:
+    try:
+        value = getattr(sys.modules[_MAIN], name)
+    except AttributeError:
+        raise ConfigError(
+            f"{setting}: the program that runs has no {name!r} at its top. Define it before the engine is made."
+        ) from None
+    try:
+        data, buffers = serialization.dumps(value)
+    except RPCError as error:
+        raise ConfigError(
+            f"{setting} cannot be sent to worker processes, which have a __main__ of their own: {error.message}. Put "
+            f"it into a module of its own, which makes no engine, and name that: pkg.mod:{name}."
+        ) from error
+    return data, [bytes(buffer) for buffer in buffers]
