@@ -82,19 +82,46 @@ class Machine:
             self.patch.setenv(name, str(value))
 
     def follow(self, cure):
-        """Do what the first command of a cure says, and those that follow it with `and then`."""
+        """Do what the first command of a cure says, and those that follow it with `and then`; or its first sentence."""
+        if self._follow_sentence(cure):
+            return
         for command in re.findall("(?:^[^`]*|, and then )`([^`]+)`", cure):
             self.run(command)
+
+    def _follow_sentence(self, cure):
+        """Take a flag back, or edit a line of a file, where a cure begins with that."""
+        flag = re.match(r"(?:Leave out|Correct the flag) (--[\w-]+)", cure)
+        if flag is not None:
+            at = self.flags.index(flag[1])
+            del self.flags[at : at + 2]
+            return True
+        line = re.match(r"(?:Remove(?: the line)?|Correct) (\S+) (?:from|in) ([\w./-]+\.toml)", cure)
+        new = re.match(r"Rename (\w+) to (\w+) in ([\w./-]+\.toml)", cure)
+        if new is not None:
+            old, name, file = new.groups()
+            text = re.sub(rf"(?m)^{old}\b", name, Path(file).read_text())
+        elif line is not None:
+            old, file = line.groups()
+            text = re.sub(rf"(?m)^{re.escape(old)}( .*)?\n", "", Path(file).read_text())
+        else:
+            return False
+        assert text != Path(file).read_text(), f"{cure!r} changes nothing"
+        Path(file).write_text(text)
+        return True
 
     def run(self, command):
         """Do as a shell does, in this process where it is about variables, and in `site` where it is about pip."""
         word, _, rest = command.partition(" ")
-        if word == "export":
+        if word.startswith("--"):
+            at = self.flags.index(word)
+            self.flags[at : at + 2] = [word, *shlex.split(rest)]
+        elif word == "export":
             for assignment in rest.split():
                 name, _, value = assignment.partition("=")
                 self.patch.setenv(name, value.strip("'"))
         elif word == "unset":
-            self.patch.delenv(rest)
+            for name in rest.split():
+                self.patch.delenv(name)
         else:
             before = {file: file.name.partition("-")[0] for file in self.site.glob("*.dist-info")}
             environment = os.environ | {

@@ -54,6 +54,10 @@ def toml(text):
     return lambda machine: (machine.folder / "omni.toml").write_text(text)
 
 
+def flags(*words):
+    return lambda machine: machine.flags.extend(words)
+
+
 def remove_toml(machine):
     (machine.folder / "omni.toml").unlink()
 
@@ -161,6 +165,16 @@ def container(machine):
     machine.export(OMNI_MODEL=machine.folder / "model", OMNI_DATA_PARALLEL_SIZE=3)
 
 
+def half_a_container(machine):
+    """16 MiB of weights, of which half would fit, and a processor that computes with 16 bits itself."""
+    (machine.folder / "memory.max").write_text(f"{12 * 2**20}\n")
+    (machine.folder / "cpuinfo").write_text("flags\t\t: fpu avx512_bf16\n")
+    machine.patch.setattr(memory, "CGROUP", machine.folder)
+    machine.patch.setattr(devices, "_CPU_INFO", machine.folder / "cpuinfo")
+    save_file({"x": np.zeros(2**22, np.float16)}, make_model(machine.folder / "model") / WEIGHTS)
+    machine.export(OMNI_MODEL=machine.folder / "model", OMNI_DEVICE="cpu")
+
+
 def old_processor(machine):
     (machine.folder / "cpuinfo").write_text("flags\t\t: fpu sse sse2 avx avx2\n")
     machine.patch.setattr(devices, "_CPU_INFO", machine.folder / "cpuinfo")
@@ -202,7 +216,67 @@ MISTAKES = {
         toml("model = \n"), "config", "problem", "omni.toml cannot be read", "Correct omni.toml", remove_toml
     ),
     "omni.toml with a wrong value": Mistake(
-        toml('dtype = "float8"\n'), "config", "problem", "dtype", "Correct dtype in omni.toml", remove_toml
+        toml('dtype = "float8"\n'), "config", "problem", "dtype", "Correct dtype in omni.toml"
+    ),
+    "field misspelled": Mistake(
+        toml('modle = "."\nmax_num_seqs = 3\n'),
+        "config",
+        "problem",
+        "there is no field 'modle'",
+        "^Rename modle to model in omni.toml",
+        toml("max_num_seqs = 3\n"),
+    ),
+    "field misspelled that is renamed": Mistake(
+        toml("max_num_seq = 3\n"),
+        "config",
+        "problem",
+        "'max_num_seq'",
+        "^Rename max_num_seq to max_num_seqs in omni.toml",
+    ),
+    "field of nobody": Mistake(
+        toml('xyzzy = "model"\nmax_num_seqs = 3\n'),
+        "config",
+        "problem",
+        "there is no field 'xyzzy'",
+        "^Remove xyzzy from omni.toml",
+    ),
+    "fields in a table": Mistake(
+        toml("[omni]\nmax_num_seqs = 3\n"),
+        "config",
+        "problem",
+        "there is no field 'omni'",
+        r"^Remove the line \[omni\] from omni.toml",
+    ),
+    "field of nobody in another file": Mistake(
+        lambda machine: ((machine.folder / "my.toml").write_text("xyzzy = 1\n"), flags("--config", "my.toml")(machine)),
+        "config",
+        "problem",
+        "'xyzzy'",
+        "^Remove xyzzy from my.toml",
+    ),
+    "file not there": Mistake(
+        flags("--config", "none.toml"),
+        "config",
+        "problem",
+        "no configuration file at none.toml",
+        "Name a file that is there with --config, or leave it out",
+        lambda machine: machine.flags.clear(),
+    ),
+    "value impossible in a flag": Mistake(
+        flags("--max-num-seqs", "0"), "config", "problem", "max_num_seqs = 0", "^Correct the flag --max-num-seqs"
+    ),
+    "variable in small letters": Mistake(
+        variables(omni_max_num_seqs="0"), "config", "problem", "max_num_seqs", "`unset omni_max_num_seqs`"
+    ),
+    "part of a value in a variable": Mistake(
+        variables(OMNI_EXECUTOR_OPTIONS__SPEED="9"),
+        "executor",
+        "problem",
+        "takes no options",
+        "`unset OMNI_EXECUTOR_OPTIONS__SPEED`",
+    ),
+    "variable that is no JSON": Mistake(
+        variables(OMNI_MODEL_OPTIONS="{x"), "config", "problem", "model_options", "`unset OMNI_MODEL_OPTIONS`"
     ),
     "executor misspelled": Mistake(
         variables(OMNI_EXECUTOR_CLASS="inlin"),
@@ -257,7 +331,14 @@ MISTAKES = {
         container, "memory", "problem", "this container may use 40.0 MiB", "`export OMNI_DATA_PARALLEL_SIZE=2`"
     ),
     "weights beyond the memory": Mistake(
-        in_folder(make_huge), "memory", "problem", "8192.00 GiB of weights", "A smaller model", whole_again
+        in_folder(make_huge), "memory", "problem", "8192.00 GiB of weights", "^A smaller model[^`]*$", whole_again
+    ),
+    "weights of which half fits": Mistake(
+        half_a_container,
+        "memory",
+        "problem",
+        "this container may use 12.0 MiB",
+        "^`export OMNI_DTYPE=bfloat16` takes half",
     ),
     "model misspelled": Mistake(misspell_folder, "model", "problem", "there is no folder", "`export OMNI_MODEL="),
     "folder of a hub's cache": Mistake(

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 
 import click
+import pydantic
 import pytest
 
-from omni_core import __version__, hookimpl
+from omni_core import ExecutorSpec, __version__, hookimpl
 from omni_core.errors import OmniError
+from omni_core.executors import plugin as core_plugin
 from omni_core.plugins import PluginRegistry
 
 
@@ -28,6 +30,20 @@ class Usurper:
     @hookimpl
     def omni_cli(self, app):
         app.add_command(click.Command("generate"))
+
+
+class Options(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    speed: int = 1
+
+
+class Acme:
+    """Offers an executor with an option."""
+
+    @hookimpl
+    def omni_register_executors(self):
+        path = "omni_core.executors.inline:InlineExecutor"
+        return [ExecutorSpec("acme", path, options=f"{__name__}:Options")]
 
 
 class Failer:
@@ -108,6 +124,23 @@ def test_config_that_is_wrong(omni):
     result = omni("config", env={"OMNI_MAX_NUM_SEQ": "5"})
     assert result.exit_code == 2
     assert "Did you mean OMNI_MAX_NUM_SEQS?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (["--executor-class", "acme", "--executor-options", "sped=3"], 2, "Did you mean 'speed'?"),
+        (["--executor-class", "acme", "--executor-options", "speed=fast"], 2, "executor_options of acme"),
+        (["--executor-class", "acme", "--step-timeout-s", "3"], 2, "does not support step_timeout_s"),
+        (["--executor-options", "speed=3"], 2, "takes no options"),
+        (["--executor-class", "acme", "--executor-options", "speed=3"], 0, ""),
+        (["--executor-class", "nonsense"], 0, "Warning: executor_options were not checked: There is no executor"),
+    ],
+)
+def test_config_knows_the_options_of_the_executor(omni, flags, code, says):
+    result = omni("config", *flags, obj=registry(Acme(), core_plugin))
+    assert (result.exit_code, says in result.stderr) == (code, True), result.stderr
+    assert ("executor_options" in result.stdout) == (code == 0)
 
 
 def test_plugins(omni):

@@ -47,11 +47,52 @@ def test_a_mistake_is_found_and_its_cure_helps(machine, name):
     assert machine.findings() == []
 
 
+# A field, an impossible value for it, and what the finding says: made in each place where a field can be set.
+FIELDS = {
+    "executor_class": ("inlin", "There is no executor 'inlin'"),
+    "device": ("cuda:99", "cuda:99 cannot be used"),
+    "num_threads": (9999, "num_threads = 9999"),
+    "step_timeout_s": (9.0, "does not support step_timeout_s"),
+    "startup_timeout_s": (-1.0, "startup_timeout_s"),
+    "max_num_seqs": (0, "max_num_seqs"),
+    "model": ("./modell", "there is no folder modell"),
+}
+
+
+@pytest.mark.parametrize("place", ["variable", "flag", "file"])
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_cure_helps_wherever_the_field_was_set(machine, name, place):
+    value, says = FIELDS[name]
+    make_model(machine.folder / "model")
+    if place == "variable":
+        machine.export(**{f"OMNI_{name.upper()}": value})
+    elif place == "flag":
+        machine.flags += [f"--{name.replace('_', '-')}", str(value)]
+    else:
+        (machine.folder / "omni.toml").write_text(f"{name} = {json.dumps(value)}\n")
+    found = machine.findings()
+    assert len(found) == 1, found
+    assert says in found[0]["detail"]
+    machine.follow(found[0]["cure"])
+    assert machine.findings() == []
+
+
+def test_several_wrong_fields_are_cured_one_by_one(machine):
+    (machine.folder / "omni.toml").write_text('xyzzy = 1\nmax_num_seq = 2\ndtype = "float8"\n')
+    machine.export(OMNI_MAX_RETRIES="-1")
+    [finding] = machine.findings()
+    cures = finding["cure"].split(". ")
+    assert len(cures) == 4
+    for cure in cures:
+        machine.follow(cure)
+    assert machine.findings() == []
+
+
 def test_a_problem_is_told_with_its_cure(omni):
     result = omni("doctor", "--model", "./nowhere", "--device", "nonsense")
     assert result.exit_code == 1
     assert "there is no folder nowhere" in result.stdout
-    assert "problem: device: `export OMNI_DEVICE=auto`" in result.stdout
+    assert "problem: device: `--device auto`" in result.stdout
     assert result.stdout.splitlines()[-1].startswith("2 problems")
 
 

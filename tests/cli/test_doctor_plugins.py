@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cli.doctor_harness import Machine
+from omni_core.plugins import selection
 
 pytestmark = pytest.mark.install
 
@@ -67,6 +68,9 @@ def test_a_plugin_that_is_not_installed(machine):
     machine.export(OMNI_EXECUTOR_CLASS="acme")
     finding = found(machine, "executor")
     assert "There is no executor 'acme'" in finding["detail"]
+    assert "pip install" not in finding["detail"] + finding["cure"]  # anybody's, or nobody's
+    machine.patch.setattr(selection, "PUBLISHED", ("acme",))
+    finding = found(machine, "executor")
     assert "`pip install omni-exec-acme`" in finding["cure"]
     machine.follow(finding["cure"])
     assert machine.findings() == []
@@ -164,7 +168,7 @@ def test_options_that_the_executor_does_not_have(machine):
     machine.flags = ["--executor-class", "acme", "--executor-options", "sped=3"]
     finding = found(machine, "executor")
     assert "sped" in finding["detail"]
-    assert "the executor acme has the options speed" in finding["cure"]
+    assert finding["cure"] == "Correct the flag --executor-options; the executor acme has the options speed"
     machine.flags[-1] = "speed=3"
     assert machine.findings() == []
 

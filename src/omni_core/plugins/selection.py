@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +14,7 @@ from omni_core.errors import (
     PluginConflictError,
     PluginError,
     PluginVersionError,
+    closest,
     did_you_mean,
 )
 from omni_core.hookspecs import API_VERSION, OLDEST_API_VERSION, ExecutorSpec
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from omni_core.executor import DiffusionExecutor
 
-# By convention the executor NAME comes in the distribution omni-exec-NAME. That is all the core knows of others.
+# By convention the executor NAME comes in the distribution omni-exec-NAME.
 DISTRIBUTION_PREFIX = "omni-exec-"
+# Executors whose distributions there are, so that they can be named to somebody who has not installed them.
+PUBLISHED = ("multiproc", "torchrun")
 
 Offer = tuple[PluginRecord, ExecutorSpec]
 
@@ -79,6 +81,12 @@ class ResolvedExecutor:
                 f"The options model {model} of the executor {self.name} raised {describe(error)}. A model says what is "
                 "wrong with a value by ValueError."
             ) from error
+
+
+def published(name: str) -> str | None:
+    """Return the distribution of an executor that is known to be published; None for any other word."""
+    plain = normalise(name).removeprefix(DISTRIBUTION_PREFIX)
+    return f"{DISTRIBUTION_PREFIX}{plain}" if plain in PUBLISHED else None
 
 
 def speaks(spec: ExecutorSpec) -> bool:
@@ -248,7 +256,9 @@ def _not_found(choice: str, records: Sequence[PluginRecord]) -> ExecutorNotFound
     usable = usable_executors(records)
     names = sorted({spec.name for _, spec in usable})
     qualified = [f"{record.qualifier}:{spec.name}" for record, spec in usable]
-    says = [f"There is no executor {choice!r}.{did_you_mean(choice, qualified if colon else names)}"]
+    missing = None if colon else _not_installed(choice, names)
+    known = qualified if colon else [*names, *([] if published(choice) else PUBLISHED)]
+    says = [f"There is no executor {choice!r}.{did_you_mean(choice, known)}"]
     if not records:
         says.append("No plugin was found at all, not even omni-core's own: install omni-core with pip.")
     elif colon and not any(normalise(record.qualifier) == normalise(distribution) for record in records):
@@ -256,15 +266,20 @@ def _not_found(choice: str, records: Sequence[PluginRecord]) -> ExecutorNotFound
     says.append(f"Executors here: {', '.join(qualified if colon else names) or 'none'}.")
     if not colon and "." in name and is_import_path(f"{name}:x"):
         says.append(f"An import path is written with a colon: executor_class={':'.join(name.rsplit('.', 1))!r}.")
-    elif not colon and re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", name, re.ASCII):
-        says.append(
-            f"If it is a plugin that is not installed: pip install {DISTRIBUTION_PREFIX}"
-            f"{normalise(name).removeprefix(DISTRIBUTION_PREFIX)}"
-        )
+    elif missing is not None:
+        says.append(f"It is a plugin that is not installed: pip install {missing}")
     left_out = [f"{record.full_name} ({record.state})" for record in records if record.state != "active"]
     if left_out:
         says.append(f"Plugins that cannot be used: {', '.join(left_out)}; `omni plugins` says why.")
     return ExecutorNotFoundError(" ".join(says))
+
+
+def _not_installed(choice: str, names: Sequence[str]) -> str | None:
+    """Return the distribution of the published executor that is meant, or likely so; None if it is not that."""
+    if published(choice):
+        return published(choice)
+    near = closest(choice, [*names, *PUBLISHED])
+    return published(near) if near is not None and near not in names else None
 
 
 def _near_registered(choice: str, records: Sequence[PluginRecord]) -> str:

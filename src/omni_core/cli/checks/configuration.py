@@ -7,8 +7,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pydantic
+
+from omni_core.cli.checks.cures import correct, file_of
 from omni_core.cli.checks.finding import Finding
-from omni_core.config import DEFAULT_FILE, ENV_PREFIX, OmniDiffusionConfig, unknown_environment
+from omni_core.config import ENV_PREFIX, OmniDiffusionConfig, unknown_environment
 from omni_core.errors import ConfigError, closest
 
 
@@ -24,7 +27,7 @@ def check_configuration(config: OmniDiffusionConfig | ConfigError, values: Mappi
         origin = f"valid, from {', '.join(sorted(sources))}" if sources else "valid, all defaults"
         yield Finding("config", "ok", origin)
     else:
-        yield Finding("config", "problem", config.message, _cure(config.message, values))
+        yield Finding("config", "problem", config.message, _cure(config, values))
 
 
 def check_environment() -> Iterator[Finding]:
@@ -36,27 +39,39 @@ def check_environment() -> Iterator[Finding]:
             yield Finding("environment", "warning", f"{name} means nothing to omni", cure)
 
 
-def _cure(message: str, values: Mapping[str, Any]) -> str:
+def _cure(error: ConfigError, values: Mapping[str, Any]) -> str:
+    message, file = error.message, file_of(values)
+    if isinstance(error.__cause__, pydantic.ValidationError):
+        problems = error.__cause__.errors(include_url=False, include_context=False)
+        cures = dict.fromkeys(_cure_of_field(dict(problem), values) for problem in problems if problem["loc"])
+        if cures:
+            return ". ".join(cures)
     for name in unknown_environment():
         if name in message:
             near = closest(name.removeprefix(ENV_PREFIX), OmniDiffusionConfig.model_fields) or ""
             return f"`unset {name}`; what was meant is likely `export {ENV_PREFIX}{near.upper()}={os.environ[name]}`"
-    file = values.get("config_file") or DEFAULT_FILE
-    if "cannot be read" in message or "no configuration file" in message:
+    if "no configuration file" in message:
+        return "Name a file that is there with --config, or leave it out"
+    if "cannot be read" in message:
         if "Permission denied" in message:
             return f"`chmod a+r {file}`, as its owner"
         return f"Correct {file} there; it is TOML, with one `name = value` a line"
-    for name in OmniDiffusionConfig.model_fields:
-        if re.search(rf"\b{name}\b", message):
-            return _correct_field(name, file, values)
+    # A variable whose value is no JSON: the message names the field in quotation marks.
+    named = [name for name in re.findall(r'"(\w+)"', message) if name in OmniDiffusionConfig.model_fields]
+    if named:
+        return correct(named[0], values)
     return f"Correct what it names in {file}, in the variables {ENV_PREFIX}* or among the flags"
 
 
-def _correct_field(name: str, file: str, values: Mapping[str, Any]) -> str:
-    # In the order in which sources go before each other.
-    if any(values.get(parameter) not in (None, ()) for parameter in (name, f"{name}_options")):
-        return f"Correct the flag --{name.replace('_', '-')}; `omni doctor --help` describes it"
-    variable = f"{ENV_PREFIX}{name.upper()}"
-    if any(found == variable or found.startswith(f"{variable}__") for found in os.environ):
-        return f"Correct the variable, or `unset {variable}`"
-    return f"Correct {name} in {file}; `omni config --help` describes it"
+def _cure_of_field(problem: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    name = str(problem["loc"][0])
+    if name in OmniDiffusionConfig.model_fields:
+        return correct(name, values)
+    # Flags and variables are of fields that there are, so it is in the file.
+    file = file_of(values)
+    if isinstance(problem.get("input"), Mapping):
+        return f"Remove the line [{name}] from {file}: fields stand in no table; `omni config --help` lists them"
+    near = closest(name, OmniDiffusionConfig.model_fields)
+    if near is not None:
+        return f"Rename {name} to {near} in {file}, if that was meant; else remove it"
+    return f"Remove {name} from {file}; `omni config --help` lists the fields"

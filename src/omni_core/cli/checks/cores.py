@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from omni_core.cli.checks.cures import set_field
 from omni_core.cli.checks.devices import device_type, number_of_workers
 from omni_core.cli.checks.finding import Finding
 from omni_core.cli.checks.software import try_import
@@ -50,7 +51,7 @@ def _cure(config: OmniDiffusionConfig | None, cores: int, workers: int) -> str:
         return f"Set data_parallel_size and the parallel degrees so that their product is {cores} or less"
     share = max(1, cores // workers)
     if config is not None and config.num_threads is not None:
-        return f"`export OMNI_NUM_THREADS={share}`, or correct num_threads where it was set"
+        return set_field("num_threads", share, config)
     return f"`export OMP_NUM_THREADS={share} MKL_NUM_THREADS={share}`"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from omni_core.cli.checks.cures import set_field
 from omni_core.cli.checks.finding import Finding
 from omni_core.cli.checks.software import try_import
 from omni_core.config import OmniDiffusionConfig
@@ -103,7 +104,7 @@ def _selected(torch: Any, config: OmniDiffusionConfig) -> Iterator[Finding]:
         torch.empty(0, device=kind if device == "auto" else device)
     except Exception as error:  # each back end raises errors of its own
         reason = str(error).splitlines()[0]
-        cure = "`export OMNI_DEVICE=auto`, or one of those above"
+        cure = f"{set_field('device', 'auto', config)}, or one of those above"
         yield Finding("device", "problem", f"{device} cannot be used: {reason}", cure)
         return
     yield Finding("device", "ok", f"auto: {kind}" if device == "auto" else device)
@@ -122,7 +123,7 @@ def _selected(torch: Any, config: OmniDiffusionConfig) -> Iterator[Finding]:
             "dtype",
             "warning",
             f"{config.dtype} on a processor without instructions for it can be many times slower than float32",
-            "`export OMNI_DTYPE=float32`",
+            set_field("dtype", "float32", config),
         )
 
 
@@ -131,7 +132,7 @@ def _offload(kind: str, config: OmniDiffusionConfig) -> Iterator[Finding]:
         return
     if kind == "cpu":
         detail = f"offload = {config.offload!r} moves weights to an accelerator, and the device is the CPU"
-        yield Finding("offload", "problem", detail, "`export OMNI_OFFLOAD=none`, or choose another device")
+        yield Finding("offload", "problem", detail, f"{set_field('offload', 'none', config)}, or choose another device")
     elif importlib.util.find_spec("accelerate") is None:
         detail = f"offload = {config.offload!r} needs accelerate, which is not installed"
         yield Finding("offload", "problem", detail, "`pip install 'omni-core[offload]'`")

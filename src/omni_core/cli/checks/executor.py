@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from omni_core.cli.checks.cures import place_of, set_field, take_back
 from omni_core.cli.checks.finding import Finding
-from omni_core.config import ENV_PREFIX, OmniDiffusionConfig
+from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import (
     ConfigError,
     ExecutorNotFoundError,
@@ -17,7 +18,7 @@ from omni_core.errors import (
 from omni_core.hookspecs import API_VERSION
 from omni_core.plugins import PluginRegistry
 from omni_core.plugins.records import normalise
-from omni_core.plugins.selection import DISTRIBUTION_PREFIX, ResolvedExecutor, speaks
+from omni_core.plugins.selection import DISTRIBUTION_PREFIX, PUBLISHED, ResolvedExecutor, published, speaks
 
 
 def check_executor(config: OmniDiffusionConfig, plugins: PluginRegistry) -> Iterator[Finding]:
@@ -41,12 +42,18 @@ def _options(config: OmniDiffusionConfig, resolved: ResolvedExecutor) -> Iterato
     except ConfigError as error:
         refused = True
         name = resolved.cls.unsupported_options(config)[0]
-        yield Finding("executor", "problem", error.message, _remove(name, config))
+        yield Finding(
+            "executor", "problem", error.message, f"{take_back(name, config)}, or choose another executor_class"
+        )
     try:
         resolved.validate_options(config.executor_options)
     except ConfigError as error:
         refused = True
-        cure = _remove("executor_options", config) if resolved.options is None else _known_options(resolved)
+        cure = f"{take_back('executor_options', config)}, or choose another executor_class"
+        if resolved.options is not None:
+            fields = ", ".join(resolved.options.model_fields)
+            place = place_of("executor_options", config)
+            cure = f"Correct {place}; the executor {resolved.name} has the options {fields}"
         yield Finding("executor", "problem", error.message, cure)
     if not refused:
         place = f"{resolved.cls.__module__}:{resolved.cls.__qualname__}"
@@ -59,16 +66,18 @@ def _selection_cure(error: OmniError, config: OmniDiffusionConfig, plugins: Plug
     if isinstance(error, ExecutorNotFoundError):
         near = closest(choice, names)
         if near is not None:
-            return f"`export {ENV_PREFIX}EXECUTOR_CLASS={near}`, or correct it where it was set"
+            return set_field("executor_class", near, config)
         if ":" in choice:
             return f"Correct the import path, and see that `python -c 'import {choice.partition(':')[0]}'` works"
-        name = normalise(choice).removeprefix(DISTRIBUTION_PREFIX)
-        return f"`pip install {DISTRIBUTION_PREFIX}{name}`, or set executor_class to one of {', '.join(names)}"
+        distribution = published(closest(choice, PUBLISHED) or choice)
+        if distribution is not None:
+            return f"`pip install {distribution}`, or set executor_class to one of {', '.join(names)}"
+        return f"{set_field('executor_class', 'inline', config)}, or install the plugin that has it"
     if isinstance(error, PluginVersionError):
         return _version_cure(choice, plugins)
     if isinstance(error, PluginConflictError):
         ways = [f"{record.qualifier}:{spec.name}" for record, spec in plugins.executors if spec.name == choice]
-        return " or ".join(f"`export {ENV_PREFIX}EXECUTOR_CLASS={way}`" for way in ways)
+        return " or ".join(set_field("executor_class", way, config) for way in ways)
     for record in plugins.records:
         owns = normalise(record.qualifier) in (normalise(choice.partition(":")[0]), f"{DISTRIBUTION_PREFIX}{choice}")
         if record.state == "disabled" and (owns or record.name == choice):
@@ -76,7 +85,7 @@ def _selection_cure(error: OmniError, config: OmniDiffusionConfig, plugins: Plug
         offers = any(spec.name == choice for spec in record.executors)
         if record.distribution is not None and (owns or offers or record.name == choice):
             return f"`pip install --upgrade {record.distribution}`"
-    return f"Set executor_class to one of {', '.join(names)}"
+    return f"{set_field('executor_class', 'inline', config)}, or one of {', '.join(names)}"
 
 
 def _version_cure(choice: str, plugins: PluginRegistry) -> str:
@@ -87,17 +96,3 @@ def _version_cure(choice: str, plugins: PluginRegistry) -> str:
                 older = record.distribution or record.name
                 return f"`pip install --upgrade {'omni-core' if spec.api > API_VERSION else older}`"
     return "`pip install --upgrade omni-core`"
-
-
-def _remove(name: str, config: OmniDiffusionConfig) -> str:
-    source = config.sources().get(name, "argument")
-    if source.startswith("environment "):
-        return f"`unset {source.removeprefix('environment ')}`, or choose another executor_class"
-    if source.startswith("file "):
-        return f"Remove {name} from {source.removeprefix('file ')}, or choose another executor_class"
-    return f"Leave out --{name.replace('_', '-')}, or choose another executor_class"
-
-
-def _known_options(resolved: ResolvedExecutor) -> str:
-    fields = getattr(resolved.options, "model_fields", {})
-    return f"Correct it where it was set; the executor {resolved.name} has the options {', '.join(fields)}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omni_core.cli.checks.cores import CGROUP
+from omni_core.cli.checks.cures import set_field
 from omni_core.cli.checks.devices import device_type, number_of_workers
 from omni_core.cli.checks.finding import Finding
 from omni_core.cli.checks.model import folder_of
@@ -75,7 +76,9 @@ def _weights(config: OmniDiffusionConfig) -> Iterator[Finding]:
         limit, says = memory_limit()
         what = f"{_size(one)} of weights in {workers} worker{'' if workers == 1 else 's'}"
         if one * workers > limit:
-            yield Finding("memory", "problem", f"{what}, and {says} {_size(limit)}", _memory_cure(config, one))
+            yield Finding(
+                "memory", "problem", f"{what}, and {says} {_size(limit)}", _memory_cure(config, one, bytes_each)
+            )
         else:
             yield Finding("memory", "ok", f"{what}; {says} {_size(limit)}")
     elif torch.cuda.is_available() and config.offload == "none":
@@ -83,19 +86,21 @@ def _weights(config: OmniDiffusionConfig) -> Iterator[Finding]:
         share = one // config.tensor_parallel_size
         if share > limit:
             detail = f"{_size(share)} of weights for a GPU with {_size(limit)}"
-            yield Finding("memory", "problem", detail, "`export OMNI_OFFLOAD=model`")
+            yield Finding("memory", "problem", detail, set_field("offload", "model", config))
 
 
 def _size(count: int) -> str:
     return f"{count / _GIB:.2f} GiB" if count >= _GIB else f"{count / 2**20:.1f} MiB"
 
 
-def _memory_cure(config: OmniDiffusionConfig, one: int) -> str:
+def _memory_cure(config: OmniDiffusionConfig, one: int, bytes_each: int) -> str:
     limit, says = memory_limit()
     fit = limit // (one * config.ranks_per_replica)
     if fit >= 1:
-        return f"`export OMNI_DATA_PARALLEL_SIZE={fit}`, or correct data_parallel_size where it was set"
+        return set_field("data_parallel_size", fit, config)
     more = (
         "a container with more memory (`docker run --memory`)" if "container" in says else "a machine with more memory"
     )
-    return f"A smaller model, or {more}; `export OMNI_DTYPE=bfloat16` takes half"
+    if bytes_each == 4 and one * config.ranks_per_replica <= 2 * limit:
+        return f"{set_field('dtype', 'bfloat16', config)} takes half; else a smaller model, or {more}"
+    return f"A smaller model, or {more}"

@@ -7,10 +7,12 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import omni_core
+from omni_core.cli.checks.cures import SetModel, set_field
 from omni_core.cli.checks.finding import Finding
 from omni_core.cli.checks.hub import check_hub, downloaded_to
 from omni_core.cli.checks.software import try_import
@@ -67,8 +69,9 @@ def _exists(path: Path) -> bool:
 
 
 def _folder(folder: Path, config: OmniDiffusionConfig) -> Iterator[Finding]:
+    set_model = partial(set_field, "model", config=config)
     if not folder.is_dir():
-        yield Finding("model", "problem", f"there is no folder {folder}", _near_folder(folder))
+        yield Finding("model", "problem", f"there is no folder {folder}", _near_folder(folder, set_model))
         return
     index = folder / _INDEX
     try:
@@ -77,14 +80,15 @@ def _folder(folder: Path, config: OmniDiffusionConfig) -> Iterator[Finding]:
             name: value for name, value in content.items() if name[0] != "_" and isinstance(value, list) and value[0]
         }
     except FileNotFoundError:
-        yield Finding("model", "problem", f"{folder} has no {_INDEX}: not in diffusers layout", _inner_folder(folder))
+        cure = _inner_folder(folder, set_model)
+        yield Finding("model", "problem", f"{folder} has no {_INDEX}: not in diffusers layout", cure)
         return
     except (ValueError, AttributeError, IndexError) as error:
         yield Finding("model", "problem", f"{index} cannot be read: {type(error).__name__}: {error}", _LAYOUT)
         return
     problems = [
         *_class_problems(content.get("_class_name"), config),
-        *weight_problems(folder, components, _download(config)),
+        *weight_problems(folder, components, _download(config), set_model),
     ]
     for problem, cure in problems:
         yield Finding("model", "problem", f"{folder}: {problem}", cure)
@@ -99,17 +103,17 @@ def _download(config: OmniDiffusionConfig) -> str:
     return f"`hf download {config.model}`" if _is_hub_id(config.model) else _COPY
 
 
-def _near_folder(folder: Path) -> str:
+def _near_folder(folder: Path, set_model: SetModel) -> str:
     parent = folder.parent
     names = [other.name for other in parent.iterdir() if other.is_dir()] if parent.is_dir() else []
     near = closest(folder.name, names)
-    return f"`export OMNI_MODEL={shlex.quote(str(parent / near))}`, if that was meant" if near else _LAYOUT
+    return f"{set_model(parent / near)}, if that was meant" if near else _LAYOUT
 
 
-def _inner_folder(folder: Path) -> str:
+def _inner_folder(folder: Path, set_model: SetModel) -> str:
     # That of a hub's cache (models--owner--name/snapshots/…), or of an archive with a folder in it.
     inner = next(iter(sorted([*folder.glob(f"*/{_INDEX}"), *folder.glob(f"snapshots/*/{_INDEX}")])), None)
-    return f"`export OMNI_MODEL={shlex.quote(str(inner.parent))}`" if inner is not None else _LAYOUT
+    return set_model(inner.parent) if inner is not None else _LAYOUT
 
 
 def _class_problems(name: Any, config: OmniDiffusionConfig) -> Iterator[tuple[str, str]]:
@@ -117,7 +121,7 @@ def _class_problems(name: Any, config: OmniDiffusionConfig) -> Iterator[tuple[st
         if not config.trust_remote_code and not config.model_options.get("custom_pipeline"):
             yield (
                 f"its pipeline {name[-1]} is code of its own, which runs only with trust_remote_code",
-                f"Read {name[0]}.py in that folder; if you trust it: `export OMNI_TRUST_REMOTE_CODE=true`",
+                f"Read {name[0]}.py in that folder; if you trust it: {set_field('trust_remote_code', True, config)}",
             )
         return
     if not isinstance(name, str):

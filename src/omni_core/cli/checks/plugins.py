@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from omni_core.cli.checks.cures import set_field
 from omni_core.cli.checks.finding import Finding
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import API_VERSION
@@ -32,7 +33,7 @@ def check_plugins(plugins: PluginRegistry, config: OmniDiffusionConfig | None = 
         owners.setdefault(spec.name, []).append(record)
     for name, records in owners.items():
         if len(records) > 1 and not chosen.endswith(f":{name}"):
-            ways = " or ".join(f"`export OMNI_EXECUTOR_CLASS={record.qualifier}:{name}`" for record in records)
+            ways = " or ".join(set_field("executor_class", f"{one.qualifier}:{name}", config) for one in records)
             yield Finding(
                 "plugins",
                 "warning",

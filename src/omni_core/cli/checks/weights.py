@@ -10,17 +10,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from omni_core.cli.checks.cures import SetModel
+
 _WITHOUT_SAFETY = (".bin", ".ckpt", ".pt", ".pth")
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def weight_problems(folder: Path, components: Iterable[str], download: str) -> Iterator[tuple[str, str]]:
+def weight_problems(
+    folder: Path, components: Iterable[str], download: str, set_model: SetModel
+) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with the weights in the folder of a model, each with its cure.
 
     Args:
         folder: The folder of the model.
         components: Names of the folders in it that should be there.
         download: How to get the files again.
+        set_model: Says how to set another model.
 
     Raises:
         OSError: A file or a folder cannot be read.
@@ -39,7 +44,10 @@ def weight_problems(folder: Path, components: Iterable[str], download: str) -> I
         weights = list(part.glob("*.safetensors"))
         unsafe = sorted(file.name for file in part.iterdir() if file.suffix in _WITHOUT_SAFETY)
         if unsafe and not weights:
-            yield f"{name} has {unsafe[0]} and no .safetensors, which is all that omni loads", _conversion(folder)
+            yield (
+                f"{name} has {unsafe[0]} and no .safetensors, which is all that omni loads",
+                _conversion(folder, set_model),
+            )
         missing = sorted({shard for index in part.glob("*.safetensors.index.json") for shard in _missing_shards(index)})
         if missing:
             yield f"{name} lacks {', '.join(missing)}", f"Get all of the model: {download}"
@@ -112,13 +120,10 @@ def _problem(file: Path) -> str | None:
     return None
 
 
-def _conversion(folder: Path) -> str:
+def _conversion(folder: Path, set_model: SetModel) -> str:
     target = f"{folder}-safetensors"
     program = (
         f"from diffusers import DiffusionPipeline as P; "
         f"P.from_pretrained({str(folder)!r}, use_safetensors=False).save_pretrained({target!r})"
     )
-    return (
-        f"If you trust who made them, convert them, `python -c {shlex.quote(program)}`, and then "
-        f"`export OMNI_MODEL={shlex.quote(target)}`"
-    )
+    return f"If you trust who made them, convert them, `python -c {shlex.quote(program)}`, and then {set_model(target)}"
