@@ -13,10 +13,14 @@ _MODULES = ("omni_core.worker.worker", "omni_core.plugins", "diffusers", "diffus
 
 
 def import_common() -> None:
-    """Import what every worker needs, and leave out what cannot be imported: the worker will say why."""
+    """Import and install what every worker needs, and leave out what cannot be: the worker will say why."""
     for module in _MODULES:
         with contextlib.suppress(Exception):
             importlib.import_module(module)
+    with contextlib.suppress(Exception):
+        from omni_core.worker.random_draws import install_draws
+
+        install_draws()
     _keep()
 
 
