@@ -8,8 +8,8 @@ For `inline` and `multiproc`, with the small model that ships with omni:
 - `late`: from `engine.submit` of a request of 4 steps, while eight long ones run and there is a free place, to its
   result: its own 4 steps, and what it waits for besides (its turn, its prompt, its picture).
 
-Both in units of one step of the eight, which is measured in the same run: the median over eight requests that run
-undisturbed. Prints the median, the middle half and the largest.
+Both in units of one step of the eight in the same round, so that noise of the machine hits both. Prints the median, the
+middle half and the largest.
 """
 
 from __future__ import annotations
@@ -36,13 +36,6 @@ def requests_of(count: int, num_steps: int, first_seed: int = 0) -> list[Any]:
     ]
 
 
-def step_seconds(engine: Any) -> float:
-    """Seconds of one step of eight requests that run undisturbed."""
-    outputs = engine.step(requests_of(COMPANY, 60))
-    metrics = [output.raise_for_error().metrics for output in outputs]
-    return float(statistics.median(one.denoise_s / one.num_steps for one in metrics))
-
-
 def start_company(engine: Any, number: int) -> list[Any]:
     """Submit eight long requests, and return their handles when all have made some steps.
 
@@ -58,58 +51,57 @@ def start_company(engine: Any, number: int) -> list[Any]:
     return handles  # type: ignore[no-any-return]
 
 
-def end_all(handles: list[Any]) -> None:
-    """Abort what still runs, and wait for it."""
+def end_all(handles: list[Any]) -> float:
+    """Abort what still runs, and return the seconds of one of its steps in this round."""
     for handle in handles:
         handle.abort()
-    for handle in handles:
-        handle.result(60)
+    metrics = [handle.result(60).metrics for handle in handles]
+    return float(statistics.median(one.denoise_s / one.num_steps for one in metrics))
 
 
-def abort_seconds(engine: Any, number: int) -> float:
-    """Seconds from an abort to the end that it brings."""
+def steps_until_abort(engine: Any, number: int) -> tuple[float, float]:
+    """Steps from an abort to the end that it brings, and the seconds of a step."""
     handles = start_company(engine, number)
     began = time.perf_counter()
     handles[3].abort()
     output = handles[3].result(60)
     seconds = time.perf_counter() - began
     assert output.finish_reason == "aborted"
-    end_all(handles)
-    return seconds
+    step_s = end_all(handles)
+    return seconds / step_s, step_s
 
 
-def late_seconds(engine: Any, number: int) -> float:
-    """Seconds from the submission of a short request to its result."""
+def steps_until_late(engine: Any, number: int) -> tuple[float, float]:
+    """Steps from the submission of a short request to its result, and the seconds of a step."""
     handles = start_company(engine, number)
     [late] = requests_of(1, LATE_STEPS, first_seed=100)
     began = time.perf_counter()
     engine.submit(late).result(60).raise_for_error()
     seconds = time.perf_counter() - began
     assert not any(handle.done() for handle in handles), "the long ones had ended before"
-    end_all(handles)
-    return seconds
+    step_s = end_all(handles)
+    return seconds / step_s, step_s
 
 
 def measure(executor: str, rounds: int) -> None:
     """Print the lines of one executor."""
     from omni_core import DiffusionEngine, OmniDiffusionConfig
 
-    figures: dict[str, list[float]] = {"abort": [], "late": []}
+    found: dict[str, list[tuple[float, float]]] = {"abort": [], "late": []}
     with DiffusionEngine(OmniDiffusionConfig(executor_class=executor, max_num_seqs=COMPANY + 1)) as engine:
         # Each company is verified once, which is no part of what is measured.
-        late_seconds(engine, 0)
-        abort_seconds(engine, 0)
-        steps = [step_seconds(engine)]
+        steps_until_late(engine, 0)
+        steps_until_abort(engine, 0)
         for number in range(rounds):
-            figures["abort"].append(abort_seconds(engine, number))
-            figures["late"].append(late_seconds(engine, number))
-            steps.append(step_seconds(engine))
-    step_s = statistics.median(steps)
-    for name, seconds in figures.items():
-        low, middle, high = statistics.quantiles([one / step_s for one in seconds], n=4)
+            found["abort"].append(steps_until_abort(engine, number))
+            found["late"].append(steps_until_late(engine, number))
+    for name, rows in found.items():
+        steps = [row[0] for row in rows]
+        low, middle, high = statistics.quantiles(steps, n=4)
+        step_ms = statistics.median(row[1] for row in rows) * 1e3
         print(
             f"{executor:9} {name:5} told after {middle:.1f} steps  (middle half {low:.1f} to {high:.1f}, "
-            f"at most {max(seconds) / step_s:.1f}, {rounds} rounds; a step takes {step_s * 1e3:.1f} ms)",
+            f"at most {max(steps):.1f}, {rounds} rounds; a step takes {step_ms:.1f} ms)",
             flush=True,
         )
 

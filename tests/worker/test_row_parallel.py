@@ -345,6 +345,22 @@ def test_an_abort_takes_effect_at_the_same_step(ranks: RankProcesses) -> None:
         assert_close([images], [expected])
 
 
+def test_a_step_ends_on_all_ranks_in_the_wave_in_which_a_request_ends(ranks: RankProcesses) -> None:
+    name = "dit"
+
+    def run(group: RankGroup) -> Any:
+        session = Session(group, name)
+        both = ("r1", "r2")
+        session.step(
+            *[both] * 8, new=[request(name, 1, num_inference_steps=30), request(name, 2, num_inference_steps=3)]
+        )
+        waves, ended = session.waves, list(session.outputs)
+        session.step(*[both] * 8)
+        return waves, ended, session.waves - waves, list(session.outputs)
+
+    assert ranks.run(run) == [(3, ["r2"], 8, ["r2"])] * 2
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_interrupt_ends_the_step_at_the_same_wave(ranks: RankProcesses, rank: int) -> None:
     name = "stable_diffusion_3"
