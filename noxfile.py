@@ -1,69 +1,154 @@
-"""Every check and test: `nox` runs all of them, `nox -s tests` one."""
+"""Every check and test: `nox` runs what each change must pass, `nox -s quick` what takes less than a minute.
+
+Torch and what else omni and its tests need are installed once, into `.nox/base`. Each environment here sees those and
+has besides only what its name says; so the tests of the core show that it works with the core alone.
+
+`nox` runs two jobs at a time, since a forward has one thread, and then the tests that measure time, one by one.
+"""
 
 from __future__ import annotations
 
+import sys
+import time
+from pathlib import Path
+
 import nox
 
-nox.options.sessions = ["check", "tests", "multiproc", "torchrun", "docs"]
-nox.options.error_on_missing_interpreters = True
-nox.options.reuse_existing_virtualenvs = True
+sys.path.insert(0, str(Path(__file__).parent / ".ci"))
+from environments import Environment, make_base
+from jobs import AT_A_TIME, Job, run_all
 
-CONSTRAINTS = ("-c", "constraints.txt")
-# One thread per forward: more than the cores is ruinous, and results repeat to the bit.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+nox.options.sessions = ["all"]
 
-# Two at a time, since a forward has one thread; the tests of a module or class stay together, as they share engines.
-IN_PARALLEL = ("-n", "2", "--dist", "loadscope")
+MULTIPROC_FOLDER = "plugins/omni_exec_multiproc"
+TORCHRUN_FOLDER = "plugins/omni_exec_torchrun"
+PLUGINS = (f"./{MULTIPROC_FOLDER}", f"./{TORCHRUN_FOLDER}")
+
+CHECK = Environment("check", (".[check,docs,examples]", *PLUGINS, "nox"), editable=True)
+CORE = Environment("core", (".",))
+EXTRAS = Environment("extras", (".[video,examples]",))
+MULTIPROC = Environment("multiproc", (".", PLUGINS[0]))
+TORCHRUN = Environment("torchrun", (".", PLUGINS[1]))
+DOCS = Environment("docs", (".[docs]", *PLUGINS))
 
 
-@nox.session
+def pytest(name: str, environment: Environment, *arguments: str, folder: str = ".", timed: bool = True) -> Job:
+    return Job(name, environment, (("pytest", "--durations=5", *arguments),), folder, timed)
+
+
+SUITE = "tests/test_conformance.py"
+TORCHRUN_SUITE = pytest("torchrun: conformance", TORCHRUN, SUITE, folder=TORCHRUN_FOLDER)
+TORCHRUN_TESTS = pytest("torchrun", TORCHRUN, f"--ignore={SUITE}", folder=TORCHRUN_FOLDER)
+MULTIPROC_SUITE = pytest("multiproc: conformance", MULTIPROC, SUITE, folder=MULTIPROC_FOLDER)
+MULTIPROC_TESTS = pytest("multiproc", MULTIPROC, f"--ignore={SUITE}", folder=MULTIPROC_FOLDER)
+
+ENGINE_FOLDERS = ("tests/engine", "tests/worker")
+CLI_FOLDERS = ("tests/cli", "tests/conformance", "tests/plugins")
+# They need more than the core: the documentation has a job of its own, the examples one with extras.
+ELSEWHERE = ("tests/docs", "tests/test_examples.py", *ENGINE_FOLDERS, *CLI_FOLDERS)
+ENGINE_TESTS = pytest("core: engine, worker", CORE, *ENGINE_FOLDERS)
+CLI_TESTS = pytest("core: command line, suite, plugins", CORE, *CLI_FOLDERS)
+OTHER_TESTS = pytest("core: the rest", CORE, "tests", *(f"--ignore={path}" for path in ELSEWHERE))
+EXTRA_TESTS = pytest("core with extras", EXTRAS, "tests/cli/test_files.py", "tests/test_examples.py")
+
+SITE = ("sphinx", "-W", "--keep-going", "-n", "-q", "docs", "build/docs")
+DOCS_TESTS = Job("docs", DOCS, (SITE, ("pytest", "--durations=5", "tests/docs")))
+CHECKS = Job("check", CHECK, (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",), ("lint-imports",)))
+# What a change can be tried with in seconds.
+LIGHT = Job(
+    "tests without torch",
+    CHECK,
+    (
+        (
+            "pytest",
+            "-q",
+            "--without-torch",
+            "tests/test_pictures.py",
+            "tests/test_scheduler.py",
+            "tests/test_serial_thread.py",
+            "tests/plugins/test_registry.py",
+            "tests/remote",
+            "tests/cli/test_names.py",
+            "tests/cli/test_options.py",
+            "tests/cli/test_values.py",
+            "tests/cli/test_plugins_new.py",
+            "tests/conformance/test_sentences.py",
+            "tests/worker/test_parallel_layout.py",
+        ),
+    ),
+)
+CORE_JOBS = (CLI_TESTS, ENGINE_TESTS, OTHER_TESTS, EXTRA_TESTS)
+# The longest first, so that no long one is left for the end.
+JOBS = (
+    TORCHRUN_TESTS,
+    TORCHRUN_SUITE,
+    *CORE_JOBS[:2],
+    MULTIPROC_TESTS,
+    DOCS_TESTS,
+    MULTIPROC_SUITE,
+    *CORE_JOBS[2:],
+    CHECKS,
+)
+
+
+def run(session: nox.Session, *jobs: Job, more: tuple[str, ...] = ()) -> None:
+    begun = time.monotonic()
+    make_base()
+    session.log(f"{len(jobs)} jobs, {AT_A_TIME} at a time; each is reported when it has ended")
+    report = run_all(jobs, (*more, *session.posargs))
+    for name, seconds in sorted(report.seconds.items(), key=lambda entry: -entry[1]):
+        session.log(f"{seconds:6.0f} s  {name}{'  FAILED' if name in report.failed else ''}")
+    session.log(f"{time.monotonic() - begun:6.0f} s  in all")
+    if report.failed:
+        session.error(f"failed: {', '.join(report.failed)}")
+
+
+@nox.session(name="all", venv_backend="none")
+def everything(session: nox.Session) -> None:
+    """Everything that a change must pass, the sessions below together."""
+    run(session, *JOBS)
+
+
+@nox.session(venv_backend="none", default=False)
+def nightly(session: nox.Session) -> None:
+    """The same with all cases of the suite for examples and templates, long random traffic, and fresh interpreters.
+
+    When: by night, before a release, and after a change of the suite, of the examples, or of how workers are started.
+    """
+    run(session, *JOBS, more=("--nightly",))
+
+
+@nox.session(venv_backend="none", default=False)
+def quick(session: nox.Session) -> None:
+    """Lint, format, types, layers, and the tests that need no torch: less than a minute, once it is installed."""
+    run(session, CHECKS, LIGHT)
+
+
+@nox.session(venv_backend="none", default=False)
 def check(session: nox.Session) -> None:
     """Lint, format, strict types and import layers."""
-    plugins = ("-e", "plugins/omni_exec_multiproc", "-e", "plugins/omni_exec_torchrun")
-    session.install(*CONSTRAINTS, "-e", ".[check,test,examples]", *plugins, "nox")
-    session.run("ruff", "check")
-    session.run("ruff", "format", "--check")
-    session.run("mypy")
-    session.run("lint-imports")
+    run(session, CHECKS)
 
 
-@nox.session
+@nox.session(venv_backend="none", default=False)
 def tests(session: nox.Session) -> None:
-    """The tests of the core, in an environment with only the core installed."""
-    session.install(*CONSTRAINTS, ".[test]")
-    # The documentation and the examples need more: the one has a session of its own, the others come below.
-    left_out = ("--ignore=tests/docs", "--ignore=tests/test_examples.py")
-    arguments = session.posargs or ["--durations=10", *IN_PARALLEL, *left_out]
-    session.run("pytest", *arguments, env=ENVIRONMENT)
-    if not session.posargs:
-        # What only works with an extra, once the core has shown that it works without.
-        session.install(*CONSTRAINTS, ".[test,video,examples]")
-        extras = ("tests/cli/test_files.py", "tests/test_examples.py")
-        session.run("pytest", *IN_PARALLEL, *extras, env=ENVIRONMENT)
+    """The tests of the core, in an environment with only the core installed; then those that need an extra."""
+    run(session, *CORE_JOBS)
 
 
-@nox.session
+@nox.session(venv_backend="none", default=False)
 def multiproc(session: nox.Session) -> None:
     """The tests of the plugin for worker processes, in an environment with only it and the core installed."""
-    test_plugin(session, "plugins/omni_exec_multiproc")
+    run(session, MULTIPROC_TESTS, MULTIPROC_SUITE)
 
 
-@nox.session
+@nox.session(venv_backend="none", default=False)
 def torchrun(session: nox.Session) -> None:
     """The tests of the plugin for torch.distributed, in an environment with only it and the core installed."""
-    test_plugin(session, "plugins/omni_exec_torchrun")
+    run(session, TORCHRUN_TESTS, TORCHRUN_SUITE)
 
 
-@nox.session
+@nox.session(venv_backend="none", default=False)
 def docs(session: nox.Session) -> None:
     """Build the documentation site, and run everything that README and pages show, with all plugins installed."""
-    plugins = ("./plugins/omni_exec_multiproc", "./plugins/omni_exec_torchrun")
-    session.install(*CONSTRAINTS, ".[docs,test]", *plugins)
-    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", "build/docs", env=ENVIRONMENT)
-    session.run("pytest", "tests/docs", *(session.posargs or ["--durations=10"]), env=ENVIRONMENT)
-
-
-def test_plugin(session: nox.Session, folder: str) -> None:
-    session.install(*CONSTRAINTS, ".[test]", f"./{folder}")
-    session.chdir(folder)
-    session.run("pytest", *(session.posargs or ["--durations=10"]), env=ENVIRONMENT)
+    run(session, DOCS_TESTS)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,18 @@ BROKEN = Path(__file__).parents[1] / "conformance"
 
 
 @pytest.fixture
-def check(omni_process):
+def check(warm_python):
     """Runs `omni plugins check`, able to import the broken executors of tests/conformance."""
 
     def run(*arguments, **environment):
         paths = [*environment.pop("paths", []), str(BROKEN), os.environ["PYTHONPATH"]]
-        return omni_process(
-            "plugins", "check", *arguments, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
+        return subprocess.run(
+            [*warm_python.command(), "-m", "omni_core", "plugins", "check", *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
         )
 
     return run

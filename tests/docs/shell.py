@@ -98,7 +98,7 @@ def _project(folder: Path) -> dict:
 
 def _check_nox(command: str) -> list[str]:
     names = re.findall(r"-s (\w+)", command)
-    sessions = re.findall(r"@nox\.session\ndef (\w+)", (ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    sessions = re.findall(r"@nox\.session\b.*\ndef (\w+)", (ROOT / "noxfile.py").read_text(encoding="utf-8"))
     return [f"there is no nox session {name!r}" for name in names if name not in sessions]
 
 

@@ -343,6 +343,7 @@ def test_close_wakes_who_receives_and_who_sends() -> None:
     right.close()
 
 
+@pytest.mark.alone
 def test_who_never_reads_is_given_up_and_never_gets_half_a_frame_for_a_whole() -> None:
     sender, stopped = connect(make=no_memory, send_timeout_s=0.3)
     with pytest.raises(SendTimeoutError):

@@ -239,6 +239,7 @@ class Observer:
         self.seen.append(("restarted", replica, rank))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_death_is_noticed_at_once(busy: bool, wait_until: Callable[..., None]) -> None:
     plugins, observer = PluginRegistry(), Observer()
@@ -308,6 +309,7 @@ def test_a_stopped_worker_is_taken_for_dead_when_it_is_silent(wait_until: Callab
         engine.check_health()
 
 
+@pytest.mark.alone
 def test_health_is_told_within_a_second_under_load(engine: DiffusionEngine) -> None:
     handles = [engine.submit(ask(num_inference_steps=900)) for _ in range(8)]
     next(event for event in handles[0].events(30) if event.kind == "step")
@@ -374,6 +376,7 @@ def test_closing_ends_a_call_that_waits(tmp_path: Any, wait_until: Callable[...,
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.alone
 def test_statistics_do_not_wait_for_a_worker_that_is_replaced(engine: DiffusionEngine) -> None:
     before = pids(engine)
     os.kill(before[0], signal.SIGKILL)

@@ -110,6 +110,7 @@ def start(tmp_path: Path, wait_until: WaitUntil) -> Iterator[Start]:
     reactor.stop()
 
 
+@pytest.mark.alone
 def test_a_rank_that_dies_is_started_again(start: Start) -> None:
     group = start(nproc_per_node=2, max_restarts=3)
     took = []
@@ -289,6 +290,7 @@ def test_nothing_is_left_of_a_killed_driver(tmp_path: Path, wait_until: WaitUnti
     assert len(_told(tmp_path)) == len(pids) - 1
 
 
+@pytest.mark.alone
 def test_it_is_idle_when_nothing_happens(start: Start) -> None:
     group = start()
     group.wait_for_ranks(0, 1)

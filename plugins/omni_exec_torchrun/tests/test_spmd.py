@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,35 @@ import pytest
 from PIL import Image
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
+from omni_core.testing.warm_python import WarmPython
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 SCRIPT = HERE / "spmd_script.py"
 LIMIT_S = 100.0
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TorchRun = Callable[..., list[dict[str, Any]]]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+@pytest.fixture(scope="module")
+def torchrun(warm_python: WarmPython, request: pytest.FixtureRequest) -> TorchRun:
+    """Run a case under torchrun, in processes that are forked from a warm one; return what each rank saw.
+
+    With --nightly, and with `cold`, torchrun and the ranks are interpreters of their own.
+    """
+
+    def run(case: str, folder: Path, ranks: int = 2, cold: bool = False, **more: str) -> list[dict[str, Any]]:
+        if cold or request.config.getoption("--nightly"):
+            command = [sys.executable, *TORCHRUN, str(ranks)]
+        else:
+            python = warm_python.command()
+            command = [*python, *TORCHRUN, str(ranks), "--no-python", *python]
+        process = start([*command, str(SCRIPT), case, str(folder)], **more)
+        said = finish(process)
+        assert process.returncode == 0, said
+        return results(folder, ranks, said)
+
+    return run
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -57,14 +80,6 @@ def results(folder: Path, ranks: int, said: str) -> list[dict[str, Any]]:
         assert (folder / f"rank {rank}").exists(), said
         found.append(pickle.loads((folder / f"rank {rank}").read_bytes()))
     return found
-
-
-def torchrun(case: str, folder: Path, ranks: int = 2, **more: str) -> list[dict[str, Any]]:
-    """Run a case under torchrun; return what each rank saw."""
-    process = start([*TORCHRUN, str(ranks), str(SCRIPT), case, str(folder)], **more)
-    said = finish(process)
-    assert process.returncode == 0, said
-    return results(folder, ranks, said)
 
 
 @pytest.fixture
@@ -109,14 +124,18 @@ def assert_same(ones: list[np.ndarray], others: list[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_each_rank_has_the_pictures_that_one_process_makes(tmp_path: Path, inline: dict[str, Any], ranks: int) -> None:
-    for seen in torchrun("make_pictures", tmp_path, ranks):
+def test_each_rank_has_the_pictures_that_one_process_makes(
+    torchrun: TorchRun, tmp_path: Path, inline: dict[str, Any], ranks: int
+) -> None:
+    for seen in torchrun("make_pictures", tmp_path, ranks, cold=ranks == 2):
         assert seen.keys() == inline.keys()
         for name, expected in inline.items():
             assert_same(seen[name], expected)
 
 
-def test_ranks_agree_on_seeds_events_calls_aborts_and_sleep(tmp_path: Path, inline: dict[str, Any]) -> None:
+def test_ranks_agree_on_seeds_events_calls_aborts_and_sleep(
+    torchrun: TorchRun, tmp_path: Path, inline: dict[str, Any]
+) -> None:
     ranks = torchrun("talk", tmp_path)
     for rank, seen in enumerate(ranks):
         assert seen["own id"]
@@ -150,7 +169,7 @@ def test_ranks_agree_on_seeds_events_calls_aborts_and_sleep(tmp_path: Path, inli
         assert len(set(seen["seeds"])) == 4
 
 
-def test_a_process_group_of_the_program_stays_the_programs(tmp_path: Path) -> None:
+def test_a_process_group_of_the_program_stays_the_programs(torchrun: TorchRun, tmp_path: Path) -> None:
     for rank, seen in enumerate(torchrun("with_own_group", tmp_path)):
         assert seen["keys"] == ([] if rank else ["images"])
         assert seen["whole"] == ([] if rank else ["images"])
@@ -159,7 +178,7 @@ def test_a_process_group_of_the_program_stays_the_programs(tmp_path: Path) -> No
         assert seen["again"] == [1]
 
 
-def test_a_request_that_differs_is_named_on_both_ranks(tmp_path: Path) -> None:
+def test_a_request_that_differs_is_named_on_both_ranks(torchrun: TorchRun, tmp_path: Path) -> None:
     for seen in torchrun("differ_in_prompt", tmp_path):
         # Number 2 is the same on both, but was on its way with the one that is not.
         assert "Request number 3 differs between the ranks" in seen["errors"][1]
@@ -177,43 +196,43 @@ def test_a_request_that_differs_is_named_on_both_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("longer", [0, 1])
-def test_a_request_too_many_is_an_error(tmp_path: Path, longer: int) -> None:
+def test_a_request_too_many_is_an_error(torchrun: TorchRun, tmp_path: Path, longer: int) -> None:
     seen = torchrun("differ_in_number", tmp_path, LONGER_RANK=str(longer))[longer]
     assert f"ank {1 - longer} has closed its engine after 1 requests" in seen["error"]
     assert seen["seconds"] < 20
 
 
 @pytest.mark.parametrize("longer", [0, 1])
-def test_a_request_too_few_is_an_error_on_both_ranks_in_time(tmp_path: Path, longer: int) -> None:
+def test_a_request_too_few_is_an_error_on_both_ranks_in_time(torchrun: TorchRun, tmp_path: Path, longer: int) -> None:
     for seen in torchrun("differ_in_number_and_stay", tmp_path, LONGER_RANK=str(longer)):
         assert f"Request number 2 (prompt = 'a red 2') came on rank {longer}" in seen["error"]
         assert f"but not on rank {1 - longer} within 3 s" in seen["error"]
 
 
-def test_a_call_that_differs_is_named_on_both_ranks(tmp_path: Path) -> None:
+def test_a_call_that_differs_is_named_on_both_ranks(torchrun: TorchRun, tmp_path: Path) -> None:
     for seen in torchrun("differ_in_call", tmp_path):
         for part in ("Call number 1 differs", "check_health", "stats"):
             assert part in seen["error"]
         assert seen["after"] == ["error"]
 
 
-def test_configurations_that_differ_are_named_on_both_ranks(tmp_path: Path) -> None:
+def test_configurations_that_differ_are_named_on_both_ranks(torchrun: TorchRun, tmp_path: Path) -> None:
     for seen in torchrun("differ_in_config", tmp_path):
         assert "stacking is" in seen["error"]
         assert "'off'" in seen["error"]
 
 
-def test_a_rank_that_cannot_load_is_named_on_both_ranks(tmp_path: Path) -> None:
+def test_a_rank_that_cannot_load_is_named_on_both_ranks(torchrun: TorchRun, tmp_path: Path) -> None:
     first, second = torchrun("fail_to_start", tmp_path)
     assert "Rank 1 could not start" in first["error"]
     assert all("no pipeline today" in seen["error"] for seen in (first, second))
 
 
-def test_a_rank_that_makes_no_engine_is_named(tmp_path: Path) -> None:
+def test_a_rank_that_makes_no_engine_is_named(torchrun: TorchRun, tmp_path: Path) -> None:
     assert "in vain for rank 1" in torchrun("never_come", tmp_path)[0]["error"]
 
 
-def test_a_configuration_for_other_ranks_is_refused(tmp_path: Path) -> None:
+def test_a_configuration_for_other_ranks_is_refused(torchrun: TorchRun, tmp_path: Path) -> None:
     for seen in torchrun("wrong_size", tmp_path):
         assert "torchrun started 2 processes" in seen["size"]
         assert "driver mode" in seen["replicas"]
@@ -245,21 +264,22 @@ def test_a_rank_0_that_stands_still_is_noticed_though_nothing_is_asked_of_it(tmp
     assert "was not heard of for 10 s" in seen["error"]
 
 
-def test_engines_may_be_closed_in_any_order(tmp_path: Path) -> None:
+def test_engines_may_be_closed_in_any_order(torchrun: TorchRun, tmp_path: Path) -> None:
     for seen in torchrun("close_in_order", tmp_path):
         for number in range(4):
             assert seen[f"seconds {number}"] < 25
         assert {seen["end 2"], seen["end 3"]} <= {"EngineClosedError", "RankGroupError"}
 
 
-def test_an_idle_engine_outlives_every_timeout_and_costs_nothing(tmp_path: Path) -> None:
+@pytest.mark.alone
+def test_an_idle_engine_outlives_every_timeout_and_costs_nothing(torchrun: TorchRun, tmp_path: Path) -> None:
     for seen in torchrun("rest", tmp_path):
         assert seen["load"] < 0.005
         assert seen["after"] == ["finished"]
 
 
 def test_the_example_makes_the_pictures_of_driver_mode(tmp_path: Path) -> None:
-    process = start([*TORCHRUN, "2", str(ROOT / "examples" / "spmd.py"), str(tmp_path)])
+    process = start([sys.executable, *TORCHRUN, "2", str(ROOT / "examples" / "spmd.py"), str(tmp_path)])
     said = finish(process)
     assert process.returncode == 0, said
     digits = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

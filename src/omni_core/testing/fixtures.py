@@ -8,6 +8,7 @@ when nothing else is: see noxfile.py.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -26,12 +27,16 @@ _TIMED = ("test_health_under_load", "test_health_while_a_worker_is_held_up", "te
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--nightly`."""
+    """Add `--nightly` and `--without-torch`."""
     parser.addoption("--nightly", action="store_true", help="run every case, those too for which others stand by day")
+    parser.addoption("--without-torch", action="store_true", help="make tests fail that import torch or diffusers")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks."""
+    """Register the marks, and refuse the import of torch where it is not wanted."""
+    if config.getoption("--without-torch"):
+        refused: dict[str, None] = dict.fromkeys(("torch", "diffusers", "transformers"))
+        sys.modules.update(refused)  # type: ignore[arg-type]  # this is how an import is refused
     config.addinivalue_line("markers", "alone: measures time, so nothing else is to run beside it")
     config.addinivalue_line("markers", "sampled: a few cases of each theme are run, and all of them with --nightly")
     config.addinivalue_line("markers", "nightly: is run with --nightly alone")
