@@ -22,7 +22,7 @@ def show_config(**values: Any) -> None:
     try:
         _check_executor(config, registry_of(click.get_current_context()))
     except PluginError as error:  # the rest of the configuration is of interest all the same
-        say(f"Warning: executor_options were not checked: {error.message}")
+        say(f"Warning: whether the executor takes this was not checked: {error.message}")
     sources = config.sources()
     unknown = unknown_environment()
     fields = {name: getattr(config, name) for name in type(config).model_fields}
