@@ -7,83 +7,43 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     DiTPipeline,
-    DiTTransformer2DModel,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
-    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
 )
 
+from omni_core.testing import image_parts
 from small_pipelines.text import WIDTH, clip_text_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 
 
 def vae(channels: int = 4, levels: int = 2, **options: Any) -> Any:
     """Return an autoencoder whose pictures are `2 ** (levels - 1)` times as wide as its latents."""
     torch.manual_seed(3)
-    return AutoencoderKL(
-        block_out_channels=[8, *[16] * (levels - 1)],
-        down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels,
-        latent_channels=channels,
-        norm_num_groups=4,
-        **options,
-    ).eval()
+    return image_parts.vae(channels, levels, **options).eval()
 
 
 def unet(**options: Any) -> Any:
     torch.manual_seed(4)
-    settings: dict[str, Any] = {
-        "sample_size": 16,
-        "block_out_channels": (16, 32),
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": WIDTH,
-        "attention_head_dim": 4,
-        "norm_num_groups": 4,
-        **options,
-    }
-    return UNet2DConditionModel(**settings).eval()
+    return image_parts.text_to_image_unet(**options).eval()
 
 
 def ddpm() -> Any:
     torch.manual_seed(5)
-    model = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(16, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-    )
-    return DDPMPipeline(model.eval(), DDPMScheduler())
+    return DDPMPipeline(image_parts.unconditional_unet().eval(), DDPMScheduler())
 
 
 def dit() -> Any:
     torch.manual_seed(6)
-    transformer = DiTTransformer2DModel(
-        sample_size=8,
-        num_layers=2,
-        patch_size=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        in_channels=4,
-        out_channels=8,
-        num_embeds_ada_norm=1000,
-    )
+    transformer = image_parts.class_transformer(num_layers=2)
     return DiTPipeline(transformer.eval(), vae(), DDIMScheduler())
 
 
@@ -135,19 +95,7 @@ def stable_diffusion_xl() -> Any:
 
 def stable_diffusion_3(kind: Any = StableDiffusion3Pipeline, channels: int = 4, **more: Any) -> Any:
     torch.manual_seed(7)
-    transformer = SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=channels,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        joint_attention_dim=2 * WIDTH,
-        caption_projection_dim=32,
-        pooled_projection_dim=2 * WIDTH,
-        out_channels=channels,
-        pos_embed_max_size=16,
-    )
+    transformer = image_parts.joint_transformer(channels, num_layers=2)
     return kind(
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(),

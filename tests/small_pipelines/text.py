@@ -9,75 +9,30 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-    UMT5Config,
-    UMT5EncoderModel,
-)
+from transformers import PreTrainedTokenizerFast
 
-WIDTH = 32
-LENGTH = 16
+from omni_core.testing import text_parts
+from omni_core.testing.text_parts import LENGTH, WIDTH, clip_tokenizer, t5_tokenizer
 
-
-def clip_tokenizer() -> Any:
-    letters = [chr(code) for code in range(33, 127)]
-    entries = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={entry: index for index, entry in enumerate(entries)}, merges=[], model_max_length=LENGTH
-    )
+__all__ = [
+    "LENGTH", "WIDTH", "clip_text_encoder", "clip_tokenizer", "language_model", "letter_tokenizer", "t5_encoder",
+    "t5_tokenizer", "umt5_encoder",
+]  # fmt: skip
 
 
 def clip_text_encoder(projection: bool = False, width: int = WIDTH, length: int = LENGTH) -> Any:
-    tokenizer = clip_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=length,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     torch.manual_seed(1)
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
-
-
-def t5_tokenizer() -> Any:
-    letters = [chr(code) for code in range(33, 127)]
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -2.0), *((letter, -3.0) for letter in letters)]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=LENGTH)
+    return text_parts.clip_text_encoder(projection, width, length, num_layers=2).eval()
 
 
 def t5_encoder(width: int = WIDTH) -> Any:
     torch.manual_seed(2)
-    return T5EncoderModel(_t5_config(T5Config, width)).eval()
+    return text_parts.t5_encoder(width).eval()
 
 
 def umt5_encoder(width: int = WIDTH) -> Any:
     torch.manual_seed(2)
-    return UMT5EncoderModel(_t5_config(UMT5Config, width)).eval()
-
-
-def _t5_config(kind: Any, width: int) -> Any:
-    return kind(
-        vocab_size=len(t5_tokenizer()) + 8,
-        d_model=width,
-        d_kv=8,
-        d_ff=2 * width,
-        num_layers=1,
-        num_heads=2,
-        dropout_rate=0.0,
-    )
+    return text_parts.umt5_encoder(width).eval()
 
 
 def letter_tokenizer(template: str | None = None) -> Any:

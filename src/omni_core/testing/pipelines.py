@@ -14,28 +14,30 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoencoderKLWan,
     AutoencoderOobleck,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     DiTPipeline,
-    DiTTransformer2DModel,
     EDMDPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
     StableAudioDiTModel,
     StableAudioPipeline,
     StableAudioProjectionModel,
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
     WanPipeline,
     WanTransformer3DModel,
 )
 
+from omni_core.testing.image_parts import (
+    class_transformer,
+    joint_transformer,
+    text_to_image_unet,
+    unconditional_unet,
+    vae,
+)
 from omni_core.testing.injection import MOST_WAIT_S, Fault, end_process
 from omni_core.testing.text_parts import (
     WIDTH,
@@ -79,23 +81,10 @@ def _fill(module: torch.nn.Module, name: str) -> None:
 @_repeatable
 def picture(kind: Any = StableDiffusion3Pipeline) -> Any:
     """Return a text-to-image pipeline: Stable Diffusion 3."""
-    transformer = SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        joint_attention_dim=2 * WIDTH,
-        caption_projection_dim=32,
-        pooled_projection_dim=2 * WIDTH,
-        out_channels=4,
-        pos_embed_max_size=16,
-    )
     return kind(
-        transformer=transformer,
+        transformer=joint_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        vae=vae(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip_text_encoder(projection=True),
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip_text_encoder(projection=True),
@@ -152,21 +141,11 @@ def faulty() -> Any:
 @_repeatable
 def image_to_image() -> Any:
     """Return an image-to-image pipeline: Stable Diffusion."""
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
     return StableDiffusionImg2ImgPipeline(
-        vae=_vae(),
+        vae=vae(),
         text_encoder=clip_text_encoder(),
         tokenizer=clip_tokenizer(),
-        unet=unet,
+        unet=text_to_image_unet(),
         scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
@@ -177,17 +156,7 @@ def image_to_image() -> Any:
 @_repeatable
 def class_conditional() -> Any:
     """Return a class-conditional pipeline: DiT."""
-    transformer = DiTTransformer2DModel(
-        sample_size=8,
-        num_layers=1,
-        patch_size=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        in_channels=4,
-        out_channels=8,
-        num_embeds_ada_norm=1000,
-    )
-    return DiTPipeline(transformer, _vae(), DDIMScheduler())
+    return DiTPipeline(class_transformer(), vae(), DDIMScheduler())
 
 
 @_repeatable
@@ -263,16 +232,7 @@ def audio() -> Any:
 @_repeatable
 def unconditional() -> Any:
     """Return a pipeline that takes no prompt: DDPM."""
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(16, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-    )
-    return DDPMPipeline(unet, DDPMScheduler())
+    return DDPMPipeline(unconditional_unet(), DDPMScheduler())
 
 
 def raising() -> Any:
@@ -303,15 +263,3 @@ def hanging() -> Any:
     """Take longer to load than anybody waits."""
     threading.Event().wait(MOST_WAIT_S)
     return picture()
-
-
-def _vae(**options: Any) -> Any:
-    """Return an autoencoder whose pictures are twice as wide as its latents."""
-    return AutoencoderKL(
-        block_out_channels=[8, 16],
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        **options,
-    )

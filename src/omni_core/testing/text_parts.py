@@ -28,17 +28,17 @@ def clip_tokenizer() -> Any:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=LENGTH)
 
 
-def clip_text_encoder(projection: bool = False) -> Any:
+def clip_text_encoder(projection: bool = False, width: int = WIDTH, length: int = LENGTH, num_layers: int = 1) -> Any:
     """Return a CLIP text encoder."""
     tokenizer = clip_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=1,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=num_layers,
         num_attention_heads=2,
-        max_position_embeddings=LENGTH,
-        projection_dim=WIDTH,
+        max_position_embeddings=length,
+        projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -57,9 +57,9 @@ def t5_encoder(width: int = WIDTH) -> Any:
     return T5EncoderModel(_t5_config(T5Config, width))
 
 
-def umt5_encoder() -> Any:
+def umt5_encoder(width: int = WIDTH) -> Any:
     """Return a UMT5 encoder."""
-    return UMT5EncoderModel(_t5_config(UMT5Config, WIDTH))
+    return UMT5EncoderModel(_t5_config(UMT5Config, width))
 
 
 def _t5_config(kind: Any, width: int) -> Any:
