@@ -171,6 +171,7 @@ def lumina() -> Any:
         scaling_factor=1.0,
         cross_attention_dim=WIDTH,
     )
+    torch.nn.init.normal_(transformer.pad_token)  # diffusers leaves it as the memory was
     return LuminaPipeline(
         transformer=transformer.eval(),
         vae=vae(),
