@@ -65,6 +65,7 @@ class HttpExecutor(DiffusionExecutor):
         unique_reply_rank: int | None = None,
     ) -> Any:
         """Call a method on the worker of every replica, between two steps."""
+        self.refuse_own_call(method)
         if unique_reply_rank is not None and unique_reply_rank not in range(self.num_replicas):
             raise RPCError(
                 f"There is no rank {unique_reply_rank}: there are {self.num_replicas} workers, counted from 0."
