@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import greenlet
@@ -133,3 +134,8 @@ def build() -> Any:
     parts["unet"].__class__ = RaisingUNet
     parts["vae"].__class__ = RaisingAutoencoder
     return RaisingPipeline(**parts)
+
+
+def process_id(_worker: Any) -> int:
+    """Called in a worker: which process it is."""
+    return os.getpid()

@@ -279,6 +279,22 @@ _PLANS = {
 }
 
 
+class Every:
+    """All of these in one, so that requests for different ones run together. No pipeline of diffusers itself."""
+
+    def __init__(self) -> None:
+        self.pipelines = {name: build(**arguments) for name, arguments in ARGUMENTS.items()}
+
+    def __call__(
+        self, which: str = "", num_inference_steps: int = 4, generator: Any = None, output_type: str = "np"
+    ) -> Any:
+        return self.pipelines[which](num_inference_steps, generator, output_type)
+
+
+def every() -> Any:
+    return Every()
+
+
 def build(name: str, scheduler: str, shows_progress: bool = True) -> Any:
     """Build one of them. `model="small_pipelines.rearranging:build"` with `model_options` does it in a worker."""
     kind = _PLANS[name].kind
