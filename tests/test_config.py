@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -36,6 +37,29 @@ def test_an_invalid_configuration_is_an_error_of_ours(drawn: tuple[str, dict[str
         ({"max_num_seq": 3}, "Did you mean 'max_num_seqs'"),
         ({"dtype": "bfloat"}, "Did you mean 'bfloat16'"),
         ({"max_num_seqs": 0}, "closest valid value is 1"),
+        ({"max_num_seqs": 10**6}, "closest valid value is 4096"),
+        ({"max_num_seqs": 2.6}, "closest valid value is 3"),
+        ({"max_num_seqs": True}, "closest valid value is 1"),
+        ({"max_retries": -1}, "closest valid value is 0"),
+        ({"max_batch_wait_ms": 1e9}, "closest valid value is 60000"),
+        ({"dtype": "fp16"}, "Did you mean 'float16'"),
+        ({"dtype": "FP16"}, "Did you mean 'float16'"),
+        ({"dtype": "half"}, "Did you mean 'float16'"),
+        ({"dtype": "torch.float16"}, "Did you mean 'float16'"),
+        ({"dtype": "bf16"}, "Did you mean 'bfloat16'"),
+        ({"dtype": "fp32"}, "Did you mean 'float32'"),
+        ({"dtype": torch.float64}, "Did you mean 'float"),
+        ({"dtype": np.float16}, "Did you mean 'float16'"),
+        ({"dtype": np.dtype("float16")}, "Did you mean 'float16'"),
+        ({"request_defaults": {"num_inference_steps": 0}}, "request_defaults: num_inference_steps = 0.*value is 1"),
+        ({"request_defaults": {"height": -8}}, "request_defaults: height = -8.*closest valid value is 1"),
+        ({"request_defaults": {"guidance_scale": "7.5"}}, "closest valid value is 7.5"),
+        ({"request_defaults": {"seed": 3}}, "'seed' can have no default"),
+        ({"request_defaults": {"generator": 3}}, "'seed'"),
+        ({"request_defaults": {"priority": 3}}, "'priority' can have no default"),
+        ({"request_defaults": {"num_images_per_prompt": 3}}, "'num_outputs_per_prompt'"),
+        ({"request_defaults": {"return_dict": False}}, "always on"),
+        ({"request_defaults": {"a b": False}}, "not the name of an argument"),
         ({"offload": "modle"}, "Did you mean 'model'"),
         ({"executor_class": 3}, "registered name"),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -29,6 +29,7 @@ from omni_core.config_sources import (
     unknown_variables,
 )
 from omni_core.errors import ConfigError
+from omni_core.request import checked_defaults
 from omni_core.validation import Int, Milliseconds, PositiveInt, Seconds, explain
 
 __all__ = ["DEFAULT_FILE", "ENV_PREFIX", "OTHER_ENVIRONMENT", "OmniDiffusionConfig", "unknown_environment"]
@@ -150,7 +151,7 @@ class OmniDiffusionConfig(BaseSettings):
     )
     attention_backend: str | None = Field(None, description="Attention implementation, as diffusers names it.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with a model from a hub.")
-    request_defaults: dict[str, Any] = Field(
+    request_defaults: Annotated[dict[str, Any], AfterValidator(checked_defaults)] = Field(
         default_factory=dict, description="Arguments of the pipeline for requests that do not set them."
     )
     worker_extension_cls: str | None = Field(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Container, Iterable
-from typing import Any
+from collections.abc import Container, Iterable, Mapping
+from typing import Annotated, Any
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from omni_core.errors import RequestError
-from omni_core.validation import Float, Int, PositiveInt, Seconds, explain
+from omni_core.validation import Float, Int, PositiveInt, Seconds, explain, plain_int
 
 # Arguments of diffusers pipelines that a request sets through a field of its own, and that field.
 FIELD_OF_ARGUMENT = {
@@ -21,6 +21,40 @@ FIELD_OF_ARGUMENT = {
     "batch_size": "num_outputs_per_prompt",
     "generator": "seed",
 }
+
+# Request fields that are handed to the pipeline under their own name.
+PASSED_BY_NAME = (
+    "prompt",
+    "negative_prompt",
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "output_type",
+)
+
+
+def _one_text(value: Any) -> Any:
+    # Any iterable but text: lists, tuples, sets, arrays and generators are all meant for several prompts.
+    if hasattr(value, "__iter__") and not isinstance(value, (str, bytes, Mapping)):
+        raise ValueError(
+            "a request has one prompt, not several. Make one request for each: "
+            "engine.step([OmniDiffusionRequest(prompt=prompt) for prompt in prompts]) runs them together"
+        )
+    return value
+
+
+def _seed(value: Any) -> Any:
+    if isinstance(value, int) and value < 0:
+        raise ValueError(
+            f"{value} cannot be a seed, which is 0 or larger. For a random one, leave seed out: "
+            "the output reports which it was"
+        )
+    return value
+
+
+OneText = Annotated[str, BeforeValidator(_one_text)]
+Seed = Annotated[int, BeforeValidator(_seed), BeforeValidator(plain_int)]  # the last one goes first
 
 
 class OmniDiffusionRequest(BaseModel):
@@ -35,8 +69,8 @@ class OmniDiffusionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
-    prompt: str | None = Field(None, description="What to generate. None for pipelines that take no prompt.")
-    negative_prompt: str | None = Field(None, description="What to steer away from, where guidance is on.")
+    prompt: OneText | None = Field(None, description="What to generate. None for pipelines that take no prompt.")
+    negative_prompt: OneText | None = Field(None, description="What to steer away from, where guidance is on.")
     height: PositiveInt | None = Field(None, le=65536, description="Height in pixels.")
     width: PositiveInt | None = Field(None, le=65536, description="Width in pixels.")
     num_inference_steps: PositiveInt | None = Field(None, le=100_000, description="Number of denoising steps.")
@@ -44,7 +78,7 @@ class OmniDiffusionRequest(BaseModel):
     num_outputs_per_prompt: PositiveInt = Field(
         1, le=1024, description="Pictures, videos or waveforms made from this request."
     )
-    seed: Int = Field(
+    seed: Seed = Field(
         default_factory=lambda: secrets.randbelow(2**32),
         ge=0,
         lt=2**63,
@@ -115,3 +149,35 @@ def refuse_used_ids(requests: Iterable[OmniDiffusionRequest], in_use: Container[
                 "request_id of its own."
             )
         seen.add(name)
+
+
+def checked_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `request_defaults`, with those that are fields of a request as a request would hold them.
+
+    Args:
+        defaults: Arguments of the pipeline by name. None stands for no default, over one of the model folder.
+
+    Raises:
+        ValueError: One is not an argument of pipelines, or has a value that no request could have.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in defaults.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"{name!r} is not the name of an argument")
+        if name in FIELD_OF_ARGUMENT:
+            field = FIELD_OF_ARGUMENT[name]
+            raise ValueError(f"{name!r} can have no default: each request sets it, by its field {field!r}")
+        if name == "return_dict":
+            raise ValueError("'return_dict' is always on: the fields of the output are in OmniRequestOutput.output")
+        if name not in OmniDiffusionRequest.model_fields or value is None:
+            checked[name] = value
+        elif name in PASSED_BY_NAME:
+            try:
+                checked[name] = getattr(OmniDiffusionRequest(**{name: value}), name)
+            except RequestError as error:
+                raise ValueError(error.message.removeprefix("Invalid request: ")) from error
+        else:
+            raise ValueError(
+                f"{name!r} can have no default: it is a field of each request, and no argument of the pipeline"
+            )
+    return checked

@@ -67,3 +67,10 @@ def test_a_flag_goes_before_the_environment(omni):
     config = json.loads(result.stdout)["config"]
     assert config["max_num_seqs"] == {"value": 5, "source": "environment OMNI_MAX_NUM_SEQS"}
     assert config["trust_remote_code"] == {"value": False, "source": "argument"}
+
+
+def test_a_word_that_is_no_choice_brings_the_nearest(omni):
+    for flags, words in [(("--dtype", "fp16"), "Did you mean 'float16'?"), (("--offload", "modle"), "'model'?")]:
+        result = omni("config", *flags)
+        assert result.exit_code == 2
+        assert words in result.stderr

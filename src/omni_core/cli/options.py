@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from omni_core.cli.values import KeyValueType, as_table
 from omni_core.config import OmniDiffusionConfig
 from omni_core.request import OmniDiffusionRequest
+from omni_core.validation import nearest_option
 
 CONFIG_SECTION = "Configuration (each is also a variable OMNI_NAME and a line of omni.toml; see `omni config`)"
 REQUEST_SECTION = "Request"
@@ -48,6 +49,20 @@ class FieldOption(SectionOption):
         super().__init__(*args, **settings)
         self.field = field
         self.is_table = is_table
+
+
+class NamedChoice(click.Choice):  # type: ignore[type-arg]  # generic only in newer clicks
+    """One of several words; for another word, the message names the nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the word that was chosen."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            near = nearest_option(value, list(self.choices))
+            if near is None:
+                raise
+            self.fail(f"{error.message} Did you mean {near!r}?", param, ctx)
 
 
 class SectionedCommand(click.Command):
@@ -177,7 +192,7 @@ def _kinds(annotation: Any) -> list[Any]:
 
 def _click_type(kind: Any) -> Any:
     if get_origin(kind) is Literal:
-        return click.Choice(list(get_args(kind)))
+        return NamedChoice(list(get_args(kind)))
     return {int: click.INT, float: click.FLOAT}.get(kind, click.STRING)
 
 

@@ -19,9 +19,19 @@ from omni_core.engine_place import loading
 from omni_core.errors import ConfigError, ModelLoadError, OmniError
 from omni_core.hookspecs import Hooks
 from omni_core.pipeline_info import PipelineInfo
+from omni_core.request import checked_defaults
 from omni_core.worker.denoisers import find_denoisers
+from omni_core.worker.function_source import function_of
 from omni_core.worker.hub_failure import explain_hub_failure
 from omni_core.worker.step_cache import enable_cache
+from omni_core.worker.stock_arguments import (
+    ignored_names,
+    names_in_kwargs,
+    output_types,
+    sides_go_together,
+    size_multiple,
+    strength_rule,
+)
 
 SMALL_MODEL = Path(__file__).parent.parent / "models" / "digits"
 REQUEST_DEFAULTS_FILE = "request_defaults.json"
@@ -80,7 +90,9 @@ def _load(config: OmniDiffusionConfig, given: Any, hooks: Hooks | None, worker: 
         hooks.call_strict("omni_pipeline_loaded", pipeline=pipeline, worker=worker)
     for module in _modules(pipeline).values():
         module.eval()  # dropout left on would make every picture differ
-    info = describe(pipeline, model, {**defaults, **config.request_defaults}, device)
+    # None stands for no default, over one of the model's folder.
+    defaults = {name: value for name, value in (defaults | config.request_defaults).items() if value is not None}
+    info = describe(pipeline, model, defaults, device)
     return LoadedPipeline(pipeline, info, device, config.offload != "none")
 
 
@@ -122,20 +134,28 @@ def describe(pipeline: Any, model: str, defaults: dict[str, Any], device: torch.
     Raises:
         ConfigError: `defaults` holds something that it does not take.
     """
-    parameters = [
-        parameter for name, parameter in inspect.signature(type(pipeline).__call__).parameters.items() if name != "self"
-    ]
+    function = function_of(pipeline)
+    parameters = [parameter for name, parameter in inspect.signature(function).parameters.items() if name != "self"]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    has_kwargs = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    further = names_in_kwargs(pipeline) if has_kwargs else []
     dtypes = [parameter.dtype for module in find_denoisers(pipeline).values() for parameter in module.parameters()]
     return PipelineInfo(
         class_name=type(pipeline).__name__,
         model=model,
-        parameters=tuple(p.name for p in named),
+        parameters=tuple(dict.fromkeys([*(p.name for p in named), *(further or ())])),
         required=tuple(p.name for p in named if p.default is p.empty),
-        accepts_any=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        accepts_any=further is None,
         defaults=defaults,
         device=str(device),
         dtype=str(dtypes[0] if dtypes else torch.float32).removeprefix("torch."),
+        ignored=tuple(ignored_names(pipeline)),
+        components=tuple(getattr(pipeline, "components", None) or ()),
+        output_types=output_types(pipeline),
+        size_multiple=size_multiple(pipeline),
+        sides_go_together=sides_go_together(pipeline),
+        own_defaults={p.name: p.default for p in named if type(p.default) in (int, float)},
+        strength_rule=strength_rule(pipeline),
     )
 
 
@@ -201,7 +221,10 @@ def _folder_defaults(folder: Path) -> dict[str, Any]:
         raise ModelLoadError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(defaults, dict):
         raise ModelLoadError(f"{file} must hold one JSON object: argument names and values.")
-    return defaults
+    try:
+        return checked_defaults(defaults)
+    except ValueError as error:
+        raise ModelLoadError(f"{file} is wrong: {error}.") from error
 
 
 def _prepare(pipeline: Any, config: OmniDiffusionConfig, device: torch.device) -> None:
