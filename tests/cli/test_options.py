@@ -43,10 +43,10 @@ def config_of(omni, *flags):
 def test_flags_reach_the_configuration(omni):
     config = config_of(
         omni,
-        *("--max-num-seqs", 3, "--dtype", "float16", "--step-timeout-s", 1.5, "--trust-remote-code"),
+        *("--max-num-seqs", 3, "--dtype", "float16", "--startup-timeout-s", 1.5, "--trust-remote-code"),
         *("--model-options", "variant=fp16", "--model-options", "n=[1, 2]", "--compile-options", "mode=max-autotune"),
     )
-    assert (config["max_num_seqs"], config["dtype"], config["step_timeout_s"]) == (3, "float16", 1.5)
+    assert (config["max_num_seqs"], config["dtype"], config["startup_timeout_s"]) == (3, "float16", 1.5)
     assert config["trust_remote_code"] is True
     assert config["model_options"] == {"variant": "fp16", "n": [1, 2]}
     assert config["compile"] == {"mode": "max-autotune"}
