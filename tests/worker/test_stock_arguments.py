@@ -110,7 +110,7 @@ def test_every_stock_pipeline_refuses_what_it_does_not_take_and_takes_what_it_do
     assert tried > 3000
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", sorted(name for name in CASES if not name.startswith("rearranging_")))  # not stock
 def test_the_requests_of_all_families_fit(name: str) -> None:
     case = CASES[name]
     info = described(case.build())
