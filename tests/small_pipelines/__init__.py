@@ -10,6 +10,7 @@ from small_pipelines import (
     audio,
     combined,
     controlnet,
+    copied_schedulers,
     diffusion_transformers,
     image_to_image,
     images,
@@ -88,5 +89,6 @@ CASES: dict[str, Case] = {
     **wuerstchen.CASES,
     **pixels.CASES,
     **rearranging.CASES,
+    **copied_schedulers.CASES,
     **audio.CASES,
 }

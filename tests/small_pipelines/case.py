@@ -37,6 +37,8 @@ class Case:
         output: The field of the output that holds the result.
         family: Which pipelines it is one of: those that share a denoiser's architecture and a way of calling it.
         steps: Denoising steps of the request, in all its stages.
+        is_total_known: Whether the steps in all can be told from the first on: not where a pipeline opens one progress
+            bar after another and has no argument for the steps of each.
         steps_argument: What the pipeline calls the number of steps.
         exact_output_type: An `output_type` that is not rounded to 8 bits; None if the pipeline takes none.
     """
@@ -47,5 +49,6 @@ class Case:
     output: str = "images"
     family: str = field(kw_only=True)
     steps: int = 3
+    is_total_known: bool = True
     steps_argument: str = "num_inference_steps"
     exact_output_type: str | None = "np"
