@@ -318,6 +318,18 @@ def test_a_malformed_step_fails_the_requests_of_its_replica_alone(engine: Diffus
     assert_serves(engine)
 
 
+@pytest.mark.parametrize("method", ["the step", "is_ready"])
+def test_a_replica_that_is_always_wrong_does_not_take_all_that_waits(method: str) -> None:
+    with make_engine(max_num_seqs=2) as engine:
+        engine.sleep()
+        executor_of(engine).tamper = lambda asked, replica, right: None if asked == method and replica == 0 else right
+        handles = [engine.submit(ask(f"r{seed}", seed)) for seed in range(60)]
+        engine.wake_up()
+        outputs = [handle.result(PATIENCE_S) for handle in handles]
+        assert sum(output.finish_reason == "error" for output in outputs) <= 4
+        assert all(output.images == [seed] for seed, output in enumerate(outputs) if output.finish_reason != "error")
+
+
 def test_an_output_that_comes_again_in_a_later_step(engine: DiffusionEngine) -> None:
     def tamper(method: str, replica: int, answer: Any) -> Any:
         if method == "the step" and replica == 0 and executor_of(engine).workers[0]._requests:

@@ -343,7 +343,7 @@ def test_a_time_limit_outlives_no_output() -> None:
         del handle, handles
         gc.collect()
         assert len(outputs) == 0
-        assert len(engine._core._deadlines) < 250
+        assert len(engine._core._time_limits) < 250
         # One of a name that had another limit before is ended by its own.
         engine.sleep()
         late = engine.submit(ask(request_id="again", timeout_s=0.3))

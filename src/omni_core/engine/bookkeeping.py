@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import heapq
+import itertools
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -15,6 +17,8 @@ from omni_core.request import OmniDiffusionRequest
 # Seconds before a replica whose step did nothing is asked again: twice as long each time, up to the second.
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.1
+# Time limits of requests that have ended which may be kept, besides one for each that has not.
+_MOST_IDLE_LIMITS = 100
 
 
 @dataclass(slots=True)
@@ -43,6 +47,50 @@ class Live:
     def request(self) -> OmniDiffusionRequest:
         """The request itself."""
         return self.handle.request
+
+
+class TimeLimits:
+    """When the time of each request is over. A limit may outlive its request; what the request made does not."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._entries: list[tuple[float, int, str]] = []
+
+    @property
+    def first(self) -> float | None:
+        """The earliest moment, on the monotonic clock."""
+        return self._entries[0][0] if self._entries else None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, live: Live, moment: float) -> None:
+        """End a request at `moment`."""
+        live.number = next(self._numbers)
+        heapq.heappush(self._entries, (moment, live.number, live.handle.request_id))
+
+    def take_due(self, now: float, live: Mapping[str, Live]) -> list[Live]:
+        """Return the requests whose time is over, each once.
+
+        Args:
+            now: The moment.
+            live: All requests that have not ended, by id.
+        """
+        due = []
+        while self._entries and self._entries[0][0] <= now:
+            entry = heapq.heappop(self._entries)
+            if (one := _of_entry(entry, live)) is not None:
+                due.append(one)
+        if len(self._entries) > _MOST_IDLE_LIMITS + 2 * len(live):
+            self._entries = [entry for entry in self._entries if _of_entry(entry, live) is not None]
+            heapq.heapify(self._entries)
+        return due
+
+
+def _of_entry(entry: tuple[float, int, str], live: Mapping[str, Live]) -> Live | None:
+    """Return the request that a limit belongs to; None if it has ended, and another may have its name."""
+    one = live.get(entry[2])
+    return one if one is not None and one.number == entry[1] else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import heapq
-import itertools
 import queue
 import threading
 import time
@@ -15,9 +13,10 @@ from typing import Any
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.answers import ExecutorAnswers, raised
-from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState
+from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState, TimeLimits
 from omni_core.engine.handle import RequestEvent, RequestHandle
 from omni_core.errors import (
+    ContractError,
     EngineClosedError,
     EngineDeadError,
     EngineOverloadedError,
@@ -40,8 +39,8 @@ log = get_logger(__name__)
 _JOIN_TIMEOUT_S = 10.0
 # Waves that one call may run where it can be interrupted; the scheduler sees to it that a call stays short.
 _MOST_WAVES = 32
-# Time limits of requests that have ended which are kept until their time comes.
-_MOST_IDLE_ENTRIES = 100
+# Seconds for which a replica that broke its contract is given nothing, where there are others.
+_BROKEN_PAUSE_S = 1.0
 
 
 class EngineCore:
@@ -64,9 +63,7 @@ class EngineCore:
         self._can_interrupt = answers.executor.can_interrupt
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._replicas = [ReplicaState() for _ in range(answers.num_replicas)]
-        # When the time of a request is over, its number in `Live`, its id: such entries may outlive requests.
-        self._deadlines: list[tuple[float, int, str]] = []
-        self._deadline_numbers = itertools.count()
+        self._time_limits = TimeLimits()
         # Guards `_live`, `_ended` and `_closed` against callers' threads; all else belongs to the engine's thread, and
         # others read only what it publishes in `_numbers`.
         self._lock = threading.Lock()
@@ -196,8 +193,9 @@ class EngineCore:
             pass
 
     def _seconds_to_wait(self) -> float | None:
-        """Return when something is due though no message comes; None if nothing is."""
-        due = [self._deadlines[0][0]] if self._deadlines else []
+        """Return the seconds until something is due though no message comes; None if nothing is."""
+        first = self._time_limits.first
+        due = [] if first is None else [first]
         idle = [replica for replica in self._replicas if replica.step is None]
         later = [replica.paused_until for replica in idle]
         batch_deadline = self._scheduler.batch_deadline()
@@ -212,19 +210,8 @@ class EngineCore:
             replica.look_again()
 
     def _expire(self) -> None:
-        now = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            entry = heapq.heappop(self._deadlines)
-            if self._is_due(entry):
-                self._end_early(entry[2], "timeout")
-        if len(self._deadlines) > _MOST_IDLE_ENTRIES + 2 * len(self._live):
-            self._deadlines = [entry for entry in self._deadlines if self._is_due(entry)]
-            heapq.heapify(self._deadlines)
-
-    def _is_due(self, entry: tuple[float, int, str]) -> bool:
-        """Whether it is of a request that has not ended."""
-        live = self._live.get(entry[2])
-        return live is not None and live.number == entry[1]
+        for live in self._time_limits.take_due(time.monotonic(), self._live):
+            self._end_early(live.handle.request_id, "timeout")
 
     def _dispatch(self) -> None:
         if self._closed:
@@ -289,9 +276,7 @@ class EngineCore:
         for live in accepted:
             request = live.request
             if request.timeout_s is not None:
-                live.number = next(self._deadline_numbers)
-                deadline = live.submitted_at + request.timeout_s
-                heapq.heappush(self._deadlines, (deadline, live.number, request.request_id))
+                self._time_limits.add(live, live.submitted_at + request.timeout_s)
             live.handle._add_event(RequestEvent("queued", request.request_id))
             self._notify("omni_request_queued", request=request)
             self._scheduler.add_request(request, time.monotonic())
@@ -332,6 +317,9 @@ class EngineCore:
             answer = self.answers.step_answer(index, future, replica.requests, replica.strays)
         except BaseException as error:  # CancelledError among them
             self._replica_failed(index, error)
+            if isinstance(error, ContractError) and len(self._replicas) > 1:
+                # It fails at once whatever it is given: others would find nothing left to do.
+                replica.paused_until = time.monotonic() + _BROKEN_PAUSE_S
             return
         step_output = answer.output
         self._scheduler.update_from_output(index, step_output)
