@@ -696,3 +696,13 @@ def test_a_plugin_changes_the_pipeline_or_stops_the_start() -> None:
         assert engine.collective_rpc(lambda worker: worker.pipeline.loaded_by) == [0]
     with pytest.raises(Exception, match="changes.*three is too many"):
         DiffusionEngine(OmniDiffusionConfig(max_num_seqs=3), pipeline=images.ddpm(), plugins=plugins)
+
+
+def test_a_pipeline_without_a_denoiser() -> None:
+    class Counts:
+        def __call__(self, prompt: str) -> dict[str, list[int]]:
+            return {"numbers": [len(prompt)]}
+
+    with DiffusionEngine(pipeline=Counts()) as engine:
+        outputs = engine.step([OmniDiffusionRequest(prompt=prompt) for prompt in ("a", "bb")])
+        assert [output.raise_for_error().output for output in outputs] == [{"numbers": [1]}, {"numbers": [2]}]

@@ -59,6 +59,7 @@ class SuspendablePipeline:
         # By the module's id: it, its class at that time, and its stand-in.
         self._stand_ins: dict[int, tuple[torch.nn.Module, type[Any], torch.nn.Module]] = {}
         self._parts: list[torch.nn.Module] = []
+        self.editable_parts = EditableParts(())
         self.refresh()
 
     def refresh(self) -> None:
