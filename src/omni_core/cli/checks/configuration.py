@@ -50,16 +50,15 @@ def _cure(error: ConfigError, values: Mapping[str, Any]) -> str:
         if name in message:
             near = closest(name.removeprefix(ENV_PREFIX), OmniDiffusionConfig.model_fields) or ""
             return f"`unset {name}`; what was meant is likely `export {ENV_PREFIX}{near.upper()}={os.environ[name]}`"
+    variable = re.search(r"the environment variable (\w+) cannot be read", message)
+    if variable is not None:
+        return f"`unset {variable[1]}`, or write JSON there"
     if "no configuration file" in message:
         return "Name a file that is there with --config, or leave it out"
     if "cannot be read" in message:
         if "Permission denied" in message:
             return f"`chmod a+r {file}`, as its owner"
         return f"Correct {file} there; it is TOML, with one `name = value` a line"
-    # A variable whose value is no JSON: the message names the field in quotation marks.
-    named = [name for name in re.findall(r'"(\w+)"', message) if name in OmniDiffusionConfig.model_fields]
-    if named:
-        return correct(named[0], values)
     return f"Correct what it names in {file}, in the variables {ENV_PREFIX}* or among the flags"
 
 
