@@ -44,5 +44,7 @@ def said(error: BaseException) -> str:
     """Return the message of an error. Those of third parties may raise when they are asked for it."""
     try:
         return str(error)
-    except Exception:
+    except BaseException as raised:  # whatever it is, it is the fault of the error that was raised first
+        if is_ctrl_c(raised):
+            raise
         return "(its message cannot be shown)"
