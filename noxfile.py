@@ -32,24 +32,29 @@ TORCHRUN = Environment("torchrun", (".", PLUGINS[1]))
 DOCS = Environment("docs", (".[docs]", *PLUGINS))
 
 
-def pytest(name: str, environment: Environment, *arguments: str, folder: str = ".", timed: bool = True) -> Job:
-    return Job(name, environment, (("pytest", "--durations=5", *arguments),), folder, timed)
+def pytest(name: str, environment: Environment, *arguments: str, folder: str = ".", which: str = "not alone") -> Job:
+    return Job(name, environment, (("pytest", "--durations=5", "-m", which, *arguments),), folder)
 
 
 SUITE = "tests/test_conformance.py"
 TORCHRUN_SUITE = pytest("torchrun: conformance", TORCHRUN, SUITE, folder=TORCHRUN_FOLDER)
 TORCHRUN_TESTS = pytest("torchrun", TORCHRUN, f"--ignore={SUITE}", folder=TORCHRUN_FOLDER)
+TORCHRUN_ALONE = pytest("torchrun, alone", TORCHRUN, folder=TORCHRUN_FOLDER, which="alone")
 MULTIPROC_SUITE = pytest("multiproc: conformance", MULTIPROC, SUITE, folder=MULTIPROC_FOLDER)
 MULTIPROC_TESTS = pytest("multiproc", MULTIPROC, f"--ignore={SUITE}", folder=MULTIPROC_FOLDER)
+MULTIPROC_ALONE = pytest("multiproc, alone", MULTIPROC, folder=MULTIPROC_FOLDER, which="alone")
 
 ENGINE_FOLDERS = ("tests/engine", "tests/worker")
 CLI_FOLDERS = ("tests/cli", "tests/conformance", "tests/plugins")
 # They need more than the core: the documentation has a job of its own, the examples one with extras.
-ELSEWHERE = ("tests/docs", "tests/test_examples.py", *ENGINE_FOLDERS, *CLI_FOLDERS)
+ELSEWHERE = ("--ignore=tests/docs", "--ignore=tests/test_examples.py")
 ENGINE_TESTS = pytest("core: engine, worker", CORE, *ENGINE_FOLDERS)
 CLI_TESTS = pytest("core: command line, suite, plugins", CORE, *CLI_FOLDERS)
-OTHER_TESTS = pytest("core: the rest", CORE, "tests", *(f"--ignore={path}" for path in ELSEWHERE))
+OTHER_TESTS = pytest(
+    "core: the rest", CORE, "tests", *ELSEWHERE, *(f"--ignore={folder}" for folder in (*ENGINE_FOLDERS, *CLI_FOLDERS))
+)
 EXTRA_TESTS = pytest("core with extras", EXTRAS, "tests/cli/test_files.py", "tests/test_examples.py")
+CORE_ALONE = pytest("core, alone", CORE, "tests", *ELSEWHERE, which="alone")
 
 SITE = ("sphinx", "-W", "--keep-going", "-n", "-q", "docs", "build/docs")
 DOCS_TESTS = Job("docs", DOCS, (SITE, ("pytest", "--durations=5", "tests/docs")))
@@ -79,23 +84,17 @@ LIGHT = Job(
 )
 CORE_JOBS = (CLI_TESTS, ENGINE_TESTS, OTHER_TESTS, EXTRA_TESTS)
 # The longest first, so that no long one is left for the end.
-JOBS = (
-    TORCHRUN_TESTS,
-    TORCHRUN_SUITE,
-    *CORE_JOBS[:2],
-    MULTIPROC_TESTS,
-    DOCS_TESTS,
-    MULTIPROC_SUITE,
-    *CORE_JOBS[2:],
-    CHECKS,
-)
+JOBS = (TORCHRUN_SUITE, CLI_TESTS, TORCHRUN_TESTS, ENGINE_TESTS, MULTIPROC_TESTS, DOCS_TESTS, OTHER_TESTS)
+JOBS = (*JOBS, MULTIPROC_SUITE, EXTRA_TESTS, CHECKS)
+# What measures time, when nothing else runs.
+ALONE = (CORE_ALONE, MULTIPROC_ALONE, TORCHRUN_ALONE)
 
 
-def run(session: nox.Session, *jobs: Job, more: tuple[str, ...] = ()) -> None:
+def run(session: nox.Session, *jobs: Job, alone: tuple[Job, ...] = (), more: tuple[str, ...] = ()) -> None:
     begun = time.monotonic()
     make_base()
     session.log(f"{len(jobs)} jobs, {AT_A_TIME} at a time; each is reported when it has ended")
-    report = run_all(jobs, (*more, *session.posargs))
+    report = run_all(jobs, alone, (*more, *session.posargs))
     for name, seconds in sorted(report.seconds.items(), key=lambda entry: -entry[1]):
         session.log(f"{seconds:6.0f} s  {name}{'  FAILED' if name in report.failed else ''}")
     session.log(f"{time.monotonic() - begun:6.0f} s  in all")
@@ -106,7 +105,7 @@ def run(session: nox.Session, *jobs: Job, more: tuple[str, ...] = ()) -> None:
 @nox.session(name="all", venv_backend="none")
 def everything(session: nox.Session) -> None:
     """Everything that a change must pass, the sessions below together."""
-    run(session, *JOBS)
+    run(session, *JOBS, alone=ALONE)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -115,7 +114,7 @@ def nightly(session: nox.Session) -> None:
 
     When: by night, before a release, and after a change of the suite, of the examples, or of how workers are started.
     """
-    run(session, *JOBS, more=("--nightly",))
+    run(session, *JOBS, alone=ALONE, more=("--nightly",))
 
 
 @nox.session(venv_backend="none", default=False)
@@ -133,19 +132,19 @@ def check(session: nox.Session) -> None:
 @nox.session(venv_backend="none", default=False)
 def tests(session: nox.Session) -> None:
     """The tests of the core, in an environment with only the core installed; then those that need an extra."""
-    run(session, *CORE_JOBS)
+    run(session, *CORE_JOBS, alone=(CORE_ALONE,))
 
 
 @nox.session(venv_backend="none", default=False)
 def multiproc(session: nox.Session) -> None:
     """The tests of the plugin for worker processes, in an environment with only it and the core installed."""
-    run(session, MULTIPROC_TESTS, MULTIPROC_SUITE)
+    run(session, MULTIPROC_TESTS, MULTIPROC_SUITE, alone=(MULTIPROC_ALONE,))
 
 
 @nox.session(venv_backend="none", default=False)
 def torchrun(session: nox.Session) -> None:
     """The tests of the plugin for torch.distributed, in an environment with only it and the core installed."""
-    run(session, TORCHRUN_TESTS, TORCHRUN_SUITE)
+    run(session, TORCHRUN_TESTS, TORCHRUN_SUITE, alone=(TORCHRUN_ALONE,))
 
 
 @nox.session(venv_backend="none", default=False)

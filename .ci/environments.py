@@ -46,7 +46,8 @@ def make_base() -> None:
     if _is_made(BASE, stamp):
         return
     _create(BASE, with_pip=True)
-    _pip(BASE, "install", ".[test]")
+    # Not compiled: of torch's thousands of modules most are never imported, and the others are when they are.
+    _pip(BASE, "install", "--no-compile", ".[test]")
     # It came with what it needs; which omni-core there is, is for each environment to say.
     _run([str(python_of(BASE)), "-m", "pip", "uninstall", "-q", "-y", "omni-core"])
     (BASE / "stamp").write_text(stamp, encoding="utf-8")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from environments import ROOT, Environment, make
@@ -18,7 +19,6 @@ DROPPED = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTEST_ADDOPTS", "VIRTUAL_E
 AT_A_TIME = 2
 # Commands that are no modules.
 PROGRAMS = ("ruff", "lint-imports")
-NO_TESTS = 5
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,12 @@ class Job:
         environment: What Python runs them.
         commands: Modules to run as `python -m` does, or some of PROGRAMS, with their arguments.
         folder: The working directory.
-        timed: Whether tests of it measure time: those are left out, and run when nothing else is.
     """
 
     name: str
     environment: Environment
     commands: tuple[tuple[str, ...], ...]
     folder: str = "."
-    timed: bool = False
-
-    def alone(self) -> Job:
-        """Return the job of running the tests that measure time."""
-        return Job(f"{self.name}, alone", self.environment, self.commands, self.folder)
 
 
 @dataclass
@@ -62,28 +56,29 @@ class Report:
             sys.stdout.flush()
 
 
-def run_all(jobs: tuple[Job, ...], arguments: tuple[str, ...] = ()) -> Report:
-    """Run jobs, the first ones first, `AT_A_TIME` at a time; then their tests that measure time, one by one.
+def run_all(jobs: Sequence[Job], alone: Sequence[Job] = (), arguments: Sequence[str] = ()) -> Report:
+    """Run jobs, the first ones first, `AT_A_TIME` at a time; then others, one by one.
 
     Args:
         jobs: What to run.
+        alone: What to run when nothing else is.
         arguments: Further arguments for pytest.
     """
     report = Report()
-    making = {job.environment.name: threading.Lock() for job in jobs}
+    making = {job.environment.name: threading.Lock() for job in (*jobs, *alone)}
     made: set[str] = set()
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
         waiting.put(job)
 
-    def run(job: Job, *more: str) -> None:
+    def run(job: Job) -> None:
         begun = time.monotonic()
         try:
             with making[job.environment.name]:
                 if job.environment.name not in made:
                     make(job.environment)
                     made.add(job.environment.name)
-            is_right, said = _execute(job, (*more, *arguments))
+            is_right, said = _execute(job, arguments)
         except subprocess.CalledProcessError as error:
             is_right, said = False, f"{error.output}\n{error}\n"
         except Exception as error:  # a thread that ends without a word would pass for a job that passed
@@ -96,20 +91,19 @@ def run_all(jobs: tuple[Job, ...], arguments: tuple[str, ...] = ()) -> Report:
                 job = waiting.get_nowait()
             except queue.Empty:
                 return
-            run(job, *(("-m", "not alone") if job.timed else ()))
+            run(job)
 
     workers = [threading.Thread(target=work) for _ in range(AT_A_TIME)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    for job in jobs:
-        if job.timed:
-            run(job.alone(), "-m", "alone")
+    for job in alone:
+        run(job)
     return report
 
 
-def _execute(job: Job, arguments: tuple[str, ...]) -> tuple[bool, str]:
+def _execute(job: Job, arguments: Sequence[str]) -> tuple[bool, str]:
     """Run the commands of a job until one fails; return whether none did, and what they printed."""
     environment = {name: value for name, value in os.environ.items() if name not in DROPPED} | VARIABLES
     programs = job.environment.python.parent
@@ -129,6 +123,6 @@ def _execute(job: Job, arguments: tuple[str, ...]) -> tuple[bool, str]:
             stderr=subprocess.STDOUT,
         )
         said += f"$ {module} {' '.join(rest)}\n{done.stdout}"
-        if done.returncode and not (is_pytest and done.returncode == NO_TESTS and "alone" in arguments):
+        if done.returncode:
             return False, said
     return True, said

@@ -66,7 +66,7 @@ def run_suite(
     *,
     executor_options: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     fail_fast: bool = False,
     patience_s: float = 60.0,
     on_outcome: Callable[[Outcome], None] | None = None,
@@ -77,7 +77,7 @@ def run_suite(
         executor_class: A registered name or an import path.
         executor_options: Its options.
         config: Further fields of the configuration for every engine.
-        only: Run these tests alone. Each is a theme, or an expression that matches names of tests as pytest's `-k`.
+        only: Run these tests alone: a theme, or an expression that matches names of tests as pytest's `-k`; or several.
         fail_fast: Whether to stop at the first promise that is broken.
         patience_s: Seconds that a result or a call may take.
         on_outcome: Called after each test.
@@ -88,6 +88,7 @@ def run_suite(
     Raises:
         OmniError: pytest could not run the tests; nothing matches `only`, for instance.
     """
+    only = [only] if isinstance(only, str) else only
     collector = _Collector(only, on_outcome)
     with tempfile.TemporaryDirectory(prefix="omni-check-") as folder, _undisturbed_pytest():
         # Named like no other, for pytest finds modules that were imported before by their name.
