@@ -38,7 +38,7 @@ def test_one_death_is_one_event(caplog: pytest.LogCaptureFixture, wait_until: Ca
         handles = engine.submit_all([ask(), ask(), ask()])
         wait_until(lambda: engine.stats().running == 3)
         os.kill(pids[-1], signal.SIGKILL)
-        wait_until(lambda: events(caplog).count("worker restarted") == ranks)
+        wait_until(lambda: events(caplog).count("worker restarted") == ranks, timeout=60)
         for handle in handles:
             handle.abort()
     bad = [record for record in caplog.records if record.levelno >= logging.WARNING]
