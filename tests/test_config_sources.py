@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omni_core import OmniDiffusionConfig
+from omni_core.cli.checks.configuration import check_environment
 from omni_core.cli.config import command
 from omni_core.cli.options import config_from
 from omni_core.config import unknown_environment
@@ -110,6 +111,8 @@ def test_variables_of_a_kubernetes_service_are_passed_over(service: str) -> None
     environment = {name.format(service): value for name, value in SERVICE.items()}
     assert unknown_environment(environment) == []
     assert configured(environment) == OmniDiffusionConfig()
+    with mock.patch.dict(os.environ, environment):
+        assert list(check_environment()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -188,9 +189,20 @@ def test_ones_own_pipeline_may_take_anything() -> None:
     assert inherited.output_types == ("np", "pil", "pt")
 
 
-def test_a_stock_class_with_a_call_of_somebody_elses_may_take_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def wrapped(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def with_an_option(self: Any, *args: Any, whatever: int = 0, **kwargs: Any) -> Any:
+        return call(self, *args, **kwargs)
+
+    return with_an_option
+
+
+@pytest.mark.parametrize("make_call", [lambda call: Own.__call__, wrapped, lambda call: torch.no_grad()(wrapped(call))])
+def test_a_stock_class_with_a_call_of_somebody_elses_may_take_anything(
+    make_call: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = CASES["stable_diffusion"].build()
-    monkeypatch.setattr(type(pipeline), "__call__", Own.__call__)
+    monkeypatch.setattr(type(pipeline), "__call__", make_call(type(pipeline).__call__))
     assert described(pipeline).accepts_any
     assert described(pipeline).output_types == ()
 

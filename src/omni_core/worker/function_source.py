@@ -10,14 +10,15 @@ from typing import Any
 
 
 def is_stock(function: Any) -> bool:
-    """Whether a function is one of diffusers' own, and not somebody's who has written or replaced it."""
-    return str(getattr(inspect.unwrap(function), "__module__", "")).partition(".")[0] == "diffusers"
-
-
-def function_of(pipeline: Any) -> Callable[..., Any]:
-    """Return the `__call__` of a pipeline, without its decorators."""
-    call: Callable[..., Any] = inspect.unwrap(type(pipeline).__call__)
-    return call
+    """Whether a function is one of diffusers' own, and nobody else has replaced or wrapped it."""
+    while True:
+        # Not `__module__`: functools.wraps gives a wrapper that of what it wraps.
+        home = getattr(function, "__globals__", {}).get("__name__", "").partition(".")[0]
+        if home not in ("diffusers", "torch"):  # torch.no_grad wraps too
+            return False
+        if not hasattr(function, "__wrapped__"):
+            return bool(home == "diffusers")
+        function = function.__wrapped__
 
 
 class FunctionSource:
@@ -78,8 +79,8 @@ class FunctionSource:
 
 def source_of(function: Any) -> FunctionSource | None:
     """Return the source of one of diffusers' own functions; None if it is not one, or there is no source."""
-    plain = inspect.unwrap(getattr(function, "__func__", function))
-    return _parsed(plain) if inspect.isfunction(plain) and is_stock(plain) else None
+    function = getattr(function, "__func__", function)
+    return _parsed(inspect.unwrap(function)) if is_stock(function) else None
 
 
 @functools.lru_cache(maxsize=16)

@@ -21,7 +21,6 @@ from omni_core.hookspecs import Hooks
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import checked_defaults
 from omni_core.worker.denoisers import find_denoisers
-from omni_core.worker.function_source import function_of
 from omni_core.worker.hub_failure import explain_hub_failure
 from omni_core.worker.step_cache import enable_cache
 from omni_core.worker.stock_arguments import (
@@ -134,8 +133,9 @@ def describe(pipeline: Any, model: str, defaults: dict[str, Any], device: torch.
     Raises:
         ConfigError: `defaults` holds something that it does not take.
     """
-    function = function_of(pipeline)
-    parameters = [parameter for name, parameter in inspect.signature(function).parameters.items() if name != "self"]
+    parameters = [
+        parameter for name, parameter in inspect.signature(type(pipeline).__call__).parameters.items() if name != "self"
+    ]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     has_kwargs = any(p.kind is p.VAR_KEYWORD for p in parameters)
     further = names_in_kwargs(pipeline) if has_kwargs else []

@@ -14,7 +14,6 @@ from omni_core.pipeline_info import StrengthRule
 from omni_core.worker.function_source import (
     FunctionSource,
     callee,
-    function_of,
     integer,
     is_stock,
     parameter_of,
@@ -32,7 +31,7 @@ _STEPS, _STRENGTH = "num_inference_steps", "strength"
 
 def names_in_kwargs(pipeline: Any) -> list[str] | None:
     """Return the names that a pipeline takes by its `**kwargs`; None if that may be any."""
-    function = function_of(pipeline)
+    function = type(pipeline).__call__
     blocks = getattr(pipeline, "blocks", None)
     is_modular = any(kind.__name__ == "ModularPipeline" for kind in type(pipeline).__mro__)
     if is_modular and blocks is not None and is_stock(function):
@@ -90,7 +89,7 @@ def _names_handed_on(call: ast.AST, owner: Any) -> list[str] | None:
 
 def ignored_names(pipeline: Any) -> list[str]:
     """Return the arguments that the code of a pipeline has and never reads."""
-    source = source_of(function_of(pipeline))
+    source = source_of(type(pipeline).__call__)
     if source is None:
         return []
     for read in source.reads("locals"):  # one variable of all, by its name, or a way to read them all
@@ -106,10 +105,10 @@ def ignored_names(pipeline: Any) -> list[str]:
 
 def output_types(pipeline: Any) -> tuple[str, ...]:
     """Return the values that a pipeline knows for `output_type`; nothing if they are not known."""
-    parameter = inspect.signature(function_of(pipeline)).parameters.get("output_type")
+    parameter = inspect.signature(type(pipeline).__call__).parameters.get("output_type")
     if parameter is None:
         return ()
-    found = _compared_with(function_of(pipeline), "output_type", pipeline, set())
+    found = _compared_with(type(pipeline).__call__, "output_type", pipeline, set())
     if found is None:
         return ()
     if isinstance(parameter.default, str):
@@ -154,7 +153,7 @@ def _compared_with(function: Any, parameter: str, owner: Any, seen: set[Any]) ->
 
 def size_multiple(pipeline: Any) -> int:
     """Return the number that height and width must be multiples of, 1 if that is not known."""
-    source, checks = source_of(function_of(pipeline)), source_of(getattr(pipeline, "check_inputs", None))
+    source, checks = source_of(type(pipeline).__call__), source_of(getattr(pipeline, "check_inputs", None))
     if source is None or checks is None:
         return 1
     calls = source.calls("check_inputs")
@@ -173,7 +172,7 @@ def size_multiple(pipeline: Any) -> int:
 
 def sides_go_together(pipeline: Any) -> bool:
     """Whether a pipeline that is given height or width alone replaces both."""
-    source = source_of(function_of(pipeline))
+    source = source_of(type(pipeline).__call__)
     return source is not None and any(
         ast.unparse(condition.test) == _NEITHER_SIDE and {"height", "width"} <= _names_set(condition)
         for write in source.writes("height")
@@ -215,7 +214,7 @@ def _is_about_size_alone(test: ast.AST) -> bool:
 
 def strength_rule(pipeline: Any) -> StrengthRule | None:
     """Return how many of its steps a pipeline takes at a given `strength`; None if it has none, or it is not known."""
-    function = function_of(pipeline)
+    function = type(pipeline).__call__
     source = source_of(function)
     if source is None or not {_STEPS, _STRENGTH} <= set(inspect.signature(function).parameters):
         return None
