@@ -456,10 +456,11 @@ class EngineCore:
 
     def _publish(self) -> None:
         """Let callers' threads read how many requests there are. Only the engine's thread looks at the scheduler."""
-        waiting, parked = self._scheduler.num_waiting, self._scheduler.num_parked
-        # One that a replica was told to give up runs until it has.
-        placed = sum(self._is_live(live) for replica in self._replicas for live in replica.placed.values())
-        self._numbers = Numbers(waiting, placed - parked, parked, tuple(self._ended.items()))
+        scheduler = self._scheduler
+        parked = scheduler.num_parked
+        self._numbers = Numbers(
+            scheduler.num_waiting, scheduler.num_running - parked, parked, tuple(self._ended.items())
+        )
 
     def _fail_all(self, error: OmniError) -> None:
         with self._lock:
