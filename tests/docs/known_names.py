@@ -189,6 +189,7 @@ def _file(text: str, page: Path, blocks: list[Block]) -> str | None:
         page.parent,
         ROOT / "src",
         ROOT / "src/omni_core",
+        ROOT / "src/omni_core/models/digits",
         ROOT / "benchmarks",
         ROOT / "examples",
         ROOT / "docs/diagrams",
