@@ -242,7 +242,7 @@ def wrapped(add_on: Callable[[Any], None]) -> Any:
 
 
 @pytest.mark.parametrize("add_on", ADD_ONS)
-def test_requests_share_no_step_cache(add_on: Callable[[Any], None], capfd: pytest.CaptureFixture[str]) -> None:
+def test_requests_share_no_step_cache(add_on: Callable[[Any], None], caplog: pytest.LogCaptureFixture) -> None:
     pipeline = wrapped(add_on)
     right = [bare(pipeline, seed) for seed in range(4)]
     plain = [bare(wrapped(lambda _: None), seed) for seed in range(4)]
@@ -252,7 +252,7 @@ def test_requests_share_no_step_cache(add_on: Callable[[Any], None], capfd: pyte
         outputs = [handle.result(timeout=60) for handle in handles]
     for output, expected in zip(outputs, right, strict=True):
         assert np.array_equal(pictures(output), expected)
-    assert capfd.readouterr().err.count("one at a time") == 1
+    assert caplog.text.count("one at a time") == 1
 
 
 @pytest.mark.parametrize("add_on", ADD_ONS)

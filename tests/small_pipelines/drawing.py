@@ -39,7 +39,7 @@ def _noisy(real: type[Any], name: str, noise: Noise) -> type[Any]:
         result[first] = noise(result[first])
         return result
 
-    return type(real.__name__, (real,), {name: method, "__module__": real.__module__})
+    return type(real.__name__, (real,), {name: method})
 
 
 def build(

@@ -69,4 +69,4 @@ def _noisy(real: type[Any], name: str) -> type[Any]:
         result[first] = result[first] + 0.1 * torch.randn(result[first].shape)
         return result
 
-    return type(real.__name__, (real,), {name: method, "__module__": real.__module__})
+    return type(real.__name__, (real,), {name: method})
