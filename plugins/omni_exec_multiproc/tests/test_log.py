@@ -33,7 +33,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_one_death_is_one_event(caplog: pytest.LogCaptureFixture, wait_until: Callable[..., None], ranks: int) -> None:
     """However many ranks go with it, and however many requests run again."""
-    with caplog.at_level(logging.INFO), DiffusionEngine(config(cfg_parallel_size=ranks)) as engine:
+    with caplog.at_level(logging.INFO, "omni_core"), DiffusionEngine(config(cfg_parallel_size=ranks)) as engine:
         [pids] = engine.executor.worker_pids()  # type: ignore[attr-defined]
         handles = engine.submit_all([ask(), ask(), ask()])
         wait_until(lambda: engine.stats().running == 3)
@@ -52,7 +52,7 @@ def test_one_death_is_one_event(caplog: pytest.LogCaptureFixture, wait_until: Ca
 
 
 def test_a_time_out_of_the_caller_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), DiffusionEngine(config()) as engine:
+    with caplog.at_level(logging.INFO, "omni_core"), DiffusionEngine(config()) as engine:
         [output] = engine.step([ask(timeout_s=0.05, num_inference_steps=900, request_id="late")])
         still = engine.submit(ask())
     assert (output.finish_reason, still.result(0).finish_reason) == ("timeout", "error")
@@ -62,7 +62,10 @@ def test_a_time_out_of_the_caller_is_no_error(caplog: pytest.LogCaptureFixture) 
 
 def test_bars_are_no_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """Those of a loader, of a pipeline, and of one that raises in the middle."""
-    with caplog.at_level(logging.INFO), DiffusionEngine(config(model="multiproc_models:draws_bars")) as engine:
+    with (
+        caplog.at_level(logging.INFO, "omni_core"),
+        DiffusionEngine(config(model="multiproc_models:draws_bars")) as engine,
+    ):
         good, bad = engine.step([OmniDiffusionRequest(prompt="good"), OmniDiffusionRequest(prompt="bad")])
     assert (good.finish_reason, bad.finish_reason) == ("finished", "error")
     assert {"loading begins", "the loader has ended", "good begins", "bad stops here"} <= set(events(caplog))

