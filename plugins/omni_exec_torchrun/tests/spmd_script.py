@@ -218,7 +218,8 @@ def stand_still(seen: Seen) -> None:
 
 def stop_rank_0(seen: Seen) -> None:
     """Rank 0 is stopped while there is nothing that it would have to answer."""
-    engine = make_engine(timeout_s=1.0)
+    # Longer than a busy machine holds up either rank, so that what is noticed first is the silence.
+    engine = make_engine(timeout_s=8.0)
     engine.sleep()
     handle = engine.submit(request(1))
     engine.collective_rpc("check_health")  # so that both ranks know of the request

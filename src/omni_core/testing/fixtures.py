@@ -7,6 +7,7 @@ when nothing else is: see noxfile.py.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from omni_core.log import ROOT
 from omni_core.testing import SAMPLE
 from omni_core.testing.warm_python import ENGINE, WarmPython
 
@@ -70,6 +72,16 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
         if name.startswith("OMNI_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """What an engine or the command line does to the log for its program ends with the test."""
+    logger = logging.getLogger(ROOT)
+    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.propagate, logger.handlers[:] = propagate, handlers
 
 
 def is_conformance_test(request: pytest.FixtureRequest) -> bool:
