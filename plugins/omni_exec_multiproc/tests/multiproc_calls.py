@@ -89,3 +89,20 @@ def limit_memory(worker: Any, more_bytes: int) -> None:
     has_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = resource.RLIM_INFINITY if more_bytes < 0 else has_bytes + more_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+def sleep_and_give_back(worker: Any, seconds: float, value: Any) -> Any:
+    threading.Event().wait(seconds)
+    return value
+
+
+def long_on_replica(worker: Any, replica: int, size: int) -> bytes:
+    return b"x" * (size if worker.replica == replica else 1)
+
+
+def fork_and_die(worker: Any) -> None:
+    """Die, and leave a child that holds this worker's sockets open for a while."""
+    if os.fork() == 0:
+        threading.Event().wait(20)
+        os._exit(0)
+    os._exit(9)

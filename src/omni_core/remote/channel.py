@@ -120,13 +120,19 @@ class Channel:
         """File descriptor to poll; -1 once closed."""
         return self._socket.fileno()
 
-    def send(self, frame: Frame) -> None:
+    def send(self, frame: Frame, sent: list[int] | None = None) -> None:
         """Send a frame.
+
+        Args:
+            frame: The frame.
+            sent: A list to be extended with the number of bytes of each part that has gone. It is right at any moment:
+                who is interrupted by an exception of a signal handler, and finds it empty, has sent nothing.
 
         Raises:
             ChannelClosedError: The other side is gone.
             SendTimeoutError: It does not take the frame.
         """
+        sent = [] if sent is None else sent
         if frame.buffers or len(frame.data) >= _CHUNK or self._to_give_back or self._came_back or self._pool.retired:
             raws = [_raw(buffer) for buffer in frame.buffers]
             if len(raws) > _MOST_PARTS:
@@ -134,7 +140,7 @@ class Channel:
             with self._send_lock:
                 pieces, new_blocks = self._encode(frame, raws)
                 try:
-                    self._send_pieces(pieces, [block.fd for block in new_blocks if block.fd is not None])
+                    self._send_pieces(pieces, [block.fd for block in new_blocks if block.fd is not None], sent)
                 finally:
                     for block in new_blocks:
                         block.close_fd()
@@ -142,7 +148,7 @@ class Channel:
         # What most messages are, some bytes alone: in one call, and with no more ado than that takes.
         message = _HEADER.pack(_MARK, 0, frame.number, len(frame.data), 0, 0) + frame.data
         with self._send_lock:
-            self._send_pieces([memoryview(message)], [])
+            self._send_pieces([memoryview(message)], [], sent)
 
     def flush_releases(self) -> None:
         """Give shared memory back that nobody here refers to any more, without waiting for the next frame.
@@ -235,30 +241,39 @@ class Channel:
         while self._came_back:
             self._pool.give_back(self._came_back.popleft())
 
-    def _send_pieces(self, pieces: list[memoryview], fds: list[int]) -> None:
+    def _send_pieces(self, pieces: list[memoryview], fds: list[int], sent: list[int]) -> None:
         if self._is_torn:
             raise ChannelClosedError("an earlier message was not taken to its end")
+        size = sum(len(piece) for piece in pieces)
         try:
             while pieces:
+                # `extend` sends and takes note in one step of the interpreter, which no signal handler can divide.
                 try:
                     if fds:
                         files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-                        sent = self._socket.sendmsg(pieces[:_MOST_PIECES], files, _DONTWAIT)
+                        sent.extend(map(self._socket.sendmsg, (pieces[:_MOST_PIECES],), (files,), (_DONTWAIT,)))
                     elif len(pieces) == 1:
-                        sent = self._socket.send(pieces[0], _DONTWAIT)
+                        sent.extend(map(self._socket.send, pieces, (_DONTWAIT,)))
                     else:
-                        sent = self._socket.sendmsg(pieces[:_MOST_PIECES], (), _DONTWAIT)
+                        sent.extend(map(self._socket.sendmsg, (pieces[:_MOST_PIECES],), ((),), (_DONTWAIT,)))
                 except BlockingIOError:
                     self._wait_for_room()
                     continue
                 fds = []
-                _advance(pieces, sent)
-        except BaseException as error:
-            self._is_torn = True
-            self.shutdown_send()
-            if isinstance(error, ChannelClosedError) or not isinstance(error, OSError):
+                _advance(pieces, sent[-1])
+        except OSError as error:
+            self._tear()
+            if isinstance(error, ChannelClosedError):
                 raise
             raise ChannelClosedError(f"the other side is gone: {error}") from error
+        except BaseException:
+            if 0 < sum(sent) < size:
+                self._tear()
+            raise
+
+    def _tear(self) -> None:
+        self._is_torn = True
+        self.shutdown_send()
 
     def _wait_for_room(self) -> None:
         poll = select.poll()

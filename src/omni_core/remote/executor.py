@@ -25,6 +25,7 @@ from omni_core.remote.replies import gather, read_until_done, reading, wait_for_
 from omni_core.remote.requests import with_refused, without_unpicklable
 from omni_core.remote.worker_link import WorkerLink
 from omni_core.request import OmniDiffusionRequest, refuse_used_ids
+from omni_core.timeouts import Deadline
 from omni_core.worker.rank_loop import call_name
 
 # Seconds within which `check_health` answers, whatever the workers do.
@@ -155,34 +156,36 @@ class RemoteExecutor(DiffusionExecutor):
         number = self._num_workers
         if unique_reply_rank is not None and unique_reply_rank not in range(number):
             raise RPCError(f"There is no rank {unique_reply_rank}: there are {number} workers, 0 to {number - 1}.")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         if not all(replica.is_ready for replica in self._replicas):
-            self._wait_until_ready(call_name(method), timeout)
+            self._wait_until_ready(call_name(method), deadline)
         if non_block:
             return gather(self._call_all(method, args, kwargs), unique_reply_rank)
-        if number == 1 and timeout is None:
-            result = self._replicas[0].ask(method, args, kwargs).result()
-            return [result] if unique_reply_rank is None else result
-        handles = [handle for replica in self._replicas for handle in replica.handles]
-        with reading(handles) as readers:
-            futures = self._call_all(method, args, kwargs)
-            read_until_done(readers, futures, deadline)
-        late = wait_for_all(futures, deadline)
+        links = [link for replica in self._replicas for link in replica.handles]
+        with reading(links) as reader:
+            futures = self._call_all(method, args, kwargs, reader=reader)
+            if reader is not None:
+                read_until_done(links, futures, deadline)
+        results, late = wait_for_all(futures, deadline)
         if late:
             names = ", ".join(map(str, late))
             raise RPCTimeoutError(
-                f"The call {call_name(method)!r} did not return within {timeout:g} s: no reply from worker {names}. "
-                "It runs on there, and its result is dropped."
+                f"The call {call_name(method)!r} did not return within {deadline.seconds:g} s: no reply from worker "
+                f"{names}. It runs on there, and its result is dropped."
             )
-        results = [future.result() for future in futures]
         return results if unique_reply_rank is None else results[unique_reply_rank]
 
     def _call_all(
-        self, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
+        self,
+        method: str | Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        *,
+        reader: object | None = None,
     ) -> list[Future[Any]]:
         futures: list[Future[Any]] = []
         for replica in self._replicas:
-            futures += replica.call(method, args, kwargs)
+            futures += replica.call(method, args, kwargs, reader=reader)
             replica.interrupt()
         return futures
 
@@ -241,7 +244,7 @@ class RemoteExecutor(DiffusionExecutor):
         finally:
             reactor.stop()
 
-    def _wait_until_ready(self, what: str, timeout: float | None) -> None:
+    def _wait_until_ready(self, what: str, deadline: Deadline) -> None:
         """Wait for replicas that are being replaced."""
         if self._reactor is None:
             raise ExecutorError("The executor was shut down.")
@@ -252,7 +255,7 @@ class RemoteExecutor(DiffusionExecutor):
             return all(replica.is_ready or replica.state in ("failed", "closed") for replica in self._replicas)
 
         with self._heard:
-            self._heard.wait_for(is_settled, timeout)
+            self._heard.wait_for(is_settled, deadline.left())
         for replica in self._replicas:
             if not replica.is_ready:
                 raise replica.unavailable()

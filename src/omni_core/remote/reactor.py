@@ -7,19 +7,21 @@ import contextlib
 import heapq
 import itertools
 import os
-import select
 import selectors
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 
+from omni_core.errors import ExecutorError
 from omni_core.log import get_logger
 from omni_core.remote.start import occupy_standard_files
 
 log = get_logger(__name__)
 
-_READABLE = getattr(select, "EPOLLIN", 0)
+# Seconds after which `run_in` looks whether anybody is there to do what it waits for.
+_LOOK_S = 1.0
 
 
 class Timer:
@@ -45,8 +47,6 @@ class Reactor:
     def __init__(self, name: str) -> None:
         occupy_standard_files()
         self._selector = selectors.DefaultSelector()
-        # Where the kernel keeps the list, it can be told to leave a file out without waking the thread.
-        self._kernel_list = getattr(self._selector, "_selector", None)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -63,7 +63,12 @@ class Reactor:
         """Whether the caller runs in the thread."""
         return threading.current_thread() is self._thread
 
-    def watch(self, fd: int, readable: Callable[[], None]) -> None:
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread.is_alive()
+
+    def watch(self, fd: int, readable: Callable[[], object]) -> None:
         """Call `readable()` whenever `fd` can be read or has ended. In the thread only."""
         self._selector.register(fd, selectors.EVENT_READ, readable)
 
@@ -71,26 +76,6 @@ class Reactor:
         """Forget `fd`, if it is watched. In the thread only, and before it is closed."""
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
-
-    @property
-    def can_pause(self) -> bool:
-        """Whether `pause` works on this system."""
-        return hasattr(select, "epoll") and isinstance(self._kernel_list, select.epoll)
-
-    def pause(self, fd: int) -> None:
-        """Leave `fd` to the calling thread for a while: `readable` is not called for what comes. From any thread."""
-        # No `suppress` here: this is on the way of each call, and it costs more than the call to the kernel.
-        try:  # noqa: SIM105
-            self._kernel_list.modify(fd, 0)  # type: ignore[union-attr]
-        except OSError:
-            pass
-
-    def resume(self, fd: int) -> None:
-        """End a `pause`. From any thread."""
-        try:  # noqa: SIM105
-            self._kernel_list.modify(fd, _READABLE)  # type: ignore[union-attr]
-        except OSError:  # it is not watched any more
-            pass
 
     def call_soon(self, action: Callable[[], None]) -> None:
         """Call `action()` in the thread. From any thread."""
@@ -142,7 +127,11 @@ class Reactor:
 
 
 def run_in(reactor: Reactor, action: Callable[[], object]) -> None:
-    """Run something in the reactor's thread, and wait for it. What it raises comes out."""
+    """Run something in the reactor's thread, and wait for it. What it raises comes out.
+
+    Raises:
+        ExecutorError: The thread has ended.
+    """
     if reactor.is_current:
         action()
         return
@@ -157,11 +146,20 @@ def run_in(reactor: Reactor, action: Callable[[], object]) -> None:
             done.set_result(None)
 
     reactor.call_soon(run)
-    done.result()
+    while True:
+        is_running = reactor.is_running  # asked first: what the thread did before its end is done by now
+        try:
+            done.result(_LOOK_S)
+            return
+        except FutureTimeoutError:
+            if done.done():
+                raise  # it is what the action has raised
+            if not is_running:
+                raise ExecutorError("The thread that watches the workers has ended.") from None
 
 
-def _guarded(action: Callable[[], None]) -> None:
+def _guarded(action: Callable[[], object]) -> None:
     try:
         action()
-    except Exception:  # one worker's trouble must not end the watch over the others
+    except BaseException:  # one worker's trouble must not end the watch over the others, nor a plugin's `sys.exit`
         log.error("a callback of the workers' watch raised; please report this", exc_info=True)

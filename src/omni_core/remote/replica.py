@@ -15,7 +15,6 @@ from omni_core.errors import ExecutorError, OmniError, RPCError, StartupError, W
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
-from omni_core.remote.answer import Answer
 from omni_core.remote.options import RemoteOptions
 from omni_core.remote.program import Program
 from omni_core.remote.reactor import Reactor, Timer
@@ -138,9 +137,20 @@ class Replica(ABC):
             self.start_failed(f"could not be started: {what.rstrip('.')}")
 
     def call(
-        self, method: str | Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        method: str | Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        reader: object | None = None,
     ) -> list[Future[Any]]:
         """Send a call to all ranks. From any thread.
+
+        Args:
+            method: Name of a method of the worker, or a callable that gets the worker as its first argument.
+            args: Further positional arguments.
+            kwargs: Keyword arguments.
+            reader: Who reads the replies, if it is the caller: see `WorkerLink.call`.
 
         Returns:
             A future for each rank. If one of them fails and others do not reply, because they wait for it in a
@@ -154,33 +164,21 @@ class Replica(ABC):
         handles = self.handles
         if not handles or not self.is_ready:
             raise self.unavailable()
-        futures = [handle.call(method, args, kwargs) for handle in handles]
+        try:
+            futures = [handle.call(method, args, kwargs, reader=reader) for handle in handles]
+        except RPCError:
+            raise
+        except BaseException:
+            if len(handles) > 1:
+                self._reactor.call_soon(
+                    lambda: handles[0].declare_dead("was made a call that an interrupt has kept from other ranks")
+                )
+            raise
         if len(futures) > 1:
             for future in futures:
                 future.add_done_callback(lambda done: self._release_others(done, handles, futures))
         self._watchdog.look_after()
         return futures
-
-    def ask(
-        self, method: str | Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Future[Any] | Answer:
-        """Make a call on the single rank, at the end of the wave that it runs. From any thread.
-
-        Returns:
-            What it came to; or a future of that, see `WorkerLink.ask`.
-
-        Raises:
-            RPCError: An argument cannot be pickled.
-            WorkerDiedError: The replica is being replaced.
-        """
-        handles = self.handles
-        if not handles or not self.is_ready:
-            raise self.unavailable()
-        return handles[0].ask(method, args, kwargs, on_sent=self._look_after_call)
-
-    def _look_after_call(self) -> None:
-        self._watchdog.look_after()
-        self.interrupt()
 
     def execute_step(self, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
         """Let all ranks do a step. From any thread, one at a time.

@@ -1,90 +1,79 @@
-"""Waiting for the replies of several workers.
-
-A caller that waits reads the replies itself. Were they read by the reactor's thread, each would wake two threads, one
-after the other, and a small call would take twice as long.
-"""
+"""Waiting for the replies of several workers."""
 
 from __future__ import annotations
 
 import contextlib
 import select
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import Any
 
 from omni_core.remote.worker_link import WorkerLink
+from omni_core.timeouts import Deadline
 
 
 @contextlib.contextmanager
-def reading(handles: Sequence[WorkerLink]) -> Iterator[list[WorkerLink]]:
-    """Take over the replies of all the workers, or of none if somebody else reads one's; give them back at the end.
+def reading(links: Sequence[WorkerLink]) -> Iterator[object | None]:
+    """Let the calling thread read the replies of all workers itself, or of none if one's are not to be had.
 
-    Of some alone would not do: one that is not read may be the last to reply, and nobody would wake up for it.
+    Of some alone would not do: one that is not read may be the last to reply, and nobody would wake the caller.
+
+    Yields:
+        What to give `WorkerLink.call` and `read_until_done` as the reader; None if the reactor's thread reads.
     """
-    taken: list[WorkerLink] = []
+    reader = object()
     try:
-        for handle in handles:
-            if not handle.begin_reading():
-                break
-            taken.append(handle)
-        yield taken if len(taken) == len(handles) else []
+        yield reader if all(link.begin_reading(reader) for link in links) else None
     finally:
-        for handle in taken:
-            handle.end_reading()
+        for link in links:
+            link.end_reading(reader)
 
 
-def read_until_done(readers: Sequence[WorkerLink], futures: Sequence[Future[Any]], deadline: float | None) -> None:
-    """Read replies until the futures are done, one has failed, the time has come, or a worker has ended.
+def read_until_done(links: Sequence[WorkerLink], futures: Sequence[Future[Any]], deadline: Deadline) -> None:
+    """Read replies until the futures are done, or one has failed, or the rest must be waited for in another way.
 
     Args:
-        readers: Workers whose replies the calling thread reads.
-        futures: What it waits for.
-        deadline: On `time.monotonic`'s clock; None for none.
+        links: Workers whose replies the calling thread reads.
+        futures: What it waits for, one for each.
+        deadline: When to return at the latest.
     """
-    if not readers:
+    if len(links) == 1 and deadline.seconds is None:
+        links[0].read()
         return
     poll = select.poll()
-    by_fd = {handle.fileno(): handle for handle in readers}
-    if -1 in by_fd:
-        return  # closed meanwhile
-    for fd in by_fd:
+    waiting = {link.lane_fileno(): link for link in links}
+    for fd in waiting:
         poll.register(fd, select.POLLIN)
-    while not _is_settled(futures):
-        timeout_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1e3
-        ready = poll.poll(timeout_ms)
+    while waiting and not any(future.done() and future.exception() is not None for future in futures):
+        left = deadline.left()
+        ready = poll.poll(None if left is None else left * 1e3)
         if not ready:
             return
         for fd, _ in ready:
-            if not by_fd[fd].read():
+            if not waiting.pop(fd).read():
                 return
+            poll.unregister(fd)
 
 
-def wait_for_all(futures: Sequence[Future[Any]], deadline: float | None) -> list[int]:
+def wait_for_all(futures: Sequence[Future[Any]], deadline: Deadline) -> tuple[list[Any], list[int]]:
     """Wait until all are done.
 
     Returns:
-        The numbers of those that are not done when the time has come.
+        The results, and the numbers of those that are not done when the time has come.
 
     Raises what the first of them that failed holds.
     """
     if not all(future.done() for future in futures):
-        wait(futures, None if deadline is None else max(0.0, deadline - time.monotonic()), FIRST_EXCEPTION)
-    for future in futures:
+        wait(futures, deadline.left(), FIRST_EXCEPTION)
+    results: list[Any] = []
+    late: list[int] = []
+    for number, future in enumerate(futures):
         if future.done():
-            future.result()
-    return [number for number, future in enumerate(futures) if not future.done()]
-
-
-def _is_settled(futures: Sequence[Future[Any]]) -> bool:
-    is_done = True
-    for future in futures:
-        if not future.done():
-            is_done = False
-        elif future.exception() is not None:
-            return True
-    return is_done
+            results.append(future.result())
+        else:
+            late.append(number)
+    return results, late
 
 
 def gather(futures: list[Future[Any]], unique_reply_rank: int | None) -> Future[Any]:

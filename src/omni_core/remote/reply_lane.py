@@ -1,9 +1,9 @@
-"""A socket of its own for the replies that their caller reads itself.
+"""A second connection to a worker, for replies that their caller reads itself.
 
-Were these read by the reactor's thread, each would wake two threads, one after the other, and a small call would take
-twice as long. From the channel on which all replies come a caller must not read: an exception that a signal handler
-raises (Ctrl-C) may come after any step of the interpreter, and would lose what was read of other callers' replies. Here
-each message is whole by itself, and one caller at a time has the lane: what an exception loses is its own.
+A reply on the channel is read by the reactor's thread, which then wakes the caller: twice the time of a small call. A
+caller must not read the channel itself. An exception that a signal handler raises (Ctrl-C) can come after any step of
+the interpreter, and would lose what was read of other callers' replies. On the lane each message is whole by itself,
+and there is one call at a time: an exception loses only the reply to the call that it interrupts.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ import contextlib
 import socket
 import struct
 import sys
-import threading
 
 # Set in the numbers of calls whose reply is wanted here.
 LANE = 1 << 62
 _NUMBER = struct.Struct("<Q")
-# A reply with more bytes comes over the channel, and here a message that says so: a number without anything.
+# A longer reply comes over the channel, and here a message without data says so.
 _MOST_BYTES = 1 << 15
 _SPACE = _NUMBER.size + _MOST_BYTES
 _DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
-# Seconds that closing waits for a caller that reads; it has been woken.
-_READER_WAIT_S = 2.0
 
 
 def make_lane() -> tuple[ReplyLane, socket.socket] | None:
@@ -33,7 +30,7 @@ def make_lane() -> tuple[ReplyLane, socket.socket] | None:
     return ReplyLane(ours), theirs
 
 
-def send_reply(lane: socket.socket, number: int, data: bytes | bytearray) -> bool:
+def send_reply(lane: socket.socket, number: int, data: bytes | bytearray = b"") -> bool:
     """Send a reply, in a worker; one without data says that it comes over the channel.
 
     Returns:
@@ -42,6 +39,7 @@ def send_reply(lane: socket.socket, number: int, data: bytes | bytearray) -> boo
     if len(data) > _MOST_BYTES:
         return False
     try:
+        # There is room: of one call at a time a reply is expected here.
         lane.send(_NUMBER.pack(number) + data, _DONTWAIT)
     except OSError:
         return False
@@ -49,83 +47,89 @@ def send_reply(lane: socket.socket, number: int, data: bytes | bytearray) -> boo
 
 
 class ReplyLane:
-    """The driver's end.
+    """The driver's end. One holder at a time may use it: a caller that waits for its reply, or the reactor.
 
     Args:
         connection: The socket, which becomes this object's.
+
+    Attributes:
+        expected: Number of the call whose reply has not come. The holder's to set.
     """
 
     def __init__(self, connection: socket.socket) -> None:
+        self.expected: int | None = None
         self._socket = connection
-        # Of a kind that only its owner can release: whoever is interrupted releases it if, and only if, it had it.
-        self._lock = threading.RLock()
-        self._reader: int | None = None
-        # A call whose reply has not been seen here. Only one at a time, so that the worker never waits for room.
-        self._open: int | None = None
+        # Of one entry at most, since `setdefault` is one step that no exception of a signal handler can divide: a lock
+        # might be taken by a caller that is interrupted before it knows.
+        self._holder: dict[str, object] = {}
+        self._received: list[bytes] = []
+        self._is_closed = False
 
-    def take(self) -> bool:
-        """Let the calling thread have the lane, if nobody has it and nothing is to come. Then `give_back` must follow.
+    def fileno(self) -> int:
+        """File descriptor to poll."""
+        return self._socket.fileno()
 
-        After an exception, of a signal handler too, `give_back` must follow as well.
+    def take(self, holder: object) -> bool:
+        """Make `holder` the holder, if there is none. Then `give_back` must follow, after an exception too."""
+        return self._holder.setdefault("holder", holder) is holder
+
+    def is_held_by(self, holder: object) -> bool:
+        """Whether `holder` has it."""
+        return self._holder.get("holder") is holder
+
+    def hand_over(self, holder: object, to: object) -> None:
+        """Make another the holder."""
+        if self.is_held_by(holder):
+            self._holder["holder"] = to
+
+    def give_back(self, holder: object) -> None:
+        """Let others have it, if `holder` has it.
+
+        An exception of a signal handler amid this leaves it taken: later replies come over the channel.
         """
-        # A signal handler that makes a call while this thread waits for a reply must not take that reply.
-        if self._reader == threading.get_ident() or not self._lock.acquire(blocking=False):
-            return False
-        self._reader = threading.get_ident()
-        if self._open is not None:
-            self._look()
-        return self._open is None
+        if self.is_held_by(holder):
+            self._holder.clear()
+            if self._is_closed and self.take(self):
+                self._socket.close()
 
-    def give_back(self) -> None:
-        """Let others have the lane, if the calling thread has it."""
-        with contextlib.suppress(RuntimeError):
-            if self._reader == threading.get_ident():
-                self._reader = None
-            self._lock.release()
+    def receive(self, wait: bool = True) -> tuple[int, bytes] | None:
+        """Return the number and the data of the next reply; the same again until `drop` is called.
 
-    def expect(self, number: int) -> None:
-        """Note that a call is about to be sent, by the thread that has the lane."""
-        self._open = number
-
-    def receive(self, number: int) -> bytes | None:
-        """Wait for the reply to a call.
+        Args:
+            wait: Until there is one, or `end` is called.
 
         Returns:
-            Its data, empty if it comes over the channel; None if the lane has ended.
+            None if the lane has ended. Without data, the reply comes over the channel.
+
+        Raises:
+            BlockingIOError: There is none, and `wait` is false.
         """
-        while True:
+        if not self._received:
             try:
-                message = self._socket.recv(_SPACE)
+                # In one step of the interpreter: whoever is interrupted leaves what has come to who reads next.
+                self._received.extend(map(self._socket.recv, (_SPACE,), (0 if wait else _DONTWAIT,)))
+            except BlockingIOError:
+                raise
             except OSError:
                 return None
-            if len(message) < _NUMBER.size:
-                return None
-            if _NUMBER.unpack_from(message)[0] == number:
-                self._open = None
-                return message[_NUMBER.size :]
+        message = self._received[0]
+        if len(message) < _NUMBER.size:
+            return None
+        return _NUMBER.unpack_from(message)[0], message[_NUMBER.size :]
 
-    def all_replied(self) -> None:
-        """Note that a later call has been replied to over the channel: what was open has been sent, and may be lost."""
-        if self._open is not None and self._lock.acquire(blocking=False):
-            try:
-                if self._reader is None:
-                    self._look()
-                    self._open = None
-            finally:
-                self._lock.release()
+    def drop(self) -> None:
+        """Forget the reply that was received: whoever has waited for it has it."""
+        self.expected = None
+        self._received.clear()
 
-    def close(self) -> None:
-        """End the lane: whoever reads sees it."""
+    def end(self) -> None:
+        """Say that no more comes: a holder that waits wakes up."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        is_mine = self._lock.acquire(timeout=_READER_WAIT_S)
-        self._socket.close()
-        if is_mine:
-            self._lock.release()
 
-    def _look(self) -> None:
-        """Take off what is there, none of which anybody waits for."""
-        with contextlib.suppress(OSError):
-            while message := self._socket.recv(_SPACE, _DONTWAIT):
-                if _NUMBER.unpack_from(message)[0] == self._open:
-                    self._open = None
+    def close(self) -> None:
+        """Let go of the socket, once its holder has given it back."""
+        self.end()
+        self._is_closed = True
+        if self.take(self):
+            self._socket.close()

@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_core.errors import OmniError, WorkerDiedError
-from omni_core.remote.answer import Answer
 from omni_core.remote.channel import Channel, ChannelClosedError, Frame, SendTimeoutError
 from omni_core.remote.messages import INTERRUPT, PING, STARTED, open_reply, seal, seal_call
 from omni_core.remote.reactor import Reactor
+from omni_core.remote.reply_lane import LANE, ReplyLane
 from omni_core.worker.rank_loop import call_name
-
-# Seconds that closing waits for a caller that reads; it has been woken.
-_READER_WAIT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class LinkEvents:
 class WorkerLink(ABC):
     """Sends calls to one worker, matches its replies, and sees it end.
 
-    Made and changed in the reactor's thread; `call`, `interrupt` and `ping` may be called from any. A subclass knows
+    Made and changed in the reactor's thread; calls, `interrupt` and `ping` may come from any. A subclass knows
     how the worker was started and how it is killed.
 
     Args:
@@ -54,6 +51,7 @@ class WorkerLink(ABC):
         replica: Index of its replica.
         rank: Its rank in the replica.
         send_timeout_s: That of the channels, for messages.
+        lane: For replies that callers read themselves, which becomes the link's; None if the worker has none.
     """
 
     def __init__(
@@ -66,6 +64,7 @@ class WorkerLink(ABC):
         replica: int,
         rank: int,
         send_timeout_s: float,
+        lane: ReplyLane | None = None,
     ) -> None:
         self.replica = replica
         self.rank = rank
@@ -76,15 +75,14 @@ class WorkerLink(ABC):
         self._reactor = reactor
         self._work = work
         self._control = control
+        self._lane = lane
         self._events = events
         self._send_timeout_s = send_timeout_s
         self._asked_at: float | None = None
         self._load_error: OmniError | None = None
         # Guards what callers' threads touch: no call may be added once the worker is known to be dead.
         self._lock = threading.Lock()
-        # Held by whoever reads replies: the reactor's thread, or a caller that waits for one.
-        self._reading = threading.Lock()
-        self._pending: dict[int, Future[Any] | Answer] = {}
+        self._pending: dict[int, Future[Any]] = {}
         self._numbers = itertools.count(STARTED + 1)  # one step of it is atomic
         self._dead: str | None = None
 
@@ -138,9 +136,20 @@ class WorkerLink(ABC):
         self._send(self._work, seal(STARTED, setup))
 
     def call(
-        self, method: str | Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        method: str | Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        reader: object | None = None,
     ) -> Future[Any]:
         """Send a call.
+
+        Args:
+            method: Name of a method of the worker, or a callable that gets the worker as its first argument.
+            args: Further positional arguments.
+            kwargs: Keyword arguments.
+            reader: Who will `read` the reply, after `begin_reading`; None is the reactor's thread.
 
         Returns:
             A future of its result; it fails with the worker's error, or with `WorkerDiedError`.
@@ -149,94 +158,67 @@ class WorkerLink(ABC):
             RPCError: An argument cannot be pickled; nothing was sent.
         """
         future: Future[Any] = Future()
-        frame = seal_call(next(self._numbers), method, args, kwargs)
-        with self._lock:
-            if self._dead is not None:
-                future.set_exception(self.death(f"before it was asked to do {call_name(method)!r}"))
-                return future
-            self._pending[frame.number] = future
-        self._send(self._work, frame)
+        number = next(self._numbers)
+        lane = self._lane
+        is_read_here = reader is not None and lane is not None and lane.is_held_by(reader)
+        frame = seal_call(number | LANE if is_read_here else number, method, args, kwargs)
+        sent: list[int] = []
+        try:
+            with self._lock:
+                if self._dead is not None:
+                    future.set_exception(self.death(f"before it was asked to do {call_name(method)!r}"))
+                    return future
+                self._pending[number] = future
+            if is_read_here:
+                assert lane is not None
+                lane.expected = number
+            self._send(self._work, frame, sent)
+        except BaseException:  # of a signal handler: nobody waits for the reply
+            with self._lock:
+                self._pending.pop(number, None)
+            if is_read_here and not sent:
+                assert lane is not None
+                lane.expected = None
+            raise
         return future
 
-    def ask(
-        self,
-        method: str | Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None,
-        *,
-        on_sent: Callable[[], None],
-    ) -> Future[Any] | Answer:
-        """Make a call and read its reply, without the costs of a future and of other threads.
+    def begin_reading(self, reader: object) -> bool:
+        """Let a caller read the reply to its next call itself: no other thread has to wake up for that, and wake it.
 
         Args:
-            method: As for `call`.
-            args: Further positional arguments.
-            kwargs: Keyword arguments.
-            on_sent: Called when the call was sent, before its reply is waited for.
+            reader: Any object that nobody else gives.
 
         Returns:
-            The answer; a future of it if the worker ends meanwhile, or another thread reads what it says.
-
-        Raises:
-            RPCError: An argument cannot be pickled; nothing was sent.
+            Whether it may. False if somebody else does, or the worker is reached in another way. `end_reading` must
+            follow in any case.
         """
-        if not self.begin_reading():
-            future = self.call(method, args, kwargs)
-            on_sent()
-            return future
-        try:
-            answer = Answer()
-            frame = seal_call(next(self._numbers), method, args, kwargs)
-            with self._lock:
-                is_sent = self._dead is None
-                if is_sent:
-                    self._pending[frame.number] = answer
-            if not is_sent:
-                answer.error = self.death(f"before it was asked to do {call_name(method)!r}")
-                return answer
-            self._send(self._work, frame)
-            on_sent()
-            try:
-                while not answer.done():
-                    self._settle(self._work.recv())
-            except ChannelClosedError:
-                pass
-            with self._lock:
-                # The worker has ended: the reactor's thread says how, and a future can be waited for.
-                if frame.number in self._pending:
-                    self._pending[frame.number] = later = Future[Any]()
-                    return later
-            return answer
-        finally:
-            self.end_reading()
+        return self._lane is not None and self._dead is None and self._lane.take(reader)
 
-    def begin_reading(self) -> bool:
-        """Let the calling thread read the replies, itself: no other thread has to wake up for that, and wake it.
-
-        Returns:
-            Whether it may, and then must call `end_reading`. False if somebody else reads: wait for the future.
-        """
-        if not self._reactor.can_pause or not self._reading.acquire(blocking=False):
-            return False
-        self._reactor.pause(self._work.fileno())
-        return True
-
-    def end_reading(self) -> None:
-        """Give the replies back to the reactor's thread."""
-        self._reactor.resume(self._work.fileno())
-        self._reading.release()
+    def end_reading(self, reader: object) -> None:
+        """End a `begin_reading`. A reply that has not come is left to the reactor's thread."""
+        lane = self._lane
+        if lane is None or not lane.is_held_by(reader):
+            return
+        if lane.expected is None or self.is_closed:
+            lane.give_back(reader)
+        else:
+            lane.hand_over(reader, self)
+            self._reactor.call_soon(self._collect_late_reply)
 
     def read(self) -> bool:
-        """Settle the calls whose replies are there, between `begin_reading` and `end_reading`.
+        """Wait for the reply to the call, between `begin_reading` and `end_reading`.
 
         Returns:
-            Whether there can be more. False once the worker has ended: the reactor's thread then tells its callers.
+            Whether it has come. False if the future is to be waited for: the reply is a long one, or the worker ends.
         """
-        return self._settle_replies()
+        lane = self._lane
+        assert lane is not None
+        return lane.expected is None or self._settle_from(lane, wait=True)
 
-    def fileno(self) -> int:
-        """The file on which replies come, for polling."""
-        return self._work.fileno()
+    def lane_fileno(self) -> int:
+        """The file on which the reply comes, for polling between `begin_reading` and `end_reading`."""
+        assert self._lane is not None
+        return self._lane.fileno()
 
     def interrupt(self) -> None:
         """Let a long `execute_step` return early."""
@@ -272,6 +254,8 @@ class WorkerLink(ABC):
             pending, self._pending = self._pending, {}
         for future in pending.values():
             _fail(future, self.death())
+        if self._lane is not None:
+            self._lane.end()  # a caller that reads wakes up, also where a child of the worker holds the other end
         self.kill()
         self._events.on_dead(self, what, self._load_error)
         if self.has_exited:
@@ -288,17 +272,17 @@ class WorkerLink(ABC):
         self.is_closed = True
         self._reactor.unwatch(self._work.fileno())
         self._reactor.unwatch(self._control.fileno())
-        self._work.shutdown()  # a caller that reads sees the end
-        is_mine = self._reading.acquire(timeout=_READER_WAIT_S)
         self._work.close()
-        if is_mine:
-            self._reading.release()
+        if self._lane is not None:
+            self._reactor.unwatch(self._lane.fileno())
+            self._lane.give_back(self)
+            self._lane.close()
         self._control.close()
         self._release()
 
-    def _send(self, channel: Channel, frame: Frame) -> None:
+    def _send(self, channel: Channel, frame: Frame, sent: list[int] | None = None) -> None:
         try:
-            channel.send(frame)
+            channel.send(frame, sent)
         except SendTimeoutError:
             self._reactor.call_soon(
                 lambda: self.declare_dead(
@@ -309,23 +293,45 @@ class WorkerLink(ABC):
             pass  # the reactor sees its end
 
     def _receive_replies(self) -> None:
-        if not self._reading.acquire(blocking=False):
-            return  # a caller reads
-        try:
-            if not self._settle_replies():
-                self._reactor.unwatch(self._work.fileno())
-                self._end_seen()
-        finally:
-            self._reading.release()
-
-    def _settle_replies(self) -> bool:
         try:
             frames = self._work.drain()
         except ChannelClosedError:
-            return False
+            self._reactor.unwatch(self._work.fileno())
+            self._end_seen()
+            return
         for frame in frames:
             self._settle(frame)
+
+    def _collect_late_reply(self) -> None:
+        """Take over the lane from a caller that waits no longer. In the reactor's thread."""
+        assert self._lane is not None
+        if self.is_closed:
+            self._lane.give_back(self)
+        elif not self._receive_late_reply():
+            self._reactor.watch(self._lane.fileno(), self._receive_late_reply)
+
+    def _receive_late_reply(self) -> bool:
+        lane = self._lane
+        assert lane is not None
+        try:
+            self._settle_from(lane, wait=False)
+        except BlockingIOError:
+            return False
+        self._reactor.unwatch(lane.fileno())
+        lane.give_back(self)
         return True
+
+    def _settle_from(self, lane: ReplyLane, wait: bool) -> bool:
+        """Settle the call whose reply comes over the lane, and return whether that was it.
+
+        Raises:
+            BlockingIOError: There is none, and `wait` is false.
+        """
+        reply = lane.receive(wait)
+        if reply is not None and reply[1]:
+            self._settle(Frame(*reply))
+        lane.drop()
+        return reply is not None and bool(reply[1])
 
     def _settle(self, frame: Frame) -> None:
         self.heard_at, self._asked_at = time.monotonic(), None
@@ -334,7 +340,7 @@ class WorkerLink(ABC):
             self._loaded(error)
             return
         with self._lock:
-            waiting = self._pending.pop(frame.number, None)
+            waiting = self._pending.pop(frame.number & ~LANE, None)
         if waiting is None:
             return  # nobody waits for it any more
         if error is not None:
@@ -361,6 +367,6 @@ class WorkerLink(ABC):
         self._events.on_heard()
 
 
-def _fail(future: Future[Any] | Answer, error: OmniError) -> None:
+def _fail(future: Future[Any], error: OmniError) -> None:
     if future.set_running_or_notify_cancel():
         future.set_exception(error)

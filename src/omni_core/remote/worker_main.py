@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from omni_core.engine_place import loading_in_worker_process
 from omni_core.errors import OmniError, RPCError, StartupError
 from omni_core.remote.channel import Channel, ChannelClosedError, Frame
 from omni_core.remote.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
+from omni_core.remote.reply_lane import LANE, send_reply
 from omni_core.remote.setup import WorkerSetup
 from omni_core.worker.rank_loop import WorkerCall, WorkerReply, call_error, serve
 
@@ -22,13 +24,16 @@ from omni_core.worker.rank_loop import WorkerCall, WorkerReply, call_error, serv
 DRIVER_GONE = 3
 
 
-def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any]) -> None:
+def run_worker(
+    work: Channel, control: Channel, make_worker: Callable[[Any], Any], lane: socket.socket | None = None
+) -> None:
     """Load the model, then serve calls until the driver has no more. Does not return: it ends the process.
 
     Args:
         work: The connection for calls.
         control: The connection for what cannot wait.
         make_worker: Makes the worker, of the first message.
+        lane: For replies that callers read themselves, where there is such a connection.
     """
     # Ctrl-C in a terminal reaches every process there; only the driver decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -44,7 +49,7 @@ def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any
             status = 1
         else:
             listener.worker = worker
-            serve(worker, _Transport(work))
+            serve(worker, _Transport(work, lane))
             worker.close()
     except ChannelClosedError:
         status = DRIVER_GONE
@@ -69,8 +74,9 @@ def _draw_own_numbers() -> None:
 class _Transport:
     """Calls come over one channel, one after another."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, lane: socket.socket | None) -> None:
         self._channel = channel
+        self._lane = lane
 
     def receive(self) -> WorkerCall | WorkerReply | None:
         try:
@@ -80,7 +86,13 @@ class _Transport:
         return open_call(frame)
 
     def reply(self, reply: WorkerReply) -> None:
-        self._channel.send(seal_reply(reply))
+        frame = seal_reply(reply)
+        lane = self._lane if frame.number & LANE else None
+        if lane is not None and not frame.buffers and send_reply(lane, frame.number, frame.data):
+            return
+        self._channel.send(frame)
+        if lane is not None:
+            send_reply(lane, frame.number)
 
 
 class _ControlThread:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -113,11 +114,11 @@ class ForkClient:
         if shared is not None:
             self._open(SharedConnection(shared))
 
-    def start(self, work: int, control: int, output: int, on_started: OnStarted) -> None:
+    def start(self, files: Sequence[int], output: int, on_started: OnStarted) -> None:
         """Ask the server to fork a worker."""
         try:
             connection = self._connection or self._open(OwnServer(self._reactor))
-            socket.send_fds(connection.socket, [FORK], [work, control, output, *self._surroundings.fds])
+            socket.send_fds(connection.socket, [FORK], [*files, output, *self._surroundings.fds])
         except OSError as error:
             if self._connection is not None:
                 self._lose()

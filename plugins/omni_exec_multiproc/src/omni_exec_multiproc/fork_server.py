@@ -18,13 +18,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from omni_core.remote.channel import Channel
 from omni_core.remote.process_end import die_with_parent
-from omni_core.remote.worker_main import run_worker
 from omni_core.worker.import_ahead import import_classes, import_common
 from omni_exec_multiproc.fork_messages import FORK, HELLO, NUM_FORK_FDS, peer_of, receive
 from omni_exec_multiproc.surroundings import take_over
-from omni_exec_multiproc.worker_process import make_worker
+from omni_exec_multiproc.worker_process import run_connected
 
 
 def serve_owner(fd: int, owner: int) -> None:
@@ -211,13 +209,13 @@ class _Server:
                 file: Any = key.fileobj
                 os.close(file) if isinstance(file, int) else file.close()
             self._selector.close()
-            work, control, output, *surroundings = fds
+            work, control, lane, output, *surroundings = fds
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
             take_over(surroundings)
             gc.unfreeze()
-            run_worker(Channel(socket.socket(fileno=work)), Channel(socket.socket(fileno=control)), make_worker)
+            run_connected(work, control, lane)
         except BaseException:
             traceback.print_exc()
         finally:

@@ -11,6 +11,7 @@ from omni_core.remote.channel import Channel
 from omni_core.remote.output import WorkerOutput
 from omni_core.remote.process_end import describe_exit
 from omni_core.remote.reactor import Reactor
+from omni_core.remote.reply_lane import make_lane
 from omni_core.remote.worker_link import LinkEvents, WorkerLink
 from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions
@@ -42,10 +43,15 @@ class WorkerHandle(WorkerLink):
         replica: int,
         rank: int,
     ) -> None:
-        work, self._theirs_work = _channel(options)
-        control, self._theirs_control = _channel(options)
+        work, theirs_work = _channel(options)
+        control, theirs_control = _channel(options)
+        self._theirs = [theirs_work, theirs_control]
+        lane = None
+        if (pair := make_lane()) is not None:
+            lane, theirs_lane = pair
+            self._theirs.append(theirs_lane)
         super().__init__(
-            reactor, work, control, events, replica=replica, rank=rank, send_timeout_s=options.send_timeout_s
+            reactor, work, control, events, replica=replica, rank=rank, send_timeout_s=options.send_timeout_s, lane=lane
         )
         self._starter = starter
         self._pidfd: int | None = None
@@ -61,12 +67,9 @@ class WorkerHandle(WorkerLink):
     def start(self, setup: Setup) -> None:
         """Start the process. In the reactor's thread."""
         try:
-            self._starter.start(
-                self._theirs_work.fileno(), self._theirs_control.fileno(), self._output.write_fd, self._started
-            )
+            self._starter.start([file.fileno() for file in self._theirs], self._output.write_fd, self._started)
         finally:
-            self._theirs_work.close()
-            self._theirs_control.close()
+            self._close_theirs()
             self._output.close_write_end()
         if self.is_alive:
             self.listen()
@@ -94,7 +97,12 @@ class WorkerHandle(WorkerLink):
         else:
             self._close()
 
+    def _close_theirs(self) -> None:
+        while self._theirs:
+            self._theirs.pop().close()
+
     def _release(self) -> None:
+        self._close_theirs()  # if it was never started
         if self._pidfd is not None:
             self._reactor.unwatch(self._pidfd)
             os.close(self._pidfd)

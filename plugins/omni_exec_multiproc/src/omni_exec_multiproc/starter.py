@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,8 +37,14 @@ OnEnded = Callable[[int, int], None]
 class Starter(Protocol):
     """Starts processes. Everything happens in the reactor's thread."""
 
-    def start(self, work: int, control: int, output: int, on_started: OnStarted) -> None:
-        """Start a worker with these files, which stay the caller's to close."""
+    def start(self, files: Sequence[int], output: int, on_started: OnStarted) -> None:
+        """Start a worker.
+
+        Args:
+            files: Its ends of the connections, for `run_connected`; they stay the caller's to close.
+            output: Where it writes; the caller's to close, too.
+            on_started: Told what became of it.
+        """
 
     def close(self) -> None:
         """Let go of what is held. Workers have ended before."""
@@ -63,11 +69,10 @@ class Spawner:
         self._on_ended = on_ended
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, work: int, control: int, output: int, on_started: OnStarted) -> None:
+    def start(self, files: Sequence[int], output: int, on_started: OnStarted) -> None:
         """Start an interpreter."""
-        arguments = (work, control, os.getpid())
         try:
-            process = start_python(RUN_SPAWNED, arguments, fds=(work, control), output=output)
+            process = start_python(RUN_SPAWNED, (os.getpid(), *files), fds=files, output=output)
             pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
         except OSError as error:
             on_started(error)

@@ -16,16 +16,31 @@ if TYPE_CHECKING:
     from omni_core.worker.rank_group import RankGroup
 
 
-def run_spawned(work: int, control: int, parent: int) -> None:
-    """`run_worker` in a new interpreter.
+def run_spawned(parent: int, *files: int) -> None:
+    """`run_connected` in a new interpreter.
+
+    Args:
+        parent: Process id of the driver.
+        files: As for `run_connected`.
+    """
+    die_with_parent(parent)
+    run_connected(*files)
+
+
+def run_connected(work: int, control: int, lane: int | None = None) -> None:
+    """Be a worker until the driver has no more to do; does not return.
 
     Args:
         work: File descriptor of the channel for calls.
         control: File descriptor of the channel for what cannot wait.
-        parent: Process id of the driver.
+        lane: File descriptor of the lane for replies; None where the system has no such sockets.
     """
-    die_with_parent(parent)
-    run_worker(Channel(socket.socket(fileno=work)), Channel(socket.socket(fileno=control)), make_worker)
+    run_worker(
+        Channel(socket.socket(fileno=work)),
+        Channel(socket.socket(fileno=control)),
+        make_worker,
+        None if lane is None else socket.socket(fileno=lane),
+    )
 
 
 def make_worker(setup: Setup) -> Any:

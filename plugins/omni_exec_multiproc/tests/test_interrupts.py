@@ -1,0 +1,186 @@
+"""A caller that is interrupted (Ctrl-C) at any moment loses the reply to its own call, and nobody else's."""
+
+from __future__ import annotations
+
+import dis
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import multiproc_calls as calls
+import pytest
+
+import omni_core.remote
+from omni_core import DiffusionEngine, OmniDiffusionConfig
+from omni_core.errors import RPCTimeoutError, WorkerDiedError
+
+MODEL = "omni_core.testing.pipelines:class_conditional"
+REMOTE = str(Path(omni_core.remote.__file__).parent)
+BOUND_S = 60.0
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two replicas"])
+def engine(request: pytest.FixtureRequest) -> Iterator[DiffusionEngine]:
+    config = OmniDiffusionConfig(executor_class="multiproc", model=MODEL, data_parallel_size=request.param)
+    with DiffusionEngine(config) as made:
+        yield made
+
+
+def pids(engine: DiffusionEngine) -> list[int]:
+    return [pid for replica in engine.executor.worker_pids() for pid in replica]  # type: ignore[attr-defined]
+
+
+# The instructions after which Python heeds signals.
+HEEDING = {"CALL", "CALL_FUNCTION_EX", "CALL_KW", "CALL_FUNCTION", "CALL_METHOD", "JUMP_BACKWARD", "RESUME"}
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt at one of the places of the driver's side where a signal handler may, by its number."""
+
+    def __init__(self, step: int) -> None:
+        self._left = step
+        self.was_raised = False
+
+    def __enter__(self) -> InterruptAt:
+        sys.settrace(self._enter_frame)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _enter_frame(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(REMOTE):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        heeds = False
+
+        def count(frame: FrameType, event: str, argument: Any) -> Any:
+            nonlocal heeds
+            if event == "opcode" and not self.was_raised:
+                if heeds:
+                    self._left -= 1
+                    if self._left == 0:
+                        self.was_raised = True
+                        sys.settrace(None)
+                        raise KeyboardInterrupt
+                heeds = _instruction(frame) in HEEDING
+            return count
+
+        return count
+
+
+def _instruction(frame: FrameType) -> str:
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]]
+
+
+@pytest.mark.parametrize("time", range(8))  # the two callers take turns at reading, as it happens
+def test_an_interrupt_at_any_step_of_a_call_loses_no_other_reply(engine: DiffusionEngine, time: int) -> None:
+    executor = engine.executor
+    before = pids(engine)
+    expected = len(before)
+    with ThreadPoolExecutor(1) as pool:
+        for step in range(1, 100_000):
+            other = pool.submit(executor.collective_rpc, calls.give_back, None, (step,))
+            try:
+                with InterruptAt(step) as interrupt:
+                    assert executor.collective_rpc(calls.give_back, None, (-step,)) == [-step] * expected
+            except KeyboardInterrupt:
+                assert interrupt.was_raised
+            assert other.result(BOUND_S) == [step] * expected
+            if not interrupt.was_raised:
+                break
+        else:
+            raise AssertionError("there is no end of steps")
+    assert step > 40, "too few steps: what is interrupted is not the call"
+    assert executor.collective_rpc(calls.give_back, BOUND_S, ("at last",)) == ["at last"] * expected
+    assert pids(engine) == before, "a worker was replaced"
+
+
+def test_signals_amid_calls_of_several_threads(engine: DiffusionEngine) -> None:
+    """Real signals, as many as come; other threads' calls are all answered, each with its own answer."""
+    executor = engine.executor
+    before = pids(engine)
+    main = threading.main_thread()
+    is_armed = False
+    stop = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal is_armed
+        # Not within the standard library's locks: what is interrupted in there is no concern of this test.
+        if is_armed and frame is not None and frame.f_code.co_filename.startswith(REMOTE):
+            is_armed = False
+            raise KeyboardInterrupt
+
+    def disturb() -> None:
+        while not stop.wait(0.0003):
+            assert main.ident is not None
+            signal.pthread_kill(main.ident, signal.SIGUSR1)
+
+    def work(name: int) -> int:
+        done = 0
+        while not stop.is_set():
+            assert executor.collective_rpc(calls.give_back, BOUND_S, ((name, done),)) == [(name, done)] * len(before)
+            done += 1
+        return done
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    num_interrupted = 0
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            disturber: Future[None] = pool.submit(disturb)
+            workers = [pool.submit(work, name) for name in range(3)]
+            try:
+                end = time.monotonic() + 3.0
+                while time.monotonic() < end or not num_interrupted:
+                    try:
+                        is_armed = True
+                        assert executor.collective_rpc(calls.give_back, None, ("main",)) == ["main"] * len(before)
+                        is_armed = False
+                    except KeyboardInterrupt:
+                        num_interrupted += 1
+            finally:
+                is_armed = False
+                stop.set()
+            assert all(worker.result(BOUND_S) > 0 for worker in workers)
+            disturber.result(BOUND_S)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert num_interrupted > 0
+    assert pids(engine) == before, "a worker was replaced"
+
+
+def test_a_late_reply_is_dropped_and_later_calls_have_their_own(
+    engine: DiffusionEngine, wait_until: Callable[..., None]
+) -> None:
+    executor = engine.executor
+    for number in range(5):
+        with pytest.raises(RPCTimeoutError):
+            executor.collective_rpc(calls.sleep_and_give_back, 0.01, (0.1, "late"))
+        assert executor.collective_rpc(calls.give_back, BOUND_S, (number,)) == [number] * len(pids(engine))
+    # The worker is idle again, and so is what the late replies came over.
+    wait_until(lambda: all(worker.state == "idle" for worker in executor.worker_stats()))
+
+
+def test_long_and_short_replies_mix(engine: DiffusionEngine) -> None:
+    executor = engine.executor
+    for size in (10, 1 << 14, 1 << 15, (1 << 15) + 100, 1 << 18, 5, 1 << 21, 0):
+        for data in (b"x" * size, "y" * size):
+            assert executor.collective_rpc(calls.give_back, BOUND_S, (data,)) == [data] * len(pids(engine))
+    # One worker replies at length, the others briefly.
+    mixed = executor.collective_rpc(calls.long_on_replica, BOUND_S, (0, 1 << 18))
+    assert [len(reply) for reply in mixed] == [1 << 18, *[1] * (len(pids(engine)) - 1)]
+
+
+def test_a_caller_that_reads_hears_of_its_workers_end(engine: DiffusionEngine, wait_until: Callable[..., None]) -> None:
+    """Also where a child of the worker keeps its connections open."""
+    executor = engine.executor
+    with pytest.raises(WorkerDiedError):
+        executor.collective_rpc(calls.fork_and_die)
+    wait_until(lambda: all(executor.is_ready(replica) for replica in range(executor.num_replicas)), timeout=BOUND_S)
+    assert executor.collective_rpc(calls.give_back, BOUND_S, (1,)) == [1] * len(pids(engine))
