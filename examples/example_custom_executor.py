@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from omni_core import (
 from omni_core.errors import ExecutorError, RPCError, RPCTimeoutError
 from omni_core.executor import WORKER_OPTIONS
 from omni_core.serial_thread import SerialThread
+from omni_core.timeouts import is_done_within
 from omni_core.worker.rank_loop import call_error, call_name
 
 MOST_ANSWERS = 256
@@ -86,11 +86,10 @@ class CachingExecutor(DiffusionExecutor):
         if unique_reply_rank not in (None, 0):
             raise RPCError(f"There is no rank {unique_reply_rank}: this executor has one worker, rank 0.")
         future = self._thread.submit(self._call, method, args, kwargs)
-        try:
-            result = future.result(timeout)
-        except FutureTimeoutError:
+        if not is_done_within(future, timeout):
             future.cancel()
-            raise RPCTimeoutError(f"The call {call_name(method)!r} did not return within {timeout:g} s.") from None
+            raise RPCTimeoutError(f"The call {call_name(method)!r} did not return within {timeout:g} s.")
+        result = future.result()
         return [result] if unique_reply_rank is None else result
 
     def _call(self, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:

@@ -181,3 +181,37 @@ def test_an_engine_without_standard_streams(closed):
     done = subprocess.run(["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, DAEMON], timeout=120, check=False)
     assert done.returncode == 0
     assert Path("seven.png").stat().st_size > 100
+
+
+class Tee:
+    """What programs put in the place of `sys.stderr`: it can be written to, and no more."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_a_stream_with_no_more_than_write(monkeypatch, logger):
+    tee = Tee()
+    monkeypatch.setattr("sys.stderr", tee)
+    for style in ("auto", "json"):
+        configure_logging("info", style)
+        get_logger("omni_core.test").info("heard", style=style)
+    assert tee.text.count("heard") == 2
+
+
+def test_a_stream_that_cannot_even_be_asked_harms_nobody(monkeypatch, logger):
+    class Broken:
+        @property
+        def closed(self):
+            raise OSError("no stream")
+
+    configure_logging("info")
+    monkeypatch.setattr("sys.stderr", Broken())
+    monkeypatch.setattr("logging.raiseExceptions", False)
+    get_logger("omni_core.test").warning("unheard")

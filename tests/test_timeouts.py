@@ -8,7 +8,7 @@ import math
 import multiprocessing.connection
 import queue
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omni_core.errors import ValidationError
-from omni_core.timeouts import MOST_SECONDS, Deadline, wait_seconds
+from omni_core.timeouts import MOST_SECONDS, Deadline, is_done_within, wait_seconds
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,28 @@ def test_the_longest_is_taken_by_every_kind_of_wait() -> None:
     assert multiprocessing.connection.wait([ours], longest) == [ours]
     ours.close()
     theirs.close()
+
+
+def test_a_wait_for_a_future_is_not_ended_by_what_it_holds() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        release = threading.Event()
+        busy = pool.submit(release.wait)
+        waiting = pool.submit(int)
+        assert not is_done_within(busy, 0.01)
+        waiting.cancel()
+        assert is_done_within(waiting, 0.01)
+        release.set()
+        assert is_done_within(busy, None)
+    for error in (TimeoutError(), FutureTimeoutError(), SystemExit()):
+        failed: Future[None] = Future()
+        failed.set_exception(error)
+        assert is_done_within(failed, 0.0)
+
+
+def test_a_future_that_ends_as_the_time_does_is_done() -> None:
+    class Late(Future[None]):
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            self.set_result(None)
+            raise FutureTimeoutError
+
+    assert is_done_within(Late(), 0.0)

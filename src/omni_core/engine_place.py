@@ -13,11 +13,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from types import FrameType
 from typing import TypeVar
 
-from omni_core.errors import EngineError, ExecutorError
+from omni_core.errors import EngineError, ExecutorError, StartupError
+from omni_core.timeouts import is_done_within
 
 T = TypeVar("T")
 
@@ -162,19 +162,19 @@ def wait_for_load(loading: Future[T], timeout_s: float, thread: int | None) -> T
         thread: The identifier of that thread.
 
     Raises:
-        TimeoutError: It took longer.
+        StartupError: It took longer.
         EngineError: It waits for an import that this thread is in the middle of.
     """
     names = half_imported()
-    if not names or thread is None:
-        return loading.result(timeout_s)
     deadline = time.monotonic() + timeout_s
     while True:
-        try:
-            return loading.result(min(_LOOK_S, max(0.0, deadline - time.monotonic())))
-        except FutureTimeoutError:
-            if loading.done() or time.monotonic() >= deadline:
-                raise
+        left = max(0.0, deadline - time.monotonic())
+        if is_done_within(loading, min(_LOOK_S, left) if names and thread is not None else left):
+            return loading.result()
+        if time.monotonic() >= deadline:
+            raise StartupError(f"Loading the pipeline took more than startup_timeout_s = {timeout_s:g} s.")
+        if thread is None:
+            continue
         wanted = _awaited_import(thread)
         if wanted in names:
             raise EngineError(

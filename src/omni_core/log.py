@@ -55,8 +55,8 @@ def configure_logging(level: str = "warning", style: Literal["auto", "console", 
     if style == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
-        stream = _standard_error()
-        renderer = structlog.dev.ConsoleRenderer(colors=stream is not None and stream.isatty())
+        is_terminal = getattr(_standard_error(), "isatty", lambda: False)
+        renderer = structlog.dev.ConsoleRenderer(colors=is_terminal())
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             _from_record,
@@ -81,10 +81,10 @@ class _OmniHandler(logging.Handler):
     """Writes to whatever `sys.stderr` is at the time, so that a redirected stream is honoured; a closed one is none."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        stream = _standard_error()
-        if stream is None:
-            return
         try:
+            stream = _standard_error()
+            if stream is None:
+                return
             stream.write(f"{self.format(record)}\n")
             stream.flush()
         except Exception:
@@ -93,7 +93,8 @@ class _OmniHandler(logging.Handler):
 
 def _standard_error() -> Any:
     # None in a process that was started without it, as daemons are; closed where a program closed it.
-    return None if sys.stderr is None or sys.stderr.closed else sys.stderr
+    # What a program puts in its place may have no more than `write`.
+    return None if sys.stderr is None or getattr(sys.stderr, "closed", False) else sys.stderr
 
 
 def _to_record(logger: Any, method: str, event: Any) -> tuple[tuple[str], dict[str, Any]]:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from omni_core.error_text import described_error
 from omni_core.errors import RPCError
 
 # Characters of a long path that are shown at its start and its end.
@@ -206,11 +207,7 @@ def _explain(value: Any, error: Exception) -> str:
     if len(path) > 2 * _SHOWN:
         path = f"{path[:_SHOWN]}[…]{path[-_SHOWN:]}"
     where = f" (at {path})" if path else ""
-    try:
-        why = str(reason)
-    except Exception:
-        why = "(its message cannot be shown)"
-    return f"a {type(part).__name__}{where} cannot be pickled: {type(reason).__name__}: {why}"
+    return f"a {type(part).__name__}{where} cannot be pickled: {described_error(reason)}"
 
 
 def _culprit(value: Any, error: Exception) -> tuple[str, Any, Exception]:

@@ -40,20 +40,22 @@ class SleepState:
             RPCTimeoutError: It did not come in time.
             ExecutorError: The executor was shut down.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._caller is None or self._closed, deadline.left()):
-                raise RPCTimeoutError(
-                    f"{name} did not begin within {deadline.seconds:g} s: another sleep or wake_up is at work."
-                )
-            if self._closed:
-                raise ExecutorError(f"{name}: the executor was shut down.")
-            self._caller = threading.get_ident()
+        has_turn = False
         try:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._caller is None or self._closed, deadline.left()):
+                    raise RPCTimeoutError(
+                        f"{name} did not begin within {deadline.seconds:g} s: another sleep or wake_up is at work."
+                    )
+                if self._closed:
+                    raise ExecutorError(f"{name}: the executor was shut down.")
+                has_turn, self._caller = True, threading.get_ident()
             yield
         finally:
-            with self._changed:
-                self._caller = None
-                self._changed.notify_all()
+            if has_turn:
+                with self._changed:
+                    self._caller = None
+                    self._changed.notify_all()
 
     def close(self) -> None:
         """Let nobody wait for a turn any more."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from typing import SupportsFloat
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError  # another one before Python 3.11
+from typing import Any, SupportsFloat
 
 from omni_core.errors import ValidationError
 
@@ -38,6 +40,24 @@ def wait_seconds(timeout: SupportsFloat | None, what: str = "timeout") -> float 
     if math.isnan(seconds):
         raise ValidationError(f"{what} = {timeout!r}: give a number of seconds, or None to wait until it ends.")
     return None if seconds == math.inf else min(max(seconds, 0.0), MOST_SECONDS)
+
+
+def is_done_within(future: Future[Any], seconds: float | None) -> bool:
+    """Wait for a future, and return whether it is done.
+
+    Unlike `future.result(seconds)`, this does not take a TimeoutError that the future holds for the end of the wait.
+
+    Args:
+        future: What to wait for.
+        seconds: How long at most; None: until it is done.
+    """
+    try:
+        future.exception(seconds)
+    except CancelledError:
+        return True
+    except FutureTimeoutError:
+        return future.done()
+    return True
 
 
 class Deadline:

@@ -37,6 +37,11 @@ def test_no_name_comes_twice_and_the_order_does_not_matter(pairs, count, stem, r
     paths = [next(names.free(request, output, count, ".png")) for request, output in wanted]
     assert len({str(path).casefold() for path in paths}) == len(wanted)
     assert {path.parent for path in paths} == {Path("nowhere")}
+    if count == 1:
+        random.shuffle(wanted)
+        names = FileNames(target, pairs)
+        again = {request: next(names.free(request, 0, 1, ".png")) for request, _ in wanted}
+        assert [again[request] for request in range(len(pairs))] == paths
 
 
 def test_names_for_one_file():

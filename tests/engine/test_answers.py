@@ -48,6 +48,11 @@ def _mend(engine: DiffusionEngine) -> Iterator[None]:
     executor_of(engine).tamper = None
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(4)
+
+
 def raises(error: BaseException) -> Callable[[], Any]:
     def answer() -> Any:
         raise error
@@ -264,6 +269,7 @@ INSTEAD_OF_A_FUTURE: dict[str, tuple[Callable[[], Any], str]] = {
     "raises a panic": (raises(Panic("rust")), "execute_step raised Panic: rust"),
     "cancelled": (cancelled, "execute_step raised CancelledError"),
     "fails": (lambda: failed(OSError("disk")), "Tampered.execute_step raised OSError: disk"),
+    "fails unspeakably": (lambda: failed(Unspeakable()), "Tampered.execute_step raised Unspeakable: (its message"),
     "fails with SystemExit": (lambda: failed(SystemExit(3)), "execute_step raised SystemExit: 3"),
     "no callbacks": (CallbackRaises, "execute_step raised OSError: no callbacks here"),
     "holds None": (lambda: done(None), "its future holds None, and must hold a StepOutput"),

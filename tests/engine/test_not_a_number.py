@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from omni_core.worker import model_runner
+from omni_core.worker.nan_watch import NanWatch
 from small_pipelines import CASES
 
 CASE = CASES["stable_diffusion"]
@@ -210,3 +212,28 @@ def test_pixels_video_and_sound(name: str, output_type: str) -> None:
         [bad] = engine.step([OmniDiffusionRequest(**fields, extra_args=case.extra_args, seed=1)])
     assert good.raise_for_error().finish_reason == "finished"
     assert "not numbers" in str(bad.error)
+
+
+@pytest.mark.parametrize("mode", ["print", "log", "call", "warn", "ignore"])
+def test_what_numpy_was_told_to_do_is_done(mode: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """By bare numpy and under the watch alike; texts may differ in the name of the function."""
+
+    class Log:
+        def __init__(self) -> None:
+            self.heard = 0
+
+        def write(self, text: str) -> None:
+            self.heard += 1
+
+        def __call__(self, kind: str, flag: int) -> None:
+            self.heard += 1
+
+    def happens(watch: Any) -> tuple[int, int, int]:
+        log = Log()
+        with np.errstate(invalid=mode, call=log), watch, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            np.array([np.nan]).astype(int)
+            np.sqrt(np.array([-1.0]))
+        return log.heard, len(warned), capfd.readouterr().err.count("invalid value")
+
+    assert happens(NanWatch().watching()) == happens(contextlib.nullcontext())

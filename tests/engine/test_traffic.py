@@ -160,8 +160,8 @@ def test_random_traffic(request: pytest.FixtureRequest) -> None:
         gc.collect()
         return process.memory_info().rss / 2**20
 
-    before = play(10)
+    before = play(5)
     # By night up to 4,000 actions, in about a minute and a half.
-    after = play(100 if request.config.getoption("--nightly") else 25)
+    after = play(100 if request.config.getoption("--nightly") else 12)
     assert alive() - others == set()
     assert after - before < 50, "memory grows with the number of requests"

@@ -38,7 +38,9 @@ from omni_core.errors import (
 )
 from omni_core.executors.inline import InlineExecutor
 from omni_core.scheduler import Scheduler
+from omni_core.sleep_state import SleepState
 from omni_core.testing.fake_worker import FakeWorker
+from omni_core.timeouts import Deadline
 
 PATIENCE_S = 20.0
 LONG = 100_000
@@ -652,3 +654,57 @@ def test_waiting_for_company_costs_nothing_while_nothing_can_run(waits_for: str)
         engine.wake_up()
         engine.executor.notify_change()
         assert handle.result(PATIENCE_S).images == [5]
+
+
+# Closing.
+
+
+def test_a_close_that_is_interrupted_closes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    handle = begun(engine)
+    thread = engine._core._thread
+    join = thread.join
+
+    def interrupted(timeout: float | None = None) -> None:
+        monkeypatch.setattr(thread, "join", join)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    assert isinstance(handle.result(PATIENCE_S).error, ExecutorError | EngineClosedError)
+    assert executor_of(engine)._closed
+    engine.close()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+def test_an_interrupt_before_its_turn_to_sleep_leaves_the_turn_to_others() -> None:
+    state = SleepState()
+
+    class Interrupts(threading.Condition().__class__):  # type: ignore[misc]
+        def __exit__(self, *arguments: Any) -> None:
+            super().__exit__(*arguments)
+            if state._caller is not None and not self.was_raised:
+                self.was_raised = True
+                raise KeyboardInterrupt
+
+        was_raised = False
+
+    state._changed = Interrupts()
+    with pytest.raises(KeyboardInterrupt), state.turn("sleep", Deadline(PATIENCE_S)):
+        pytest.fail("it was interrupted before")
+    with state.turn("sleep", Deadline(1.0)):
+        assert state.is_caller
+
+
+def test_a_listener_does_not_swallow_the_users_ctrl_c() -> None:
+    with make_engine() as engine:
+        handle = engine.submit(ask())
+        handle.result(PATIENCE_S)
+
+        def listener(event: RequestEvent) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            handle.subscribe(listener)

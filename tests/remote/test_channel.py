@@ -528,3 +528,41 @@ def test_threads_are_not_needed() -> None:
     assert threading.active_count() == before
     for channel in pair:
         channel.close()
+
+
+@pytest.mark.parametrize("size", [1 << 20, 8 << 20])
+def test_an_interrupt_amid_a_message_comes_after_it(size: int) -> None:
+    """Half a message would be the last thing that is ever sent."""
+    sender, receiver = connect(shared_memory_bytes=0)
+    main = threading.main_thread().ident
+    assert main is not None
+    waits = threading.Event()
+    wait_for_room = sender._wait_for_room
+
+    def wait() -> None:
+        waits.set()
+        wait_for_room()
+
+    sender._wait_for_room = wait  # type: ignore[method-assign]
+
+    def interrupt_and_receive() -> list[Frame]:
+        assert waits.wait(BOUND_S)
+        signal.pthread_kill(main, signal.SIGUSR1)
+        return [receiver.recv(), receiver.recv()]
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            received = pool.submit(interrupt_and_receive)
+            with pytest.raises(KeyboardInterrupt):
+                sender.send(Frame(5, b"x" * size))
+            sender.send(Frame(6, b"next"))
+            first, second = received.result(BOUND_S)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+        sender.close()
+        receiver.close()
+    assert (first.number, len(first.data), second.data) == (5, size, b"next")

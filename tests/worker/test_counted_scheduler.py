@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from omni_core.worker.counted_scheduler import count_steps
+from omni_core.worker.foreign_state import foreign_step
 from omni_core.worker.progress import TaskProgress
 
 STEPS = 4
@@ -204,3 +205,12 @@ def test_a_step_that_is_replaced_later_is_used(monkeypatch: pytest.MonkeyPatch) 
     scheduler = count_steps(diffusers.EulerDiscreteScheduler())
     monkeypatch.setattr(diffusers.EulerDiscreteScheduler, "step", lambda *_: "theirs")
     assert scheduler.step(1, 2, 3) == "theirs"
+
+
+def test_a_slotted_scheduler_is_looked_at_like_any_other() -> None:
+    class Slotted:
+        __slots__ = ("step",)
+
+        def set_timesteps(self, steps: int) -> None: ...
+
+    assert foreign_step(Slotted()) is None

@@ -325,3 +325,12 @@ class Turns(RuleBasedStateMachine):
 
 TestTurns = Turns.TestCase
 TestTurns.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+def test_the_default_generator_is_one() -> None:
+    install_draws()
+    assert torch.random.default_generator is torch.default_generator
+    torch.manual_seed(3)
+    first = torch.randn(3, generator=torch.random.default_generator)
+    torch.manual_seed(3)
+    assert torch.equal(torch.randn(3), first)

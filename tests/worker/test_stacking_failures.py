@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_core.worker.call_errors import is_ctrl_c, is_out_of_memory
+from omni_core.error_text import is_ctrl_c
+from omni_core.worker.call_errors import is_out_of_memory
 from omni_core.worker.denoiser_call import DenoiserCall
 from omni_core.worker.rank_group import RankGroup
 from omni_core.worker.row_limit import RowLimit

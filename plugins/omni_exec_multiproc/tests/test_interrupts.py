@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import os
 import signal
 import sys
 import threading
@@ -14,11 +15,13 @@ from types import FrameType
 from typing import Any
 
 import multiproc_calls as calls
+import numpy as np
+import psutil
 import pytest
 
 import omni_core.remote
-from omni_core import DiffusionEngine, OmniDiffusionConfig
-from omni_core.errors import RPCTimeoutError, WorkerDiedError
+from omni_core import DiffusionEngine, OmniDiffusionConfig, PluginRegistry, hookimpl
+from omni_core.errors import OmniError, RPCTimeoutError, WorkerDiedError
 
 MODEL = "omni_core.testing.pipelines:class_conditional"
 REMOTE = str(Path(omni_core.remote.__file__).parent)
@@ -184,3 +187,85 @@ def test_a_caller_that_reads_hears_of_its_workers_end(engine: DiffusionEngine, w
         executor.collective_rpc(calls.fork_and_die)
     wait_until(lambda: all(executor.is_ready(replica) for replica in range(executor.num_replicas)), timeout=BOUND_S)
     assert executor.collective_rpc(calls.give_back, BOUND_S, (1,)) == [1] * len(pids(engine))
+
+
+def test_short_replies_give_shared_memory_back(engine: DiffusionEngine) -> None:
+    links = [link for replica in engine.executor._replicas for link in replica.handles]  # type: ignore[attr-defined]
+    for _ in range(20):
+        engine.collective_rpc(calls.size_of, args=(np.zeros(1 << 20, np.uint8),))
+    assert max(link._work._pool.num_in_use for link in links) <= 4
+
+
+class InterruptsItsPickling:
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_before_anything_was_sent_replaces_no_ranks() -> None:
+    config = OmniDiffusionConfig(executor_class="multiproc", model=MODEL, cfg_parallel_size=2)
+    with DiffusionEngine(config) as engine:
+        before = pids(engine)
+        with pytest.raises(KeyboardInterrupt):
+            engine.collective_rpc(calls.give_back, args=(InterruptsItsPickling(),))
+        assert engine.collective_rpc(calls.give_back, args=(1,)) == [1, 1]
+        assert pids(engine) == before
+
+
+def test_a_close_that_is_interrupted_leaves_no_worker(wait_until: Callable[..., None]) -> None:
+    engine = DiffusionEngine(OmniDiffusionConfig(executor_class="multiproc", model=MODEL))
+    [pid] = pids(engine)
+    busy = engine.executor.collective_rpc(calls.sleep_and_give_back, None, (60.0, 1), non_block=True)
+    executor = engine.executor
+    wait_until_gone = executor._wait_until_gone  # type: ignore[attr-defined]
+    seconds: list[float] = []
+
+    def interrupted(most: float) -> bool:
+        seconds.append(most)
+        if len(seconds) == 1:
+            raise KeyboardInterrupt
+        return bool(wait_until_gone(most))
+
+    executor._wait_until_gone = interrupted  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    wait_until(lambda: not psutil.pid_exists(pid))
+    with pytest.raises(WorkerDiedError):
+        busy.result(BOUND_S)
+
+
+def test_who_waits_for_a_replica_that_is_being_replaced_hears_of_the_end(wait_until: Callable[..., None]) -> None:
+    options = {"max_backoff_s": 3600.0, "max_failures": 100}
+    engine = DiffusionEngine(OmniDiffusionConfig(executor_class="multiproc", model=MODEL, executor_options=options))
+    replica = engine.executor._replicas[0]  # type: ignore[attr-defined]
+    replica._failures = 12  # the next try is in minutes
+    os.kill(pids(engine)[0], signal.SIGKILL)
+    wait_until(lambda: not engine.executor.is_ready(0))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(engine.executor.collective_rpc, calls.give_back, None, (1,))
+        wait_until(lambda: bool(engine.executor._heard._waiters))  # type: ignore[attr-defined]
+        engine.close()
+        with pytest.raises(OmniError):
+            waiting.result(BOUND_S)
+
+
+def test_a_call_in_the_thread_that_watches_is_refused(wait_until: Callable[..., None]) -> None:
+    heard: list[BaseException | Future[Any]] = []
+
+    class Observer:
+        @hookimpl
+        def omni_worker_restarted(self) -> None:
+            heard.append(engine.executor.collective_rpc(calls.give_back, None, (7,), non_block=True))
+            for call in (engine.executor.collective_rpc, engine.executor.execute_model):
+                try:
+                    call([])  # type: ignore[operator]
+                except OmniError as error:
+                    heard.append(error)
+
+    plugins = PluginRegistry()
+    plugins.register(Observer())
+    config = OmniDiffusionConfig(executor_class="multiproc", model=MODEL)
+    with DiffusionEngine(config, plugins=plugins) as engine:
+        os.kill(pids(engine)[0], signal.SIGKILL)
+        wait_until(lambda: len(heard) == 3, timeout=BOUND_S)
+        assert heard[0].result(BOUND_S) == [7]  # type: ignore[union-attr]
+        assert all("cannot wait here" in str(error) for error in heard[1:])

@@ -143,11 +143,13 @@ class FileNames:
 
 
 def _numbered_apart(stems: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    apart = []
+    apart: list[str] = []
+    taken: set[str] = set()
     for stem in stems:
-        seen[stem] = seen.get(stem, 0) + 1
-        apart.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
+        numbered = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+        name = next(name for name in numbered if _same(name) not in taken)
+        taken.add(_same(name))
+        apart.append(name)
     return apart
 
 

@@ -10,17 +10,16 @@ from typing import Any
 
 import click
 
+from omni_core.remote.start import occupy_standard_files
+
 
 def open_missing() -> None:
     """Open the null device in place of standard streams that are closed, as they are in daemons.
 
-    Else the next file that is opened gets the number of the stream, and what libraries print is written into it.
+    `sys.stderr` and the like are None there; afterwards they can be written to.
     """
+    occupy_standard_files()
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            _null_device_at(number)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
@@ -60,8 +59,5 @@ def discard(stream: Any) -> None:
 
 def _null_device_at(number: int) -> None:
     opened = os.open(os.devnull, os.O_RDWR)
-    if opened == number:
-        os.set_inheritable(number, True)
-    else:
-        os.dup2(opened, number)
-        os.close(opened)
+    os.dup2(opened, number)
+    os.close(opened)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.step_answer import StepAnswer, check_step_output
+from omni_core.error_text import described_error
 from omni_core.errors import ContractError, ExecutorError, OmniError, RPCError
 from omni_core.executor import DiffusionExecutor
 from omni_core.outputs import SchedulerOutput, StepOutput, WorkerStats
@@ -204,8 +205,8 @@ class ExecutorAnswers:
             if not isinstance(error, Exception) and threading.current_thread() is threading.main_thread():
                 raise
             raise kind(
-                f"The executor {self.name}: {method} raised {raised(error)}. What goes wrong in it must be raised as "
-                "an ExecutorError, or another OmniError."
+                f"The executor {self.name}: {method} raised {described_error(error)}. What goes wrong in it must be "
+                "raised as an ExecutorError, or another OmniError."
             ) from error
 
     def _wrong(self, method: str, answer: Any, wanted: str) -> ContractError:
@@ -213,12 +214,3 @@ class ExecutorAnswers:
             f"The executor {self.name} broke its contract: {method} returned {described(answer)}, and must return "
             f"{wanted}."
         )
-
-
-def raised(error: BaseException) -> str:
-    """Return what an exception says, for a message; never fails."""
-    try:
-        said = str(error)
-    except Exception:
-        said = "(its message cannot be shown)"
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__

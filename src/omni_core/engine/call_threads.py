@@ -45,14 +45,9 @@ class CallThreads:
                 future.set_result(result)
 
         thread = threading.Thread(target=call, name="omni-async-call", daemon=True)
-        with self._lock:
-            self._threads.add(thread)
-        try:
+        with self._lock:  # one that has not begun cannot be joined
             thread.start()
-        except RuntimeError:
-            with self._lock:
-                self._threads.discard(thread)
-            raise
+            self._threads.add(thread)
         return await asyncio.wrap_future(future)
 
     def _ended(self) -> None:

@@ -12,9 +12,10 @@ from concurrent.futures import Future
 from typing import Any
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.engine.answers import ExecutorAnswers, raised
+from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState, TimeLimits
 from omni_core.engine.handle import RequestEvent, RequestHandle
+from omni_core.error_text import described_error, is_ctrl_c
 from omni_core.errors import (
     ContractError,
     EngineClosedError,
@@ -157,13 +158,18 @@ class EngineCore:
                     return
                 self._closed = True
             self._messages.put(_nothing)
-            if not self.is_current:
-                self._thread.join(_JOIN_TIMEOUT_S)
             try:
-                self.answers.close()
-            finally:
-                self._fail_all(EngineClosedError("The engine was closed before this request ended."))
-                self._notify("omni_engine_closed", config=self._config)
+                if not self.is_current:
+                    self._thread.join(_JOIN_TIMEOUT_S)
+            finally:  # though the user interrupts: no later call closes what this one has not
+                self._close_executor()
+
+    def _close_executor(self) -> None:
+        try:
+            self.answers.close()
+        finally:
+            self._fail_all(EngineClosedError("The engine was closed before this request ended."))
+            self._notify("omni_engine_closed", config=self._config)
 
     # The engine's thread.
 
@@ -403,7 +409,8 @@ class EngineCore:
         if isinstance(error, OmniError):
             return error
         reason = ExecutorError(
-            f"Request {request.request_id!r}: {self.answers.name}.{self.answers.step_method} raised {raised(error)}"
+            f"Request {request.request_id!r}: {self.answers.name}.{self.answers.step_method} raised "
+            f"{described_error(error)}"
         )
         reason.__cause__ = error
         return reason
@@ -442,7 +449,9 @@ class EngineCore:
         for callback in callbacks:
             try:
                 callback(live.handle)
-            except BaseException:  # SystemExit would end this thread, and with it every request
+            except BaseException as error:  # SystemExit would end this thread, and with it every request
+                if is_ctrl_c(error):
+                    raise
                 log.warning("a done callback raised", request_id=output.request_id, exc_info=True)
 
     def _notify(self, hook_name: str, **arguments: Any) -> None:

@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.engine.answers import ExecutorAnswers, raised
+from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
 from omni_core.engine_place import check_engine_place
+from omni_core.error_text import described_error
 from omni_core.errors import (
     ConfigError,
     ContractError,
@@ -356,7 +357,7 @@ def _make_executor(config: OmniDiffusionConfig, pipeline: Any, plugins: PluginRe
     except OmniError:
         raise
     except Exception as error:  # of an __init__ of its own; what `_init_executor` raises is wrapped there
-        raise StartupError(f"The executor {resolved.name} could not be made: {raised(error)}") from error
+        raise StartupError(f"The executor {resolved.name} could not be made: {described_error(error)}") from error
     if not isinstance(executor, DiffusionExecutor):
         raise ContractError(f"{resolved.name} made a {type(executor).__name__}, which is no DiffusionExecutor.")
     return executor

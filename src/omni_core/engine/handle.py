@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omni_core.error_text import is_ctrl_c
 from omni_core.errors import EngineClosedError
 from omni_core.log import get_logger
 from omni_core.outputs import OmniRequestOutput
@@ -221,7 +222,9 @@ class _Listener:
     def _tell(self, event: RequestEvent) -> None:
         try:
             self._listener(event)
-        except BaseException:  # SystemExit would end the engine's thread
+        except BaseException as error:  # SystemExit would end the engine's thread
+            if is_ctrl_c(error):
+                raise
             log.warning("an event listener raised", request_id=self._request_id, exc_info=True)
 
 

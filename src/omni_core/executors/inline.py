@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, ClassVar
 
 from omni_core.engine_place import wait_for_load
-from omni_core.errors import ExecutorError, RPCError, RPCTimeoutError, StartupError
+from omni_core.errors import ExecutorError, RPCError, RPCTimeoutError
 from omni_core.executor import WORKER_OPTIONS, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
 from omni_core.serial_thread import SerialThread, ThreadClosedError
-from omni_core.timeouts import MOST_SECONDS, wait_seconds
+from omni_core.timeouts import MOST_SECONDS, is_done_within, wait_seconds
 from omni_core.worker.rank_loop import call_error, call_name
 
 # Seconds that closing waits for the denoiser call that is running; the thread is a daemon and holds nothing up.
@@ -35,14 +34,7 @@ class InlineExecutor(DiffusionExecutor):
         self._worker: Any = None
         self._thread = SerialThread("omni-inline-worker")
         loading = self._thread.submit(self._make_worker)
-        try:
-            wait_for_load(loading, min(self.config.startup_timeout_s, MOST_SECONDS), self._thread.ident)
-        except FutureTimeoutError:
-            if loading.done():  # a TimeoutError of the loading itself
-                raise
-            raise StartupError(
-                f"Loading the pipeline took more than startup_timeout_s = {self.config.startup_timeout_s:g} s."
-            ) from None
+        wait_for_load(loading, min(self.config.startup_timeout_s, MOST_SECONDS), self._thread.ident)
 
     def _make_worker(self) -> None:
         from omni_core.worker.worker import worker_class
@@ -90,22 +82,20 @@ class InlineExecutor(DiffusionExecutor):
 
     def _wait(self, future: Future[Any], name: str, seconds: float | None) -> Any:
         """Wait for a call to the worker; closing the executor ends the wait."""
+        if not is_done_within(future, seconds):
+            future.cancel()
+            waited = round(seconds or 0.0, 3)
+            raise RPCTimeoutError(
+                f"The call {name!r} did not return within {waited:g} s. If it has begun, it runs on in this process "
+                "and its result is dropped."
+            )
         try:
-            return future.result(seconds)
+            return future.result()
         except CancelledError:
             raise ExecutorError(f"The executor was shut down before the call {name!r} began.") from None
         except ThreadClosedError:
             raise ExecutorError(
                 f"The executor was shut down, and the call {name!r} had not ended by then. It runs on in this process "
-                "and its result is dropped."
-            ) from None
-        except FutureTimeoutError:
-            if future.done():  # what the call itself raised
-                raise
-            future.cancel()
-            waited = round(seconds or 0.0, 3)
-            raise RPCTimeoutError(
-                f"The call {name!r} did not return within {waited:g} s. If it has begun, it runs on in this process "
                 "and its result is dropped."
             ) from None
 

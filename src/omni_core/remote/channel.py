@@ -245,31 +245,49 @@ class Channel:
         if self._is_torn:
             raise ChannelClosedError("an earlier message was not taken to its end")
         size = sum(len(piece) for piece in pieces)
+        left, interrupt = list(pieces), None
         try:
-            while pieces:
-                # `extend` sends and takes note in one step of the interpreter, which no signal handler can divide.
+            while left:
                 try:
-                    if fds:
-                        files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-                        sent.extend(map(self._socket.sendmsg, (pieces[:_MOST_PIECES],), (files,), (_DONTWAIT,)))
-                    elif len(pieces) == 1:
-                        sent.extend(map(self._socket.send, pieces, (_DONTWAIT,)))
-                    else:
-                        sent.extend(map(self._socket.sendmsg, (pieces[:_MOST_PIECES],), ((),), (_DONTWAIT,)))
-                except BlockingIOError:
-                    self._wait_for_room()
-                    continue
-                fds = []
-                _advance(pieces, sent[-1])
+                    self._send_some(left, [] if sent else fds, sent)
+                except OSError:
+                    raise
+                except BaseException as error:  # of a signal handler
+                    if not sent:
+                        raise
+                    # Half a message would be taken for a whole one: what is left goes before the exception does.
+                    left, interrupt = list(pieces), error
+                    _advance(left, sum(sent))
+        except ChannelClosedError:
+            self._tear()
+            raise
         except OSError as error:
             self._tear()
-            if isinstance(error, ChannelClosedError):
-                raise
             raise ChannelClosedError(f"the other side is gone: {error}") from error
-        except BaseException:
+        except BaseException:  # of another, before that was done
             if 0 < sum(sent) < size:
                 self._tear()
             raise
+        if interrupt is not None:
+            raise interrupt
+
+    def _send_some(self, left: list[memoryview], fds: list[int], sent: list[int]) -> None:
+        """Send what is left, as the other side takes it."""
+        while left:
+            try:
+                # `extend` sends and takes note in one step of the interpreter, which no signal handler can divide.
+                if fds:
+                    files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                    sent.extend(map(self._socket.sendmsg, (left[:_MOST_PIECES],), (files,), (_DONTWAIT,)))
+                elif len(left) == 1:
+                    sent.extend(map(self._socket.send, left, (_DONTWAIT,)))
+                else:
+                    sent.extend(map(self._socket.sendmsg, (left[:_MOST_PIECES],), ((),), (_DONTWAIT,)))
+            except BlockingIOError:
+                self._wait_for_room()
+                continue
+            fds = []
+            _advance(left, sent[-1])
 
     def _tear(self) -> None:
         self._is_torn = True

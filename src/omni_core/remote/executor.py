@@ -9,7 +9,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +24,7 @@ from omni_core.remote.replies import gather, read_until_done, reading, wait_for_
 from omni_core.remote.requests import with_refused, without_unpicklable
 from omni_core.remote.worker_link import WorkerLink
 from omni_core.request import OmniDiffusionRequest, refuse_used_ids
-from omni_core.timeouts import Deadline
+from omni_core.timeouts import Deadline, is_done_within
 from omni_core.worker.rank_loop import call_name
 
 # Seconds within which `check_health` answers, whatever the workers do.
@@ -71,10 +70,9 @@ class RemoteExecutor(DiffusionExecutor):
         run_in(self._reactor, self._start_all)
         deadline = time.monotonic() + self.config.startup_timeout_s + _KILL_S
         for replica in self._replicas:
-            try:
-                replica.first_start.result(max(0.0, deadline - time.monotonic()))
-            except FutureTimeoutError:
-                raise StartupError(f"Replica {replica.index} did not start in time.") from None
+            if not is_done_within(replica.first_start, max(0.0, deadline - time.monotonic())):
+                raise StartupError(f"Replica {replica.index} did not start in time.")
+            replica.first_start.result()
 
     def _start_all(self) -> None:
         assert self._reactor is not None
@@ -112,6 +110,7 @@ class RemoteExecutor(DiffusionExecutor):
     def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
         """Run whole requests to their end, spread over the replicas; the engine's own requests there wait meanwhile."""
         refuse_used_ids(requests)
+        self._refuse_to_wait_here("execute_model")
         ready = [replica for replica in self._replicas if replica.is_ready]
         if not ready:
             raise self.fault or self._replicas[0].unavailable()
@@ -157,7 +156,10 @@ class RemoteExecutor(DiffusionExecutor):
         if unique_reply_rank is not None and unique_reply_rank not in range(number):
             raise RPCError(f"There is no rank {unique_reply_rank}: there are {number} workers, 0 to {number - 1}.")
         deadline = Deadline(timeout)
-        if not all(replica.is_ready for replica in self._replicas):
+        is_ready = all(replica.is_ready for replica in self._replicas)
+        if not non_block or not is_ready:
+            self._refuse_to_wait_here(call_name(method))
+        if not is_ready:
             self._wait_until_ready(call_name(method), deadline)
         if non_block:
             return gather(self._call_all(method, args, kwargs), unique_reply_rank)
@@ -240,16 +242,27 @@ class RemoteExecutor(DiffusionExecutor):
                 run_in(reactor, then)
                 if self._wait_until_gone(seconds):
                     break
-            run_in(reactor, self._forget_all)
+        except BaseException:  # Ctrl-C, by who will not wait for the workers
+            run_in(reactor, partial(self._signal, signal.SIGKILL))
+            self._wait_until_gone(_KILL_S)
+            raise
         finally:
-            reactor.stop()
+            try:
+                run_in(reactor, self._forget_all)
+            finally:
+                reactor.stop()
 
-    def _wait_until_ready(self, what: str, deadline: Deadline) -> None:
-        """Wait for replicas that are being replaced."""
+    def _refuse_to_wait_here(self, what: str) -> None:
         if self._reactor is None:
             raise ExecutorError("The executor was shut down.")
         if self._reactor.is_current:
-            raise ExecutorError(f"The call {what!r} was made in the thread that replaces workers: it cannot wait here.")
+            raise ExecutorError(
+                f"The call {what!r} was made in the thread that watches the workers, as in a hook that tells of their "
+                "death: it cannot wait here. Make it in a thread of your own, or with non_block=True."
+            )
+
+    def _wait_until_ready(self, what: str, deadline: Deadline) -> None:
+        """Wait for replicas that are being replaced."""
 
         def is_settled() -> bool:
             return all(replica.is_ready or replica.state in ("failed", "closed") for replica in self._replicas)
@@ -263,6 +276,7 @@ class RemoteExecutor(DiffusionExecutor):
     def _finish_all(self) -> None:
         for replica in self._replicas:
             replica.close()
+        self._note_heard()  # who waits for a replica that is being replaced waits no longer
 
     def _signal(self, which: signal.Signals) -> None:
         for replica in self._replicas:

@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from omni_core.errors import ExecutorError
 from omni_core.log import get_logger
 from omni_core.remote.start import occupy_standard_files
+from omni_core.timeouts import is_done_within
 
 log = get_logger(__name__)
 
@@ -95,8 +95,10 @@ class Reactor:
         self._thread.join(timeout)
         if not self._thread.is_alive():
             self._selector.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            wake_read, wake_write = self._wake_read, self._wake_write
+            self._wake_read = self._wake_write = -1  # the numbers may soon be those of other files
+            os.close(wake_read)
+            os.close(wake_write)
 
     def _stop(self) -> None:
         self._stopped = True
@@ -146,16 +148,12 @@ def run_in(reactor: Reactor, action: Callable[[], object]) -> None:
             done.set_result(None)
 
     reactor.call_soon(run)
-    while True:
-        is_running = reactor.is_running  # asked first: what the thread did before its end is done by now
-        try:
-            done.result(_LOOK_S)
-            return
-        except FutureTimeoutError:
-            if done.done():
-                raise  # it is what the action has raised
-            if not is_running:
-                raise ExecutorError("The thread that watches the workers has ended.") from None
+    is_running = True
+    while not is_done_within(done, _LOOK_S):
+        if not is_running:
+            raise ExecutorError("The thread that watches the workers has ended.")
+        is_running = reactor.is_running  # once more, for what it did before its end
+    done.result()
 
 
 def _guarded(action: Callable[[], object]) -> None:

@@ -15,11 +15,13 @@ from omni_core.errors import ExecutorError, OmniError, RPCError, StartupError, W
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
+from omni_core.remote.messages import seal_call
 from omni_core.remote.options import RemoteOptions
 from omni_core.remote.program import Program
 from omni_core.remote.reactor import Reactor, Timer
 from omni_core.remote.watchdog import Watchdog
 from omni_core.remote.worker_link import LinkEvents, WorkerLink
+from omni_core.worker.rank_loop import call_name
 
 log = get_logger(__name__)
 
@@ -164,12 +166,15 @@ class Replica(ABC):
         handles = self.handles
         if not handles or not self.is_ready:
             raise self.unavailable()
+        packed = seal_call(0, method, args, kwargs)
+        sent: list[list[int]] = [[] for _ in handles]
         try:
-            futures = [handle.call(method, args, kwargs, reader=reader) for handle in handles]
-        except RPCError:
-            raise
-        except BaseException:
-            if len(handles) > 1:
+            futures = [
+                handle.post(packed, call_name(method), parts, reader=reader)
+                for handle, parts in zip(handles, sent, strict=True)
+            ]
+        except BaseException:  # of a signal handler
+            if any(sent) and not all(sent):
                 self._reactor.call_soon(
                     lambda: handles[0].declare_dead("was made a call that an interrupt has kept from other ranks")
                 )

@@ -157,16 +157,26 @@ class WorkerLink(ABC):
         Raises:
             RPCError: An argument cannot be pickled; nothing was sent.
         """
+        return self.post(seal_call(0, method, args, kwargs), call_name(method), [], reader=reader)
+
+    def post(self, packed: Frame, name: str, sent: list[int], *, reader: object | None = None) -> Future[Any]:
+        """Send a call that was packed, perhaps for several workers.
+
+        Args:
+            packed: The call; its number does not count.
+            name: What the call is called in messages.
+            sent: As for `Channel.send`.
+            reader: As for `call`.
+        """
         future: Future[Any] = Future()
         number = next(self._numbers)
         lane = self._lane
         is_read_here = reader is not None and lane is not None and lane.is_held_by(reader)
-        frame = seal_call(number | LANE if is_read_here else number, method, args, kwargs)
-        sent: list[int] = []
+        frame = Frame(number | LANE if is_read_here else number, packed.data, packed.buffers)
         try:
             with self._lock:
                 if self._dead is not None:
-                    future.set_exception(self.death(f"before it was asked to do {call_name(method)!r}"))
+                    future.set_exception(self.death(f"before it was asked to do {name!r}"))
                     return future
                 self._pending[number] = future
             if is_read_here:

@@ -89,6 +89,7 @@ class _Transport:
         frame = seal_reply(reply)
         lane = self._lane if frame.number & LANE else None
         if lane is not None and not frame.buffers and send_reply(lane, frame.number, frame.data):
+            self._channel.flush_releases()
             return
         self._channel.send(frame)
         if lane is not None:

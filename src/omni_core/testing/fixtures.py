@@ -7,11 +7,12 @@ when nothing else is: see noxfile.py.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 # Before torch is imported: one thread per forward, so that results repeat to the bit and no core is oversubscribed.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,6 +61,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+def leave_to_the_night(items: Iterable[pytest.Item], names: Container[str]) -> None:
+    """Mark tests as `nightly`: from a conftest.py's own `pytest_collection_modifyitems`, with `tryfirst=True`.
+
+    Args:
+        items: All tests.
+        names: Those to mark: of a test with all its cases, or of one case with what pytest shows in brackets.
+    """
+    for item in items:
+        if item.name in names or getattr(item, "originalname", "") in names:
+            item.add_marker("nightly")
+
+
 def is_in_sample(item: pytest.Item) -> bool:
     """Return whether a case of the conformance suite is one of those that stand for the others."""
     return item.name in SAMPLE or getattr(item, "originalname", "") in SAMPLE
@@ -74,9 +87,22 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _log_as_before_module() -> Iterator[None]:
+    """What an engine that the tests of a module share does to the log for its program ends with the module."""
+    with _log_restored():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
     """What an engine or the command line does to the log for its program ends with the test."""
+    with _log_restored():
+        yield
+
+
+@contextlib.contextmanager
+def _log_restored() -> Iterator[None]:
     logger = logging.getLogger(ROOT)
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
     yield

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from omni_core.worker.call_errors import described, is_out_of_memory
+from omni_core.error_text import described_error
+from omni_core.worker.call_errors import is_out_of_memory
 from omni_core.worker.denoiser_call import is_plain
 from omni_core.worker.rank_group import RankGroup
 
@@ -71,7 +72,7 @@ def agreed_difference(group: RankGroup, pairs: Iterable[tuple[Any, Any]]) -> flo
         largest = max(difference(result, right) for result, right in pairs)
     except Exception as error:
         status = _OUT_OF_MEMORY if is_out_of_memory(error) else _RAISED
-        reason = f"its results cannot be compared: {described(error)}"
+        reason = f"its results cannot be compared: {described_error(error)}"
     largest, worst = group.agree_all("compare results", [largest, status])
     if worst == _RAISED:
         raise IncomparableError(reason)

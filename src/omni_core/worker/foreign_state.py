@@ -37,7 +37,7 @@ def foreign_forward(parts: Iterable[torch.nn.Module]) -> str | None:
 
 def foreign_step(scheduler: Any) -> str | None:
     """Return which method of a scheduler is replaced by a function that knows this scheduler only, or None."""
-    for name, value in vars(scheduler).items():
+    for name, value in getattr(scheduler, "__dict__", {}).items():
         # A bound method of the scheduler's own goes with it into a copy.
         if isinstance(value, (types.FunctionType, functools.partial)) and callable(
             getattr(type(scheduler), name, None)

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from omni_core.worker.call_errors import is_ctrl_c
+from omni_core.error_text import is_ctrl_c
 from omni_core.worker.rank_group import RankGroup, RankGroupError
 from omni_core.worker.uneven_sequence import explain_uneven
 

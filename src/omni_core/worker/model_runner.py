@@ -8,10 +8,10 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 
+from omni_core.error_text import is_ctrl_c
 from omni_core.errors import PipelineError
 from omni_core.outputs import ForwardReport, SchedulerOutput, StackingStats, StepOutput
 from omni_core.request import OmniDiffusionRequest, refuse_used_ids
-from omni_core.worker.call_errors import is_ctrl_c
 from omni_core.worker.denoiser_call import DenoiserCall
 from omni_core.worker.denoisers import SuspendablePipeline
 from omni_core.worker.interrupt import Interrupt
@@ -292,10 +292,10 @@ class ModelRunner:
     def _collect(self, tasks: Iterable[PipelineTask], step_output: StepOutput) -> None:
         self._turns.forget_ended()
         for task in tasks:
-            if self._tasks.get(task.request.request_id) is not task:
-                continue
             if task.stands_still:
                 task.fail(PipelineError(STANDS_STILL.format(task.request.request_id)))
+            if self._tasks.get(task.request.request_id) is not task:
+                continue
             if (progress := task.progress()) is not None:
                 step_output.progress.append(progress)
             if task.output is not None:

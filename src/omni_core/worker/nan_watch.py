@@ -82,6 +82,10 @@ class NanWatch:
             warnings.warn(f"{kind} encountered", RuntimeWarning, stacklevel=2)
         elif self._mode == "raise":
             raise FloatingPointError(f"{kind} encountered")
+        elif self._mode == "print":
+            sys.stderr.write(f"Warning: {kind} encountered\n")
+        elif self._mode == "log":
+            self._call.write(f"Warning: {kind} encountered\n")
         elif self._mode == "call" and callable(self._call):
             self._call(kind, flag)
 

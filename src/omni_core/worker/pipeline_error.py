@@ -7,6 +7,7 @@ import traceback
 
 import torch
 
+from omni_core.error_text import described_error
 from omni_core.errors import PipelineError
 from omni_core.request import OmniDiffusionRequest
 
@@ -15,16 +16,11 @@ def pipeline_error(request: OmniDiffusionRequest, error: BaseException) -> Pipel
     """Return the error that the caller gets for what a pipeline raised, with its traceback as text."""
     text = "".join(traceback.format_exception(error))
     _let_go_of_frames(error)
-    try:
-        said = str(error).rstrip(".")
-    except BaseException as failure:  # a `__str__` of the user's own
-        said = f"its message cannot be shown, since that raises {type(failure).__name__}"
     hint = ""
     if isinstance(error, torch.OutOfMemoryError):
         hint = " Ask for a smaller picture or fewer outputs, lower max_num_seqs, or set offload."
-    name = type(error).__name__
     return PipelineError(
-        f"Request {request.request_id!r}: the pipeline raised {name}{f': {said}' if said else ''}.{hint}",
+        f"Request {request.request_id!r}: the pipeline raised {described_error(error).rstrip('.')}.{hint}",
         worker_traceback=text,
     )
 

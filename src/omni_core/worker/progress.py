@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from omni_core.error_text import is_ctrl_c
 from omni_core.log import get_logger
-from omni_core.worker.call_errors import is_ctrl_c
 from omni_core.worker.preview import preview
 
 log = get_logger(__name__)

@@ -6,6 +6,7 @@ They are no operators: they act on the default generators themselves. Outside of
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from omni_core.worker.task_random import TaskRandom
 # Gives what the running thread draws from, None if that is the default generators.
 Current = Callable[[], TaskRandom | None]
 # These have functions of one kind.
+_GENERATOR_NAME = "default_generator"
 _DEVICE_TYPES = ("cuda", "xpu", "mps")
 
 
@@ -25,8 +27,13 @@ def install_functions(current: Current) -> None:
     Args:
         current: Tells whose they are.
     """
-    # The functions of `torch.random` stay what they are, for those who have imported them by name before.
-    torch.random.default_generator = _DefaultGenerator(current)  # type: ignore[assignment, attr-defined]
+    # The functions of `torch.random` stay what they are, for those who have imported them by name before, and so does
+    # the generator: only the name by which these functions find it is another.
+    torch.random._omni_generator = _DefaultGenerator(current)  # type: ignore[attr-defined]
+    for function in vars(torch.random).values():
+        if isinstance(function, types.FunctionType) and _GENERATOR_NAME in function.__code__.co_names:
+            names = ("_omni_generator" if name == _GENERATOR_NAME else name for name in function.__code__.co_names)
+            function.__code__ = function.__code__.replace(co_names=tuple(names))
     for device_type in _DEVICE_TYPES:
         for name, function in _functions_of(device_type).items():
             _replace(device_type, name, function, current)

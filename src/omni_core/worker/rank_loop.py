@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from omni_core.error_text import described_error
 from omni_core.errors import OmniError, RPCError
 from omni_core.log import get_logger
 
@@ -106,11 +107,7 @@ def call_error(name: str, error: BaseException) -> OmniError:
             error.worker_traceback = text
         error.__traceback__ = None
         return error
-    try:
-        said = str(error)
-    except Exception:
-        said = "(its message cannot be shown)"
-    return RPCError(f"The call {name!r} raised {type(error).__name__}: {said}", worker_traceback=text)
+    return RPCError(f"The call {name!r} raised {described_error(error)}", worker_traceback=text)
 
 
 def call_name(method: str | Callable[..., Any]) -> str:

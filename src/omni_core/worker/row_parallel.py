@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from omni_core.error_text import described_error, is_ctrl_c
 from omni_core.outputs import StackingStats
-from omni_core.worker.call_errors import described, is_ctrl_c, is_out_of_memory
+from omni_core.worker.call_errors import is_out_of_memory
 from omni_core.worker.denoiser_call import DenoiserCall, copy_containers
 from omni_core.worker.difference import IncomparableError, agreed_difference
 from omni_core.worker.forward_peers import ForwardPeers
@@ -89,7 +90,7 @@ class RowParallel:
         except BaseException as error:
             if is_out_of_memory(error) or is_ctrl_c(error):
                 raise
-            reason = described(error)
+            reason = described_error(error)
         # What this raises is the call's own error, which says nothing of splitting.
         result = self._run_whole(call)
         self._refuse(key, call, reason)
@@ -178,7 +179,7 @@ class RowParallel:
                         raise
                     if is_out_of_memory(error):
                         return whole  # not a verdict on the kind
-                    reason = described(error)
+                    reason = described_error(error)
                     continue
                 if gap is None:
                     return whole
@@ -262,7 +263,7 @@ class _Told:
         except Exception:
             pickled = b""
         text = "".join(traceback.format_exception(error))
-        return cls(pickled, described(error), text, is_out_of_memory(error))
+        return cls(pickled, described_error(error), text, is_out_of_memory(error))
 
     def error(self, rank: int) -> BaseException:
         error: BaseException = torch.OutOfMemoryError(self.text) if self.is_out_of_memory else RuntimeError(self.text)

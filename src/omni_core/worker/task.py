@@ -11,10 +11,10 @@ from typing import Any
 import greenlet
 import torch
 
+from omni_core.error_text import is_ctrl_c
 from omni_core.errors import OmniError
 from omni_core.outputs import EndReason, OmniRequestOutput, RequestMetrics, StepProgress
 from omni_core.request import OmniDiffusionRequest
-from omni_core.worker.call_errors import is_ctrl_c
 from omni_core.worker.denoiser_call import DenoiserCall
 from omni_core.worker.denoisers import SuspendablePipeline
 from omni_core.worker.loader import LoadedPipeline

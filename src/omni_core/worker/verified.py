@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import torch
 
+from omni_core.error_text import described_error, is_ctrl_c
 from omni_core.log import get_logger
 from omni_core.outputs import StackingStats
-from omni_core.worker.call_errors import described, is_ctrl_c, is_out_of_memory
+from omni_core.worker.call_errors import is_out_of_memory
 from omni_core.worker.denoiser_call import DenoiserCall, copy_containers
 from omni_core.worker.difference import IncomparableError, agreed_difference
 from omni_core.worker.rank_group import RankGroup, RankGroupError
@@ -101,19 +102,24 @@ class VerifiedStacking:
         """
         if self.mode == "off" or len(calls) < 2:
             return None
-        self._kind(calls).limit.begin_turn(_rows(calls))
-        return self._run_within_limit(calls, enter)
+        return self._run_within_limit(calls, enter, set())
 
     def _kind(self, calls: Sequence[DenoiserCall]) -> _Kind:
         # Rows of one count and of several may differ: a model that splits its batch in three gets away with threes.
         return self._kinds.setdefault((calls[0].kind, frozenset(call.rows for call in calls)), _Kind())
 
-    def _run_within_limit(self, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
+    def _run_within_limit(
+        self, calls: Sequence[DenoiserCall], enter: EnterState, begun: set[int]
+    ) -> list[Outcome] | None:
+        """Run calls, or parts of them. `begun` are the kinds whose turn is counted: once for a whole and its parts."""
         kind = self._kind(calls)
+        if id(kind) not in begun:
+            begun.add(id(kind))
+            kind.limit.begin_turn(_rows(calls))
         if kind.is_refused:
             return None
         if not kind.limit.allows(_rows(calls)):
-            return self._run_halves(calls, enter)
+            return self._run_halves(calls, enter, begun)
         if kind.plan is None:
             return self._try(kind, calls, enter)
         found = self._attempt(kind, kind.plan, calls, enter)
@@ -125,7 +131,7 @@ class VerifiedStacking:
         self._judge(kind, calls, outcomes, found)
         return outcomes
 
-    def _run_halves(self, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome]:
+    def _run_halves(self, calls: Sequence[DenoiserCall], enter: EnterState, begun: set[int]) -> list[Outcome]:
         half = len(calls) // 2
         outcomes: list[Outcome] = []
         for start, part in ((0, calls[:half]), (half, calls[half:])):
@@ -133,7 +139,7 @@ class VerifiedStacking:
             def enter_part(index: int, start: int = start) -> None:
                 enter(start + index)
 
-            found = self._run_within_limit(part, enter_part) if len(part) > 1 else None
+            found = self._run_within_limit(part, enter_part, begun) if len(part) > 1 else None
             outcomes.extend(self._run_alone(part, enter_part) if found is None else found)
         return outcomes
 
@@ -150,7 +156,7 @@ class VerifiedStacking:
         except BaseException as error:
             if is_ctrl_c(error):
                 raise
-            return _Failure(described(error), is_out_of_memory(error))
+            return _Failure(described_error(error), is_out_of_memory(error))
         kind.limit.note_success(_rows(calls))
         return outcomes
 
@@ -196,7 +202,7 @@ class VerifiedStacking:
     def _try(self, kind: _Kind, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
         """Find the plan that is right for a kind, and return the results of running each call alone."""
         candidates = candidate_plans(calls)
-        if kind.has_tables and not all(plan.can_share(described) for plan, described in candidates):
+        if kind.has_tables and not all(plan.can_share(described_error) for plan, described_error in candidates):
             return None
         outcomes: list[Outcome] | None = None
         if self.mode == "verified":

@@ -45,16 +45,15 @@ class OwnServer:
     """
 
     def __init__(self, reactor: Reactor) -> None:
-        output = WorkerOutput(reactor, {"process": "fork server"})
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.socket.close)
             with theirs:
+                output = WorkerOutput(reactor, {"process": "fork server"})
+                stack.callback(output.close)
                 fd = theirs.fileno()
                 self._process = start_python(SERVE_OWNER, (fd, os.getpid()), fds=(fd,), output=output.write_fd)
-        except BaseException:
-            self.socket.close()
-            output.close()
-            raise
+            stack.pop_all()
         output.close_write_end()
         self._output = output
 

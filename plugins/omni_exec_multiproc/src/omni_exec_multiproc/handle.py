@@ -43,13 +43,17 @@ class WorkerHandle(WorkerLink):
         replica: int,
         rank: int,
     ) -> None:
-        work, theirs_work = _channel(options)
-        control, theirs_control = _channel(options)
-        self._theirs = [theirs_work, theirs_control]
-        lane = None
-        if (pair := make_lane()) is not None:
-            lane, theirs_lane = pair
-            self._theirs.append(theirs_lane)
+        with contextlib.ExitStack() as stack:
+            work, theirs_work = _channel(options, stack)
+            control, theirs_control = _channel(options, stack)
+            self._theirs = [theirs_work, theirs_control]
+            lane = None
+            if (pair := make_lane()) is not None:
+                lane, theirs_lane = pair
+                stack.callback(lane.close)
+                self._theirs.append(stack.enter_context(theirs_lane))
+            self._output = WorkerOutput(reactor, {"replica": replica, "rank": rank})
+            stack.pop_all()
         super().__init__(
             reactor, work, control, events, replica=replica, rank=rank, send_timeout_s=options.send_timeout_s, lane=lane
         )
@@ -57,7 +61,6 @@ class WorkerHandle(WorkerLink):
         self._pidfd: int | None = None
         self._exit_code: int | None = None
         self._is_ending = False
-        self._output = WorkerOutput(reactor, {"replica": replica, "rank": rank})
 
     @property
     def has_exited(self) -> bool:
@@ -136,7 +139,11 @@ class WorkerHandle(WorkerLink):
             self._reactor.call_later(_EXIT_CODE_WAIT_S, lambda: self.declare_dead("ended"))
 
 
-def _channel(options: MultiprocOptions) -> tuple[Channel, socket.socket]:
+def _channel(options: MultiprocOptions, stack: contextlib.ExitStack) -> tuple[Channel, socket.socket]:
+    """Return this end and the worker's socket; the stack closes both."""
     ours, theirs = socket.socketpair()
+    stack.enter_context(theirs)
     limit = options.shared_memory_bytes
-    return Channel(ours, send_timeout_s=options.send_timeout_s, shared_memory_bytes=limit), theirs
+    channel = Channel(ours, send_timeout_s=options.send_timeout_s, shared_memory_bytes=limit)
+    stack.callback(channel.close)
+    return channel, theirs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from omni_core import OmniDiffusionConfig, OmniDiffusionRequest, OmniRequestOutp
 from omni_core.errors import ConfigError, ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
 from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor, ExecutorContext
 from omni_core.outputs import SchedulerOutput, StepOutput
+from omni_core.timeouts import is_done_within, wait_seconds
 from omni_core.worker.loader import resolve_device
 from omni_core.worker.rank_loop import WorkerReply, call_name
 from omni_exec_torchrun.options import TorchrunOptions
@@ -97,16 +97,12 @@ class SpmdExecutor(DiffusionExecutor, QueueWatcher):
         # A call like any other, so that all ranks hear of it if one of them cannot load.
         call = PendingCall("load the pipeline", partial(self._make_worker, self._role, place), startup_s, frozenset())
         loading = self._role.call(call, config_fields(self.config))
-        try:
-            replies = loading.result(startup_s)
-        except FutureTimeoutError:
-            if loading.done():
-                raise
+        if not is_done_within(loading, wait_seconds(startup_s)):
             raise StartupError(
                 f"Loading the pipeline on all {environment.world_size} ranks took more than startup_timeout_s = "
                 f"{startup_s:g} s."
-            ) from None
-        _raise_startup_error(replies, environment.rank)
+            )
+        _raise_startup_error(loading.result(), environment.rank)
         watch(self, self.plugins)
 
     def _make_worker(self, role: SpmdRank, place: torch.device, _: Any, __: list[Identity]) -> None:
@@ -168,22 +164,19 @@ class SpmdExecutor(DiffusionExecutor, QueueWatcher):
         world_size = role.world.group.world_size
         if unique_reply_rank is not None and unique_reply_rank not in range(world_size):
             raise RPCError(f"There is no rank {unique_reply_rank}: there are {world_size}, 0 to {world_size - 1}.")
+        seconds = wait_seconds(timeout)
         name = call_name(method)
         reply_ranks = range(world_size) if unique_reply_rank is None else (unique_reply_rank,)
         call = PendingCall(
             name, lambda worker, _: worker.call(method, args, kwargs), self._timeout_s, frozenset(reply_ranks)
         )
         future = role.call(call, {"the call": name})
-        try:
-            replies = future.result(timeout)
-        except FutureTimeoutError:
-            if future.done():
-                raise
+        if not is_done_within(future, seconds):
             raise RPCTimeoutError(
-                f"The call {name!r} did not return on all ranks within {timeout:g} s. If it has begun, it runs on, "
+                f"The call {name!r} did not return on all ranks within {seconds:g} s. If it has begun, it runs on, "
                 "and its result is dropped."
-            ) from None
-        results = _results(replies, world_size)
+            )
+        results = _results(future.result(), world_size)
         return results if unique_reply_rank is None else results[unique_reply_rank]
 
     def check_health(self) -> None:
