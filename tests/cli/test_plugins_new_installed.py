@@ -142,7 +142,10 @@ def sessions_of(noxfile: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Cal
     return found
 
 
-@pytest.mark.parametrize("kind", NAMES)
+# Lint and format of all kinds are tested by day in test_plugins_new.py, and the commands of all kinds below.
+@pytest.mark.parametrize(
+    "kind", ["executor", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("observer", "pipeline-hook"))]
+)
 def test_its_own_checks_and_tests_pass(site, commands, kind, monkeypatch):
     folder = site.folder / ("omni-exec-acme" if kind == "executor" else f"omni-{NAMES[kind]}")
     sessions = sessions_of(folder / "noxfile.py", monkeypatch)
