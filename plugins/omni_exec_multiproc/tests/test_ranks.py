@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import multiproc_calls as calls
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
-from omni_core.errors import RPCError
+from omni_core.errors import RPCError, WorkerDiedError
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "class_conditional": {"extra_args": {"class_labels": [1]}, "guidance_scale": 4.0, "num_inference_steps": 6},
@@ -102,3 +103,16 @@ def test_abort_is_at_the_same_step_on_all_ranks(engine: DiffusionEngine) -> None
     before = pids(engine)
     assert engine.step(requests("class_conditional"))[0].finish_reason == "finished"
     assert pids(engine) == before
+
+
+def test_the_rank_that_died_is_named_though_it_had_replied(
+    engine: DiffusionEngine, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    call = engine.executor.collective_rpc(calls.wait_on_rank, None, (0, str(tmp_path / "here")), non_block=True)
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    assert engine.executor._replicas[0].handles[1].call(calls.pid).result(30)  # type: ignore[attr-defined]
+    os.kill(pids(engine)[1], signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match=r"The worker 1 of replica 0.*was killed by SIGKILL") as told:
+        call.result(30)
+    assert told.value.rank == 1
+    wait_until(lambda: engine.executor.is_ready(0), timeout=60)

@@ -320,7 +320,8 @@ class Replica(ABC):
         self._leaving.extend(handle for handle in handles if not handle.is_closed)
         for handle in handles:
             if handle is not dead:
-                handle.declare_dead(why)
+                # The last to answer may be one that has not died by itself: its callers hear of the one that has.
+                handle.declare_dead(why, None if dead is None else dead.death())
         self.clean_up()
 
     def _lost(self, error: OmniError) -> None:

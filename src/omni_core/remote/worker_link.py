@@ -255,15 +255,20 @@ class WorkerLink(ABC):
         with contextlib.suppress(OSError):
             self._work.shutdown_send()
 
-    def declare_dead(self, what: str) -> None:
-        """Give the worker up: callers are told first, then the process is killed. In the reactor's thread."""
+    def declare_dead(self, what: str, cause: OmniError | None = None) -> None:
+        """Give the worker up: callers are told first, then the process is killed. In the reactor's thread.
+
+        Args:
+            what: What happened, to be read after the worker's name.
+            cause: What its callers are told, if it is ended because of something else, as of another rank's death.
+        """
         if self._dead is not None:
             return
         with self._lock:
             self._dead = what
             pending, self._pending = self._pending, {}
         for future in pending.values():
-            _fail(future, self.death())
+            _fail(future, cause or self.death())
         if self._lane is not None:
             self._lane.end()  # a caller that reads wakes up, also where a child of the worker holds the other end
         self.kill()
