@@ -82,8 +82,8 @@ def _instruction(frame: FrameType) -> str:
     return dis.opname[frame.f_code.co_code[frame.f_lasti]]
 
 
-@pytest.mark.parametrize("time", range(8))  # the two callers take turns at reading, as it happens
-def test_an_interrupt_at_any_step_of_a_call_loses_no_other_reply(engine: DiffusionEngine, time: int) -> None:
+@pytest.mark.parametrize("turn", range(8))  # the two callers take turns at reading, as it happens
+def test_an_interrupt_at_any_step_of_a_call_loses_no_other_reply(engine: DiffusionEngine, turn: int) -> None:
     executor = engine.executor
     before = pids(engine)
     expected = len(before)

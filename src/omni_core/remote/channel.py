@@ -126,7 +126,7 @@ class Channel:
         Args:
             frame: The frame.
             sent: A list to be extended with the number of bytes of each part that has gone. It is right at any moment:
-                who is interrupted by an exception of a signal handler, and finds it empty, has sent nothing.
+                if a caller is interrupted by an exception of a signal handler and it is empty, nothing was sent.
 
         Raises:
             ChannelClosedError: The other side is gone.

@@ -160,7 +160,7 @@ class RemoteExecutor(DiffusionExecutor):
         if not non_block or not is_ready:
             self._refuse_to_wait_here(call_name(method))
         if not is_ready:
-            self._wait_until_ready(call_name(method), deadline)
+            self._wait_until_ready(deadline)
         if non_block:
             return gather(self._call_all(method, args, kwargs), unique_reply_rank)
         links = [link for replica in self._replicas for link in replica.handles]
@@ -261,7 +261,7 @@ class RemoteExecutor(DiffusionExecutor):
                 "death: it cannot wait here. Make it in a thread of your own, or with non_block=True."
             )
 
-    def _wait_until_ready(self, what: str, deadline: Deadline) -> None:
+    def _wait_until_ready(self, deadline: Deadline) -> None:
         """Wait for replicas that are being replaced."""
 
         def is_settled() -> bool:
@@ -276,7 +276,7 @@ class RemoteExecutor(DiffusionExecutor):
     def _finish_all(self) -> None:
         for replica in self._replicas:
             replica.close()
-        self._note_heard()  # who waits for a replica that is being replaced waits no longer
+        self._note_heard()  # callers that wait for a replica to be replaced
 
     def _signal(self, which: signal.Signals) -> None:
         for replica in self._replicas:

@@ -106,7 +106,7 @@ class ReplyLane:
         """
         if not self._received:
             try:
-                # In one step of the interpreter: whoever is interrupted leaves what has come to who reads next.
+                # In one step of the interpreter: what a caller that is interrupted has received is left for the next.
                 self._received.extend(map(self._socket.recv, (_SPACE,), (0 if wait else _DONTWAIT,)))
             except BlockingIOError:
                 raise
@@ -118,7 +118,7 @@ class ReplyLane:
         return _NUMBER.unpack_from(message)[0], message[_NUMBER.size :]
 
     def drop(self) -> None:
-        """Forget the reply that was received: whoever has waited for it has it."""
+        """Forget the reply that was received, once its caller has it."""
         self.expected = None
         self._received.clear()
 

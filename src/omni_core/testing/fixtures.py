@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 # Before torch is imported: one thread per forward, so that results repeat to the bit and no core is oversubscribed.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--nightly` and `--without-torch`."""
     parser.addoption("--nightly", action="store_true", help="run every case, those too for which others stand by day")
     parser.addoption("--without-torch", action="store_true", help="make tests fail that import torch or diffusers")
+    parser.addini("by_night", "names of tests, or of single cases, that are run with --nightly alone", type="linelist")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,29 +49,20 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests of the suite that measure time, and leave out what is for the night."""
+    names = config.getini("by_night")
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
         if getattr(item, "originalname", "") in _TIMED:
             item.add_marker("alone")
+        if item.name in names or getattr(item, "originalname", "") in names:
+            item.add_marker("nightly")
         by_night = item.get_closest_marker("nightly") is not None
         by_night |= item.get_closest_marker("sampled") is not None and not is_in_sample(item)
         (left_out if by_night and not config.getoption("--nightly") else kept).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
-
-
-def leave_to_the_night(items: Iterable[pytest.Item], names: Container[str]) -> None:
-    """Mark tests as `nightly`: from a conftest.py's own `pytest_collection_modifyitems`, with `tryfirst=True`.
-
-    Args:
-        items: All tests.
-        names: Those to mark: of a test with all its cases, or of one case with what pytest shows in brackets.
-    """
-    for item in items:
-        if item.name in names or getattr(item, "originalname", "") in names:
-            item.add_marker("nightly")
 
 
 def is_in_sample(item: pytest.Item) -> bool:

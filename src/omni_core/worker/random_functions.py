@@ -16,8 +16,9 @@ from omni_core.worker.task_random import TaskRandom
 
 # Gives what the running thread draws from, None if that is the default generators.
 Current = Callable[[], TaskRandom | None]
+# The name by which the functions of `torch.random` find what they act on, and the one that they get instead.
+_NAME, _OTHER_NAME = "default_generator", "_omni_generator"
 # These have functions of one kind.
-_GENERATOR_NAME = "default_generator"
 _DEVICE_TYPES = ("cuda", "xpu", "mps")
 
 
@@ -29,10 +30,10 @@ def install_functions(current: Current) -> None:
     """
     # The functions of `torch.random` stay what they are, for those who have imported them by name before, and so does
     # the generator: only the name by which these functions find it is another.
-    torch.random._omni_generator = _DefaultGenerator(current)  # type: ignore[attr-defined]
+    setattr(torch.random, _OTHER_NAME, _DefaultGenerator(current))
     for function in vars(torch.random).values():
-        if isinstance(function, types.FunctionType) and _GENERATOR_NAME in function.__code__.co_names:
-            names = ("_omni_generator" if name == _GENERATOR_NAME else name for name in function.__code__.co_names)
+        if isinstance(function, types.FunctionType) and _NAME in function.__code__.co_names:
+            names = (_OTHER_NAME if name == _NAME else name for name in function.__code__.co_names)
             function.__code__ = function.__code__.replace(co_names=tuple(names))
     for device_type in _DEVICE_TYPES:
         for name, function in _functions_of(device_type).items():

@@ -202,7 +202,7 @@ class VerifiedStacking:
     def _try(self, kind: _Kind, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
         """Find the plan that is right for a kind, and return the results of running each call alone."""
         candidates = candidate_plans(calls)
-        if kind.has_tables and not all(plan.can_share(described_error) for plan, described_error in candidates):
+        if kind.has_tables and not all(plan.can_share(described) for plan, described in candidates):
             return None
         outcomes: list[Outcome] | None = None
         if self.mode == "verified":
