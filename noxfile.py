@@ -110,9 +110,11 @@ def everything(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def nightly(session: nox.Session) -> None:
-    """The same with all cases of the suite for examples and templates, long random traffic, and fresh interpreters.
+    """All cases of what `nox` samples: the conformance suite for torchrun, examples and templates, every stock pipeline
+    in company, long random traffic, faults that take long to show, and fresh interpreters.
 
     When: by night, before a release, and after a change of the suite, of the examples, or of how workers are started.
+    It takes two to three times as long as `nox`.
     """
     run(session, *JOBS, alone=ALONE, more=("--nightly",))
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from small_pipelines import CASES, Case
+from small_pipelines.by_day import one_of_each_family
 
 
 def bare(pipeline: Any, case: Case, seed: int, **more: Any) -> Any:
@@ -59,6 +60,7 @@ def test_the_same_as_the_bare_pipeline(case: Case) -> None:
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.parametrize("case", one_of_each_family(), indirect=True)
 def test_progress_counts_every_step(case: Case) -> None:
     with DiffusionEngine(pipeline=case.build()) as engine:
         handle = engine.submit(OmniDiffusionRequest(**case.fields, extra_args=case.extra_args, seed=1))
@@ -74,6 +76,7 @@ def test_progress_counts_every_step(case: Case) -> None:
     assert events[-1].output.metrics.num_steps == total
 
 
+@pytest.mark.parametrize("case", one_of_each_family(), indirect=True)
 def test_the_engine_leaves_the_pipeline_as_it_was(case: Case) -> None:
     pipeline = case.build()
     before = {name: id(value) for name, value in vars(pipeline).items()}

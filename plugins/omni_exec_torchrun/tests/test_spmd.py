@@ -274,7 +274,9 @@ def test_engines_may_be_closed_in_any_order(torchrun: TorchRun, tmp_path: Path) 
 @pytest.mark.alone
 def test_an_idle_engine_outlives_every_timeout_and_costs_nothing(torchrun: TorchRun, tmp_path: Path) -> None:
     for seen in torchrun("rest", tmp_path):
-        assert seen["load"] < 0.005
+        # Processor time depends on how fast the machine is, the number of wake-ups does not: 4 were measured.
+        assert seen["wake-ups"] < 12
+        assert seen["load"] < 0.02
         assert seen["after"] == ["finished"]
 
 

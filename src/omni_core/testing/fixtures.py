@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -37,7 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks, and refuse the import of torch where it is not wanted."""
+    """Register the marks, refuse the import of torch where it is not wanted, and let Ctrl-C be heard."""
+    # A shell lets what it runs with `&` ignore SIGINT, and what the tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--without-torch"):
         refused: dict[str, None] = dict.fromkeys(("torch", "diffusers", "transformers"))
         sys.modules.update(refused)  # type: ignore[arg-type]  # this is how an import is refused
