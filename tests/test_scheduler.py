@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from hypothesis import settings
@@ -9,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from omni_core import OmniDiffusionRequest, OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.outputs import ForwardReport
-from omni_core.scheduler import Scheduler
+from omni_core.scheduler import LostRequest, Scheduler
 
 REPLICAS = 3
 MAX_NUM_SEQS = 2
@@ -82,6 +83,11 @@ class Job:
     ending: bool = False
     is_started: bool = False
     is_suspect: bool = False
+    was_cleared: bool = False
+    incident: int = -1
+    calls: int = 0
+    alone_calls: float = 0
+    deaths_in_company: int = 0
 
 
 class Replica:
@@ -112,6 +118,7 @@ class Replica:
                 output.forwards.append(ForwardReport(tuple(members), len(members), seconds))
                 for name in members:
                     self.jobs[name].steps -= 1
+                    self.jobs[name].calls += 1
                     if self.jobs[name].steps == 0:
                         self.running.remove(name)
                         output.finished.append(OmniRequestOutput(name, 1, "finished"))
@@ -131,6 +138,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.waiting: set[str] = set()
         self.replicas = [Replica(self.jobs) for _ in range(REPLICAS)]
         self.ended: list[str] = []
+        self.waves = [0] * REPLICAS
+        self.incidents = 0
 
     @rule(
         target=live,
@@ -174,7 +183,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
         self.waiting -= set(names(step.new_requests))
         at_work = replica.running | set(names(step.new_requests))
-        assert len(at_work) == 1 or not any(self.jobs[name].is_suspect for name in at_work), "a suspect has company"
+        suspects = [name for name in at_work if self.jobs[name].is_suspect]
+        assert len(suspects) <= 1, "two suspects at once"
+        if suspects:
+            assert all(self.jobs[name].was_cleared for name in at_work if name not in suspects), "it has company"
         assert set(step.ended_requests) == {name for name in replica.running if self.jobs[name].ending}
         assert 1 <= len(step.waves) <= most_waves or not (
             replica.running - set(step.ended_requests) or step.new_requests
@@ -182,8 +194,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         advanced = {name for wave in step.waves for name in wave}
         assert len(advanced) <= MAX_NUM_SEQS
         left_out = replica.running - advanced - set(step.ended_requests)
+        self.waves[index] = len(step.waves)
         output = replica.run(step)
         self.scheduler.update_from_output(index, output)
+        for name in at_work:
+            job = self.jobs[name]
+            if job.is_suspect and job.calls >= job.alone_calls:
+                job.is_suspect, job.was_cleared = False, True
         for one in output.finished:
             assert one.request_id not in self.ended
             self.ended.append(one.request_id)
@@ -196,21 +213,44 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(replica=st.integers(0, REPLICAS - 1))
     def lose(self, replica: int) -> None:
-        taken = [one.request.request_id for one in self.scheduler.take_running(replica)]
+        self.note_blame(replica, lost := self.scheduler.take_running(replica))
+        taken = [one.request.request_id for one in lost]
         assert set(taken) == self.replicas[replica].running
         self.ended.extend(taken)
         self.replicas[replica].running = set()
 
+    def note_blame(self, replica: int, all_lost: list[LostRequest]) -> dict[str, str]:
+        at_work = [name for name in self.replicas[replica].running if self.jobs[name].is_started]
+        suspects = [name for name in at_work if self.jobs[name].is_suspect]
+        blamed = {lost.request.request_id: str(lost.blame) for lost in all_lost if lost.blame != "none"}
+        if suspects:
+            assert list(blamed) == suspects, "those that were cleared are not to blame"
+        assert set(blamed) <= set(at_work)
+        assert set(blamed.values()) == ({"alone"} if len(blamed) == 1 else {"in company"} if blamed else set())
+        if suspects:
+            for job in self.jobs.values():
+                if job.incident == self.jobs[suspects[0]].incident and job.alone_calls < math.inf:
+                    job.is_suspect = False
+        return blamed
+
     @rule(replica=st.integers(0, REPLICAS - 1))
     def crash(self, replica: int) -> None:
-        for lost in self.scheduler.take_running(replica):
+        self.incidents += 1
+        all_lost = self.scheduler.take_running(replica)
+        blamed = self.note_blame(replica, all_lost)
+        for lost in all_lost:
             name = lost.request.request_id
-            assert (lost.end_reason is not None) == self.jobs[name].ending
+            job = self.jobs[name]
+            assert (lost.end_reason is not None) == job.ending
             if lost.end_reason is not None:
                 self.ended.append(name)
                 continue
-            self.jobs[name].is_suspect = self.jobs[name].is_suspect or lost.was_started
-            self.jobs[name].is_started = False
+            job.is_suspect, job.was_cleared, job.incident = name in blamed, False, self.incidents
+            if name in blamed:
+                job.deaths_in_company += blamed[name] == "in company"
+                is_short = blamed[name] == "in company" and job.deaths_in_company < 2
+                job.alone_calls = job.calls + self.waves[replica] + 1 if is_short else math.inf
+            job.calls, job.is_started = 0, False
             self.scheduler.requeue(lost)
             self.waiting.add(name)
         self.replicas[replica].running = set()
@@ -373,12 +413,77 @@ def test_what_a_replica_lost_is_run_again_alone_and_what_it_had_not_begun_is_not
     assert [(one.request.request_id, one.was_started) for one in lost] == [("a", True), ("b", True), ("c", True)]
     for one in lost[:2]:
         scheduler.requeue(one)
-    scheduler.requeue(dataclasses.replace(lost[2], was_started=False))
+    scheduler.requeue(dataclasses.replace(lost[2], was_started=False, blame="none"))
     order = []
     while (step := scheduler.schedule(0)) is not None:
         order.append(names(step.new_requests))
         scheduler.update_from_output(0, finished(*order[-1]))
     assert order == [["a"], ["b"], ["c", "d"]], "the suspects alone, then the others in the order of their arrival"
+
+
+def crash(scheduler: Scheduler, *, of: str | None = None) -> dict[str, str]:
+    """Let replica 0 fail, and all that it had run again; return who may be to blame, and how."""
+    blame = {}
+    for lost in scheduler.take_running(0):
+        blame[lost.request.request_id] = lost.blame
+        if lost.request.request_id != of:
+            scheduler.requeue(lost)
+    return blame
+
+
+def advance(scheduler: Scheduler, replica: Replica) -> list[str]:
+    """Let replica 0 do one step, and return who advanced in it."""
+    step = scheduler.schedule(0)
+    assert step is not None
+    scheduler.update_from_output(0, replica.run(step))
+    return [name for wave in step.waves for name in wave]
+
+
+def test_suspects_have_company_again_when_they_are_further_than_where_the_worker_died() -> None:
+    scheduler, jobs = Scheduler(1, 8), {name: Job(0, 0, 10, 1.0) for name in "abc"}
+    for name in jobs:
+        scheduler.add_request(request(name))
+    replica = Replica(jobs)
+    for _ in range(3):
+        advance(scheduler, replica)
+    # In the fourth call it fails.
+    scheduler.schedule(0)
+    assert crash(scheduler) == dict.fromkeys("abc", "in company")
+    replica = Replica({name: Job(0, 0, 10, 1.0) for name in "abc"})
+    advanced = [advance(scheduler, replica) for _ in range(15)]
+    assert advanced[:5] == [["a"]] * 5, "alone up to where it may have been, and one call more"
+    assert advanced[5:10] == [["a", "b"]] * 5
+    assert advanced[10:] == [["b", "c"]] * 5
+
+
+def test_the_others_are_free_when_the_one_is_found() -> None:
+    scheduler, jobs = Scheduler(1, 8), {name: Job(0, 0, 10, 1.0) for name in "abcd"}
+    for name in jobs:
+        scheduler.add_request(request(name))
+    replica = Replica(jobs)
+    advance(scheduler, replica)
+    crash(scheduler)
+    replica = Replica(jobs)
+    while advance(scheduler, replica) != ["a", "b"]:
+        pass
+    assert crash(scheduler, of="b") == {"a": "none", "b": "alone"}, "a was cleared, so it is b"
+    assert advance(scheduler, Replica(jobs)) == ["a", "c", "d"]
+
+
+def test_who_lost_its_worker_in_company_twice_has_none_any_more() -> None:
+    scheduler, jobs = Scheduler(1, 8), {name: Job(0, 0, 10, 1.0) for name in "ab"}
+    for name in jobs:
+        scheduler.add_request(request(name))
+    advance(scheduler, Replica(jobs))
+    crash(scheduler)
+    replica = Replica(jobs)
+    while advance(scheduler, replica) != ["a", "b"]:
+        pass
+    for _ in range(3):
+        advance(scheduler, replica)
+    assert crash(scheduler) == dict.fromkeys("ab", "in company")
+    replica = Replica({name: Job(0, 0, 10, 1.0) for name in "ab"})
+    assert [advance(scheduler, replica) for _ in range(20)] == [["a"]] * 10 + [["b"]] * 10
 
 
 def test_a_suspect_is_not_kept_waiting_by_replicas_that_are_never_empty() -> None:

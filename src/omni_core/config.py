@@ -146,6 +146,17 @@ class OmniDiffusionConfig(BaseSettings):
     max_waiting: PositiveInt | None = Field(
         None, description="Most requests that may wait; a further one is refused with EngineOverloadedError."
     )
+    max_prompt_length: PositiveInt | None = Field(
+        20_000, description="Most characters of a prompt, or of another text for the pipeline. None: no limit."
+    )
+    max_pixels: PositiveInt | None = Field(
+        100_000_000, description="Most pixels of all outputs of a request, those of one frame each. None: no limit."
+    )
+    max_steps: PositiveInt | None = Field(100_000, description="Most denoising steps of a request. None: no limit.")
+    max_argument_bytes: PositiveInt | None = Field(
+        1_000_000_000,
+        description="Most bytes of pictures, arrays and texts in the extra_args of a request. None: no limit.",
+    )
     offload: Literal["none", "model", "sequential", "group"] = Field(
         "none", description="Keep weights in host memory and move them to the accelerator when needed."
     )

@@ -54,6 +54,11 @@ class _Process:
     loading: _Loading | None = None
 
 
+def is_worker_process() -> bool:
+    """Whether this process was started to be a worker, and belongs to no program of a user's."""
+    return _Process.is_worker
+
+
 @contextlib.contextmanager
 def loading(what: str) -> Iterator[None]:
     """While this lasts, `check_engine_place` refuses engines in this thread, and wherever its context goes.

@@ -108,6 +108,14 @@ def omni_request_failed(request_id: str, error: OmniError) -> None:
 
 
 @hookspec
+def omni_output_suspect(request_id: str, reason: str) -> None:
+    """Observe that an output which was given out may be wrong: what served it in company was found wrong since.
+
+    One that is found so before it is given out says so itself, in `output.metrics.suspect`.
+    """
+
+
+@hookspec
 def omni_worker_died(replica: int, rank: int, reason: str) -> None:
     """Observe that a worker ended without being asked to."""
 
@@ -132,6 +140,7 @@ OBSERVERS = frozenset(
         "omni_request_step",
         "omni_request_finished",
         "omni_request_failed",
+        "omni_output_suspect",
         "omni_worker_died",
         "omni_worker_restarted",
     }

@@ -25,6 +25,8 @@ class RequestMetrics:
         num_calls: Denoiser calls made; two in each step of a pipeline that guides with a call of its own.
         mean_rows: Mean number of rows of the forward passes that served them.
         num_retries: Times the request was run again because a worker died.
+        suspect: Why the output may be wrong: a kind of call that has served it in company was found not to stack since.
+            Empty as a rule.
     """
 
     queue_s: float = 0.0
@@ -35,6 +37,7 @@ class RequestMetrics:
     num_calls: int = 0
     mean_rows: float = 0.0
     num_retries: int = 0
+    suspect: str = ""
 
     @property
     def total_s(self) -> float:
@@ -142,6 +145,7 @@ class StepOutput:
         forwards: What was run, in order.
         start_seconds: Seconds that each request that was started took to its first denoiser call.
         kinds: For each request that waits for a denoiser call, a number: calls of equal number run together.
+        suspects: For requests that ended before, why their outputs may be wrong, as `RequestMetrics.suspect`.
     """
 
     started: list[str] = field(default_factory=list)
@@ -150,6 +154,7 @@ class StepOutput:
     forwards: list[ForwardReport] = field(default_factory=list)
     start_seconds: list[float] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
+    suspects: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -179,6 +184,9 @@ class StackingStats:
         rows: Rows in all those passes.
         verified: Kinds of calls that were found right to stack.
         refused: For each kind that runs alone, what it is and why.
+        checks: Times that a kind was verified again, with other numbers than before.
+        mismatches: For each kind that was found wrong then, what it is and how: requests that it has served may have
+            wrong outputs.
     """
 
     calls: int = 0
@@ -186,6 +194,8 @@ class StackingStats:
     rows: int = 0
     verified: int = 0
     refused: dict[str, str] = field(default_factory=dict)
+    checks: int = 0
+    mismatches: dict[str, str] = field(default_factory=dict)
 
     @property
     def mean_rows(self) -> float:
@@ -199,6 +209,8 @@ class StackingStats:
             self.rows + other.rows,
             self.verified + other.verified,
             {**self.refused, **other.refused},
+            self.checks + other.checks,
+            {**self.mismatches, **other.mismatches},
         )
 
 

@@ -11,7 +11,7 @@ import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from omni_core.errors import RequestError
-from omni_core.validation import Float, Int, PositiveInt, Seconds, explain, plain_int
+from omni_core.validation import Float, Int, PositiveInt, Seconds, explain, plain_int, plain_text
 
 # Arguments of diffusers pipelines that a request sets through a field of its own, and that field.
 FIELD_OF_ARGUMENT = {
@@ -53,7 +53,8 @@ def _seed(value: Any) -> Any:
     return value
 
 
-OneText = Annotated[str, BeforeValidator(_one_text)]
+PlainText = Annotated[str, BeforeValidator(plain_text)]
+OneText = Annotated[PlainText, BeforeValidator(_one_text)]
 Seed = Annotated[int, BeforeValidator(_seed), BeforeValidator(plain_int)]  # the last one goes first
 
 
@@ -84,7 +85,7 @@ class OmniDiffusionRequest(BaseModel):
         lt=2**63,
         description="Seed of the random generator. A request without one gets one, and its output reports it.",
     )
-    output_type: str | None = Field(
+    output_type: PlainText | None = Field(
         None, min_length=1, description="Form of the output, as the pipeline knows it: pil, np, pt, latent."
     )
     preview_every: PositiveInt | None = Field(
@@ -94,7 +95,7 @@ class OmniDiffusionRequest(BaseModel):
     timeout_s: Seconds | None = Field(
         None, description="Seconds from submission after which the request ends with finish_reason='timeout'."
     )
-    request_id: str = Field(
+    request_id: PlainText = Field(
         default_factory=lambda: uuid.uuid4().hex[:16],
         pattern=r"^[\w.:-]{1,128}$",
         description="Name of the request in logs, events and errors; unique among the requests in flight.",
@@ -116,6 +117,7 @@ class OmniDiffusionRequest(BaseModel):
     @field_validator("extra_args")
     @classmethod
     def _keep_fields_out_of_extra_args(cls, extra_args: dict[str, Any]) -> dict[str, Any]:
+        extra_args = {plain_text(name): value for name, value in extra_args.items()}
         for name in extra_args:
             if name in cls.model_fields:
                 raise ValueError(f"{name!r} is a field of the request itself; set {name}=…")

@@ -12,11 +12,12 @@ import heapq
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from omni_core.migration import missing_from_module
 from omni_core.outputs import EndReason, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
+from omni_core.suspects import Suspect, Suspects, alone_for
 
 # Seconds that one call of `execute_step` aims at when it may run several waves, and the most waves of one call. New
 # requests and aborts interrupt it, and it returns when a request ends, so only reports of progress come later by it.
@@ -26,6 +27,8 @@ _STEP_SECONDS = 0.15
 _MOST_WAVES = 32
 # Weight of the newest measurement in the running means.
 _NEWEST = 0.3
+
+Blame = Literal["none", "in company", "alone"]
 
 
 @dataclass(slots=True)
@@ -41,6 +44,10 @@ class _Running:
         is_started: Whether the replica was told to start it.
         is_parked: Whether it gave its place to one of higher priority.
         leaving: Why the replica was told to give it up, if it was.
+        suspect: Why it runs alone, while it does.
+        was_cleared: Whether it was a suspect and is none any more.
+        calls: Denoiser calls of it that were reported.
+        deaths_in_company: How often its worker has died while others were at work there too.
     """
 
     request: OmniDiffusionRequest
@@ -51,6 +58,24 @@ class _Running:
     is_started: bool = False
     is_parked: bool = False
     leaving: EndReason | None = None
+    suspect: Suspect | None = None
+    was_cleared: bool = False
+    calls: int = 0
+    deaths_in_company: int = 0
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Sorts by priority, then by arrival."""
+        return (-self.request.priority, self.arrival)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A request that no replica has taken up, with its place in the order of arrival."""
+
+    request: OmniDiffusionRequest
+    arrival: int
+    deaths_in_company: int = 0
 
     @property
     def urgency(self) -> tuple[int, int]:
@@ -67,12 +92,20 @@ class LostRequest:
         arrival: Its place in the order of arrival.
         was_started: Whether it was at work there, so that it may be what the replica failed of.
         end_reason: Why it was to be ended, if it was.
+        blame: Whether it may be what the replica failed of: `"alone"` if no other can be.
+        incident: Number of the failure.
+        calls: Denoiser calls that it may have been in.
+        deaths_in_company: How often a replica has failed under it and others, this time included.
     """
 
     request: OmniDiffusionRequest
     arrival: int
     was_started: bool
     end_reason: EndReason | None
+    blame: Blame
+    incident: int
+    calls: int
+    deaths_in_company: int
 
 
 @dataclass(slots=True)
@@ -81,7 +114,13 @@ class _Replica:
     ended: dict[str, EndReason] = field(default_factory=dict)
     wave_seconds: float = 0.0
     start_seconds: float = 0.0
-    has_suspect: bool = False
+    # Waves of the call that runs, or ran last.
+    num_waves: int = 0
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether it has one that must have no company."""
+        return any(one.suspect is not None for one in self.running.values())
 
     @property
     def active(self) -> list[_Running]:
@@ -122,9 +161,10 @@ class Scheduler:
         self._arrivals = itertools.count()
         # Entries of ended requests stay in the heap until they come to its top: `_waiting` says which still wait.
         self._queue: list[tuple[int, int, str]] = []
-        self._waiting: dict[str, tuple[OmniDiffusionRequest, int]] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self._batch_since: float | None = None
-        self._suspects: dict[str, tuple[OmniDiffusionRequest, int]] = {}
+        self._suspects = Suspects()
+        self._incidents = itertools.count()
         # The replica that takes up nothing else until it is empty, so that suspects get their turn.
         self._reserved: int | None = None
 
@@ -154,11 +194,11 @@ class Scheduler:
         """
         if not self._waiting:
             self._batch_since = now
-        self._wait(request, next(self._arrivals))
+        self._wait(_Waiting(request, next(self._arrivals)))
 
-    def _wait(self, request: OmniDiffusionRequest, arrival: int) -> None:
-        self._waiting[request.request_id] = (request, arrival)
-        heapq.heappush(self._queue, (-request.priority, arrival, request.request_id))
+    def _wait(self, waiting: _Waiting) -> None:
+        self._waiting[waiting.request.request_id] = waiting
+        heapq.heappush(self._queue, (*waiting.urgency, waiting.request.request_id))
 
     def end_request(self, request_id: str, reason: EndReason) -> bool:
         """End a request early.
@@ -167,7 +207,7 @@ class Scheduler:
             True if it was waiting and has ended by this; False if it runs, and will be reported in the output of a
             step, or is not known.
         """
-        if (self._waiting.pop(request_id, None) or self._suspects.pop(request_id, None)) is not None:
+        if self._waiting.pop(request_id, None) is not None or self._suspects.remove(request_id):
             return True
         for replica in self._replicas:
             one = replica.running.get(request_id)
@@ -202,6 +242,7 @@ class Scheduler:
             return None
         # What ends is told when the call returns.
         waves = self._plan(replica, replica.active, 1 if replica.ended else most_waves)
+        replica.num_waves = len(waves)
         return SchedulerOutput(new_requests, replica.take_ended(), waves)
 
     def update_from_output(self, replica_index: int, step_output: StepOutput) -> None:
@@ -213,6 +254,9 @@ class Scheduler:
                 if (one := replica.running.get(request_id)) is not None:
                     one.charged += share
                     one.cost = share
+                    one.calls += 1
+                    if one.suspect is not None and one.calls >= one.suspect.calls:
+                        one.suspect, one.was_cleared = None, True  # further than where its worker died
             replica.wave_seconds = _mean(replica.wave_seconds, forward.seconds)
         for seconds in step_output.start_seconds:
             replica.start_seconds = _mean(replica.start_seconds, seconds)
@@ -221,51 +265,76 @@ class Scheduler:
         for output in step_output.finished:
             replica.running.pop(output.request_id, None)
             replica.ended.pop(output.request_id, None)
-        replica.has_suspect = replica.has_suspect and bool(replica.running)
 
     def take_running(self, replica_index: int) -> list[LostRequest]:
         """Take all requests away from a replica that failed, and return them."""
         replica, self._replicas[replica_index] = self._replicas[replica_index], _Replica()
         if self._reserved == replica_index:
             self._reserved = None
-        return [
-            LostRequest(one.request, one.arrival, one.is_started, one.leaving or replica.ended.get(name))
-            for name, one in replica.running.items()
-        ]
+        incident = next(self._incidents)
+        started = [one for one in replica.running.values() if one.is_started and not one.is_parked]
+        # Where a suspect is at work, the others there are those that were cleared before it.
+        blamed = [one for one in started if one.suspect is not None] or started
+        if len(blamed) == 1 and (suspect := blamed[0].suspect) is not None:
+            for cleared in self._suspects.take_cleared(suspect.incident):
+                self._wait(_Waiting(cleared.request, cleared.arrival, cleared.deaths_in_company))
+        suspected = {one.request.request_id for one in blamed}
+        lost = []
+        for name, one in replica.running.items():
+            blame: Blame = "none"
+            if name in suspected:
+                blame = "alone" if len(blamed) == 1 else "in company"
+            lost.append(
+                LostRequest(
+                    one.request,
+                    one.arrival,
+                    one.is_started,
+                    one.leaving or replica.ended.get(name),
+                    blame,
+                    incident,
+                    calls=one.calls + replica.num_waves,
+                    deaths_in_company=one.deaths_in_company + (blame == "in company"),
+                )
+            )
+        return lost
 
     def requeue(self, lost: LostRequest) -> None:
         """Let a request that a replica has lost wait again, at its old place.
 
-        One that was at work there is suspected: it is run alone, so that if it is what makes workers die, no other
-        request dies with it again.
+        One that may be what the replica failed of is a suspect: see `omni_core.suspects`.
         """
-        request = lost.request
-        if lost.was_started:
-            self._suspects[request.request_id] = (request, lost.arrival)
+        if lost.blame != "none":
+            calls = alone_for(lost.blame == "alone", lost.calls, lost.deaths_in_company)
+            self._suspects.add(Suspect(lost.request, lost.arrival, lost.incident, calls, lost.deaths_in_company))
         else:
-            self._wait(request, lost.arrival)
+            self._wait(_Waiting(lost.request, lost.arrival, lost.deaths_in_company))
 
     def take_waiting(self) -> list[OmniDiffusionRequest]:
         """Take all requests away that no replica has taken up, and return them."""
-        waiting = [request for request, _ in (*self._suspects.values(), *self._waiting.values())]
+        waiting = [one.request for one in (*self._suspects, *self._waiting.values())]
         self._suspects.clear()
         self._waiting.clear()
         return waiting
 
     def _admit_suspect(self, replica_index: int) -> list[OmniDiffusionRequest]:
-        """Give an empty replica to the most urgent suspect, or see to it that one gets empty."""
+        """Give an empty replica to the most urgent suspect, or see to it that one gets empty.
+
+        Those that have been cleared count as nobody: if a worker dies again, it is not of them.
+        """
         replica = self._replicas[replica_index]
         if not self._suspects:
             self._reserved = None
-        elif replica.running:
+        elif not all(one.was_cleared for one in replica.running.values()):
             if self._reserved is None and not any(one.has_suspect for one in self._replicas):
                 self._reserved = replica_index
-        else:
+        elif len(replica.active) < self._max_num_seqs:
             self._reserved = None
-            request, arrival = min(self._suspects.values(), key=lambda one: (-one[0].priority, one[1]))
-            del self._suspects[request.request_id]
-            replica.running[request.request_id] = _Running(request, arrival)
-            replica.has_suspect = True
+            suspect = self._suspects.take_most_urgent()
+            request = suspect.request
+            charged = min((one.charged for one in replica.active), default=0.0)
+            replica.running[request.request_id] = _Running(
+                request, suspect.arrival, charged, suspect=suspect, deaths_in_company=suspect.deaths_in_company
+            )
             return [request]
         return []
 
@@ -283,10 +352,10 @@ class Scheduler:
             if waiting is not None and not replica.running and not self._is_batch_complete(now):
                 waiting = None
             parked = min(replica.parked, key=_urgency, default=None)
-            from_waiting = waiting is not None and (
-                parked is None or (-waiting[0].priority, waiting[1]) < parked.urgency
+            from_waiting = waiting is not None and (parked is None or waiting.urgency < parked.urgency)
+            candidate = (
+                waiting.request if from_waiting and waiting is not None else (parked.request if parked else None)
             )
-            candidate = waiting[0] if from_waiting and waiting is not None else (parked.request if parked else None)
             if candidate is None:
                 return new_requests
             active = replica.active
@@ -299,9 +368,11 @@ class Scheduler:
             # One that joins is as far as the least far: it neither waits for the others nor makes them wait.
             charged = min((one.charged for one in replica.active), default=0.0)
             if from_waiting and waiting is not None:
-                request, arrival = waiting
+                request = waiting.request
                 del self._waiting[request.request_id]
-                replica.running[request.request_id] = _Running(request, arrival, charged)
+                replica.running[request.request_id] = _Running(
+                    request, waiting.arrival, charged, deaths_in_company=waiting.deaths_in_company
+                )
                 new_requests.append(request)
             elif parked is not None:
                 parked.is_parked = False
@@ -311,11 +382,11 @@ class Scheduler:
         deadline = self.batch_deadline()
         return deadline is None or now >= deadline or self.num_waiting >= self._max_num_seqs
 
-    def _first_waiting(self) -> tuple[OmniDiffusionRequest, int] | None:
+    def _first_waiting(self) -> _Waiting | None:
         while self._queue:
             request_id = self._queue[0][2]
             waiting = self._waiting.get(request_id)
-            if waiting is not None and waiting[1] == self._queue[0][1]:
+            if waiting is not None and waiting.arrival == self._queue[0][1]:
                 return waiting
             heapq.heappop(self._queue)
         return None

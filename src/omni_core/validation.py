@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from omni_core.errors import closest
+from omni_core.timeouts import MOST_SECONDS
 
 # Other names of values, which no comparison of spellings would find.
 _OTHER_NAMES = {
@@ -45,7 +46,9 @@ def _refuse_bool(value: Any) -> Any:
 def plain_int(value: Any) -> Any:
     """Turn numpy and torch integers into `int`, so that strict validation takes them and pickles stay small."""
     _refuse_bool(value)
-    if isinstance(value, (int, float, str)):
+    if isinstance(value, int):
+        return int.__int__(value)  # of a subclass too, whatever it makes of comparing and hashing
+    if isinstance(value, (float, str)):
         return value
     try:
         return operator.index(value)
@@ -56,7 +59,11 @@ def plain_int(value: Any) -> Any:
 def _plain_float(value: Any) -> Any:
     """Turn scalars of numpy and torch into `float`."""
     _refuse_bool(value)
-    if isinstance(value, (int, float, str)) or not hasattr(type(value), "__float__"):
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, str) or not hasattr(type(value), "__float__"):
         return value
     try:
         return float(value)
@@ -64,11 +71,16 @@ def _plain_float(value: Any) -> Any:
         return value
 
 
+def plain_text(value: Any) -> Any:
+    """Turn a subclass of `str` into `str`: it may hash and compare as it likes, or raise."""
+    return str.__str__(value) if isinstance(value, str) else value
+
+
 Int = Annotated[int, BeforeValidator(plain_int)]
 PositiveInt = Annotated[int, Field(ge=1), BeforeValidator(plain_int)]
 Float = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain_float)]
 Milliseconds = Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False), BeforeValidator(_plain_float)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_plain_float)]
+Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS, allow_inf_nan=False), BeforeValidator(_plain_float)]
 
 
 def explain(error: pydantic.ValidationError, subject: str, fields: Mapping[str, FieldInfo]) -> str:

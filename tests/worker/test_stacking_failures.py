@@ -118,6 +118,8 @@ def test_tables_that_differ_between_two_requests_are_no_verdict_on_the_kind() ->
     assert module.batches == [], "what is known to tell nothing is not tried again"
     run(wide, wide)
     run(high, high, high)
+    assert module.batches == [2, 2, 2, 2, 6], "verified again, as there are more rows than ever"
+    run(high, high, high)
     assert module.batches == [6]
     run(wide, high)
     assert not stacking.stats.refused

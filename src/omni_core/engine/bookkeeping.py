@@ -30,6 +30,7 @@ class Live:
         submitted_at: When it was submitted, on the monotonic clock.
         started_at: When a worker began with it.
         num_retries: Times that it was run again.
+        num_deaths: Deaths of workers that it may be the cause of.
         step: The highest step that was told since it was last begun.
         number: Which of the time limits is its own, if it has one.
         error: With what it must fail when the replica gives it up.
@@ -39,6 +40,7 @@ class Live:
     submitted_at: float
     started_at: float | None = None
     num_retries: int = 0
+    num_deaths: int = 0
     step: int = 0
     number: int | None = None
     error: ContractError | None = None

@@ -20,6 +20,7 @@ from omni_core.errors import (
     ContractError,
     EngineClosedError,
     EngineDeadError,
+    EngineError,
     EngineOverloadedError,
     ExecutorError,
     OmniError,
@@ -28,6 +29,7 @@ from omni_core.errors import (
 )
 from omni_core.log import get_logger
 from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, StepOutput, StepProgress
+from omni_core.own_threads import begin_own_thread, is_own_thread
 from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest
 from omni_core.scheduler import LostRequest, Scheduler
@@ -40,6 +42,8 @@ log = get_logger(__name__)
 _JOIN_TIMEOUT_S = 10.0
 # Waves that one call may run where it can be interrupted; the scheduler sees to it that a call stays short.
 _MOST_WAVES = 32
+# Faults of the engine's own, one round after the other, after which it stops.
+_MOST_FAULTS = 5
 # Seconds for which a replica that broke its contract is given nothing, where there are others.
 _BROKEN_PAUSE_S = 1.0
 
@@ -66,13 +70,14 @@ class EngineCore:
         self._replicas = [ReplicaState() for _ in range(answers.num_replicas)]
         self._time_limits = TimeLimits()
         # Guards `_live`, `_ended` and `_closed` against callers' threads; all else belongs to the engine's thread, and
-        # others read only what it publishes in `_numbers`.
-        self._lock = threading.Lock()
+        # others read only what it publishes in `_numbers`. Re-entrant: a signal handler may interrupt who holds it.
+        self._lock = threading.RLock()
         self._live: dict[str, Live] = {}
         self._ended: collections.Counter[str] = collections.Counter()
         self._numbers = Numbers()
         self._closed = False
-        self._close_lock = threading.Lock()
+        # Re-entrant: a signal handler may close while the thread that it interrupts closes.
+        self._close_lock = threading.RLock()
         self._fault: BaseException | None = None
         # When the replicas were last looked at, on the monotonic clock: what was due by then needs no waking.
         self._looked_at = 0.0
@@ -137,7 +142,7 @@ class EngineCore:
         """
         if self._fault is not None:
             raise EngineDeadError(
-                f"The engine stopped by a fault of its own: {type(self._fault).__name__}: {self._fault}. "
+                f"The engine stopped by a fault of its own: {described_error(self._fault)}. "
                 "Close it and make a new one; please report this."
             ) from self._fault
         if self._closed:
@@ -152,6 +157,10 @@ class EngineCore:
         """End what runs, fail what waits, shut the executor down. Later calls wait for the first and do nothing."""
         if self._closed and self.is_current:
             return  # whoever closes waits for this very thread
+        if is_own_thread() and not self.is_current:
+            # Of the executor, which ends only when this thread goes on: the end is left to another.
+            threading.Thread(target=self.close, name="omni-close").start()
+            return
         with self._close_lock:
             with self._lock:
                 if self._closed:
@@ -174,21 +183,43 @@ class EngineCore:
     # The engine's thread.
 
     def _run(self) -> None:
-        try:
-            while not self._closed:
+        begin_own_thread("runs the engine")
+        faults = 0
+        while not self._closed:
+            try:
                 self._dispatch()  # before anything is accepted too, so that an executor is asked in this thread first
                 self._publish()
                 self._receive()
                 self._expire()
-        except BaseException as error:
-            log.error("the engine's thread died", exc_info=True)
-            with self._lock:
-                self._fault = error
-            self._fail_all(
-                EngineDeadError(f"The engine stopped by a fault of its own: {type(error).__name__}: {error}")
-            )
-        else:
-            self._fail_all(EngineClosedError("The engine was closed before this request ended."))
+            except BaseException as error:
+                faults += 1
+                if not self._recover(error, faults):
+                    return
+            else:
+                faults = 0
+        self._fail_all(EngineClosedError("The engine was closed before this request ended."))
+
+    def _recover(self, error: BaseException, faults: int) -> bool:
+        """Begin anew after a fault of the engine's own, without the requests there are; return whether that is tried.
+
+        What the fault has left undone is not known, so no request goes on; but later ones are served.
+        """
+        log.error("a fault in the engine's thread; please report this", exc_info=error)
+        what = described_error(error)
+        try:
+            for index, replica in enumerate(self._replicas):
+                self._scheduler.take_running(index)
+                replica.lose(workers_go_on=not self.answers.runs_whole_requests)
+            self._scheduler.take_waiting()
+            if faults < _MOST_FAULTS:
+                self._fail_all(EngineError(f"A fault of the engine's own has ended this request: {what}. Try again."))
+                return True
+        except BaseException as another:
+            error = another
+        with self._lock:
+            self._fault = error
+        self._fail_all(EngineDeadError(f"The engine stopped by a fault of its own: {what}"))
+        return False
 
     def _receive(self) -> None:
         try:
@@ -279,13 +310,17 @@ class EngineCore:
         self._messages.put(functools.partial(self._step_done, replica, future))
 
     def _accept(self, accepted: list[Live]) -> None:
+        # One that a fault of the engine's own has ended since is not taken up.
+        accepted = [live for live in accepted if self._is_live(live)]
         for live in accepted:
             request = live.request
             if request.timeout_s is not None:
                 self._time_limits.add(live, live.submitted_at + request.timeout_s)
-            live.handle._add_event(RequestEvent("queued", request.request_id))
-            self._notify("omni_request_queued", request=request)
             self._scheduler.add_request(request, time.monotonic())
+        self._publish()  # who has heard that a request is queued finds it counted
+        for live in accepted:
+            live.handle._add_event(RequestEvent("queued", live.handle.request_id))
+            self._notify("omni_request_queued", request=live.request)
         self._interrupt_steps()
 
     def _end_early(self, request_id: str, reason: EndReason) -> None:
@@ -337,6 +372,9 @@ class EngineCore:
             if (live := replica.placed.get(request_id)) is not None:
                 live.error = malformed  # for when the replica has given it up
                 self._scheduler.end_request(request_id, "aborted")
+        for request_id, reason in step_output.suspects.items():
+            log.warning("an output that was given out may be wrong", request_id=request_id, reason=reason)
+            self._notify("omni_output_suspect", request_id=request_id, reason=reason)
         ended = [(replica.placed.get(output.request_id), output) for output in step_output.finished]
         replica.end(step_output, time.monotonic())
         self._finish(ended)
@@ -388,15 +426,17 @@ class EngineCore:
     def _retry(self, lost: LostRequest, live: Live, error: WorkerDiedError) -> WorkerDiedError | None:
         """Let a request run again from its seed, or return why not: workers have died under it too often."""
         if lost.was_started:
-            if live.num_retries >= self._config.max_retries:
+            most = self._config.max_retries
+            # A death in company may be the fault of another: only one that is its own can be the last.
+            if live.num_deaths >= most and (lost.blame == "alone" or most == 0):
                 return WorkerDiedError(
                     f"Request {lost.request.request_id!r} was given up: the worker died under it "
-                    f"{live.num_retries + 1} times (max_retries = {self._config.max_retries}). "
-                    f"The last time: {error.message}",
+                    f"{live.num_deaths + 1} times (max_retries = {most}). The last time: {error.message}",
                     replica=error.replica,
                     rank=error.rank,
                     worker_traceback=error.worker_traceback,
                 )
+            live.num_deaths += lost.blame != "none"
             live.num_retries += 1
             live.step = 0
             live.handle._add_event(RequestEvent("retrying", lost.request.request_id))
@@ -433,8 +473,15 @@ class EngineCore:
                 told.append((live, output))
         if told and self.is_current:
             self._publish()
+        fault: BaseException | None = None
         for live, output in told:
-            self._tell_end(live, output)
+            try:
+                self._tell_end(live, output)
+            except BaseException as error:  # these are counted as ended: nobody else would tell them
+                live.handle._finish(output)
+                fault = error
+        if fault is not None:
+            raise fault
 
     def _tell_end(self, live: Live, output: OmniRequestOutput) -> None:
         metrics = output.metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from omni_core.errors import (
     ConfigError,
     ContractError,
     EngineClosedError,
-    EngineError,
     OmniError,
     RequestError,
     RPCError,
@@ -31,9 +30,11 @@ from omni_core.executor import DiffusionExecutor, ExecutorContext
 from omni_core.log import get_logger, set_level
 from omni_core.migration import FormerEngine, missing_from_module
 from omni_core.outputs import EngineStats, OmniRequestOutput, StackingStats
+from omni_core.own_threads import refuse_to_wait
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.plugins import PluginRegistry, default_registry
-from omni_core.request import OmniDiffusionRequest
+from omni_core.request import PASSED_BY_NAME, OmniDiffusionRequest
+from omni_core.request_limits import check_size
 from omni_core.timeouts import wait_seconds
 
 log = get_logger(__name__)
@@ -145,7 +146,7 @@ class DiffusionEngine(FormerEngine):
             EngineClosedError: The engine is closed.
             TimeoutError: They did not end in time; they are aborted.
         """
-        self._refuse_engine_thread("step")
+        refuse_to_wait("engine.step()", "use engine.submit()")
         handles = self.submit_all(requests)
         try:
             return wait_all(handles, timeout)
@@ -168,8 +169,10 @@ class DiffusionEngine(FormerEngine):
         for request in requests:
             if not isinstance(request, OmniDiffusionRequest):
                 raise RequestError(f"A request must be an OmniDiffusionRequest, not a {type(request).__name__}.")
+            arguments: Mapping[str, Any] = {name: getattr(request, name) for name in PASSED_BY_NAME}
             if self._pipeline_info is not None:
-                self._pipeline_info.arguments(request)
+                arguments = self._pipeline_info.arguments(request)
+            check_size(request, self.config, arguments)
         return self._core.submit(list(requests), self._make_handle)
 
     def submit(self, request: OmniDiffusionRequest) -> RequestHandle:
@@ -259,6 +262,7 @@ class DiffusionEngine(FormerEngine):
             ExecutorError: Its workers cannot serve.
         """
         self._check_open()
+        refuse_to_wait("engine.check_health()")
         self._core.answers.check_health()
 
     def stats(self, timeout: float | None = STATS_TIMEOUT_S) -> EngineStats:
@@ -330,13 +334,6 @@ class DiffusionEngine(FormerEngine):
     def _make_handle(self, request: OmniDiffusionRequest) -> RequestHandle:
         # Through self, so that the engine lives at least as long as its requests.
         return RequestHandle(request, self.abort)
-
-    def _refuse_engine_thread(self, what: str) -> None:
-        if self._core.is_current:
-            raise EngineError(
-                f"engine.{what} waits for the engine's thread, but was called in it (in an observer or a done "
-                "callback). Use engine.submit there, or call it from another thread."
-            )
 
     def _check_open(self) -> None:
         self._check_process()

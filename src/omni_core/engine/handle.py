@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +14,14 @@ from omni_core.error_text import is_ctrl_c
 from omni_core.errors import EngineClosedError
 from omni_core.log import get_logger
 from omni_core.outputs import OmniRequestOutput
+from omni_core.own_threads import refuse_to_wait
 from omni_core.request import OmniDiffusionRequest
 from omni_core.timeouts import Deadline, wait_seconds
 
 log = get_logger(__name__)
+
+# Previews that a handle keeps: the newest ones. Whoever follows a request as it goes sees all of them.
+_MOST_PREVIEWS = 8
 
 EventKind = Literal["queued", "started", "step", "retrying", "finished"]
 
@@ -30,7 +36,8 @@ class RequestEvent:
         request_id: Which request.
         step: Denoising steps done.
         num_steps: Steps in all; 0 while not known.
-        preview: A small picture of the state so far, where one was asked for.
+        preview: A small picture of the state so far, where one was asked for. Events that are asked for late have those
+            of the last eight.
         output: The end of the request; set on `"finished"`.
     """
 
@@ -56,6 +63,8 @@ class RequestHandle:
         self._changed = threading.Condition()
         self._events: list[RequestEvent] = []
         self._output: OmniRequestOutput | None = None
+        # Where in the events those with a preview are that was kept.
+        self._previews: collections.deque[int] = collections.deque()
         self._listeners: list[_Listener] = []
         self._callbacks: list[Callable[[RequestHandle], None]] = []
 
@@ -85,9 +94,12 @@ class RequestHandle:
             TimeoutError: It has not ended yet. It goes on; abort it or ask again.
             ValidationError: `timeout` is no number of seconds.
             EngineClosedError: This process was forked from the engine's, and will never hear of the end.
+            EngineError: It has not ended, and this is a thread of omni's own, as in an observer or a callback.
         """
         self._refuse_forked()
         seconds = wait_seconds(timeout)
+        if seconds != 0 and not self.done():
+            refuse_to_wait("handle.result()", "use add_done_callback, or wait in a thread of your own")
         with self._changed:
             if not self._changed.wait_for(self.done, seconds):
                 raise TimeoutError(f"Request {self.request_id!r} has not ended within {seconds:g} s; it goes on.")
@@ -110,6 +122,9 @@ class RequestHandle:
         seconds = wait_seconds(timeout)
         position = 0
         while True:
+            self._refuse_forked()  # an iterator may have been carried over
+            if seconds != 0 and len(self._events) <= position:
+                refuse_to_wait("handle.events()", "use subscribe, or follow it in a thread of your own")
             with self._changed:
                 if not self._changed.wait_for(lambda: len(self._events) > position, seconds):  # noqa: B023
                     raise TimeoutError(f"Request {self.request_id!r}: no event within {seconds:g} s; it goes on.")
@@ -159,6 +174,11 @@ class RequestHandle:
             if self._output is not None:
                 return
             self._events.append(event)
+            if event.preview is not None:
+                self._previews.append(len(self._events) - 1)
+                if len(self._previews) > _MOST_PREVIEWS:
+                    oldest = self._previews.popleft()
+                    self._events[oldest] = dataclasses.replace(self._events[oldest], preview=None)
             self._changed.notify_all()
         self._tell()
 

@@ -128,6 +128,8 @@ class _Check:
             self._check_seconds(seconds, "StepOutput.start_seconds")
         if not isinstance(step_output.kinds, dict):
             raise self._broken(f"StepOutput.kinds is {described(step_output.kinds)}, and must be a dict")
+        if not isinstance(step_output.suspects, dict):
+            raise self._broken(f"StepOutput.suspects is {described(step_output.suspects)}, and must be a dict")
         for kind in step_output.kinds.values():
             if not isinstance(kind, int):
                 raise self._broken(f"StepOutput.kinds holds {described(kind)}, and must hold whole numbers")

@@ -39,6 +39,8 @@ _FDS_SPACE = socket.CMSG_SPACE(4 * _MOST_FDS)
 _CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _CTRUNC = int(socket.MSG_CTRUNC)
+# Bytes that a socket takes at once when it says that it takes any: less than half of what the kernel gives to one.
+_AT_ONCE = 1 << 14
 # No frame of ours has more bytes, or more of anything else; a header that says so is no header.
 _MOST_BYTES = 1 << 40
 _MOST_PARTS = 1 << 20
@@ -46,6 +48,10 @@ _MOST_PARTS = 1 << 20
 
 class ChannelClosedError(ConnectionError):
     """The other side is gone, or this one was closed."""
+
+
+class NoRoomError(Exception):
+    """The other side has not taken what was sent before, so that sending would wait. Nothing was sent."""
 
 
 class SendTimeoutError(ChannelClosedError):
@@ -84,26 +90,32 @@ class Channel:
 
     Args:
         connection: A stream socket, a Unix one if there is to be shared memory; the channel owns it from now on.
-        send_timeout_s: Seconds after which a receiver that takes nothing is given up.
+        send_timeout_s: Seconds after which a receiver that takes nothing is given up, unless `is_other_alive` says that
+            it lives. None: as long as the connection lasts.
         shared_memory_bytes: Most shared memory for what this end sends. Beyond it, and where there is none, the
             socket carries everything.
         make: Makes shared memory; raises OSError if there is none.
+
+    Attributes:
+        is_other_alive: Whether a receiver that takes nothing gives other signs of life. Asked in threads that send.
     """
 
     def __init__(
         self,
         connection: socket.socket,
         *,
-        send_timeout_s: float = 10.0,
+        send_timeout_s: float | None = 10.0,
         shared_memory_bytes: int = 1 << 30,
         make: Callable[[int], tuple[int, Bytes]] = make_memory,
     ) -> None:
         self._socket = connection
         self._socket.setblocking(True)
         self._send_timeout_s = send_timeout_s
+        self.is_other_alive: Callable[[], bool] = lambda: False
         self._send_lock = threading.Lock()
         # After half a frame nothing can follow: the other side would take it for the other half.
         self._is_torn = False
+        self._shares = shared_memory_bytes > 0
         self._pool = BlockPool(shared_memory_bytes, make)
         # Blocks of ours that came back, noted by whoever receives for whoever sends.
         self._came_back: collections.deque[int] = collections.deque()
@@ -120,21 +132,25 @@ class Channel:
         """File descriptor to poll; -1 once closed."""
         return self._socket.fileno()
 
-    def send(self, frame: Frame, sent: list[int] | None = None) -> None:
+    def send(self, frame: Frame, sent: list[int] | None = None, *, wait: bool = True) -> None:
         """Send a frame.
 
         Args:
             frame: The frame.
             sent: A list to be extended with the number of bytes of each part that has gone. It is right at any moment:
                 if a caller is interrupted by an exception of a signal handler and it is empty, nothing was sent.
+            wait: Whether to wait until the other side takes the frame.
 
         Raises:
             ChannelClosedError: The other side is gone.
             SendTimeoutError: It does not take the frame.
+            NoRoomError: It would have to be waited for, and `wait` is false.
         """
+        if not wait and not self._has_room(frame):
+            raise NoRoomError
         sent = [] if sent is None else sent
         if frame.buffers or len(frame.data) >= _CHUNK or self._to_give_back or self._came_back or self._pool.retired:
-            raws = [_raw(buffer) for buffer in frame.buffers]
+            raws = [raw_memory(buffer) for buffer in frame.buffers]
             if len(raws) > _MOST_PARTS:
                 raise ValueError(f"a frame has at most {_MOST_PARTS} buffers, not {len(raws)}")
             with self._send_lock:
@@ -293,11 +309,25 @@ class Channel:
         self._is_torn = True
         self.shutdown_send()
 
+    def _has_room(self, frame: Frame) -> bool:
+        """Whether the socket takes a frame at once."""
+        size = len(frame.data)
+        for buffer in frame.buffers:
+            length = raw_memory(buffer).nbytes
+            size += 0 if length >= _SHARED_FROM and self._shares else length
+        if size > _AT_ONCE:
+            return False
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLOUT)
+        return bool(poll.poll(0))
+
     def _wait_for_room(self) -> None:
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLOUT)
-        if not poll.poll(self._send_timeout_s * 1e3):
-            raise SendTimeoutError(f"the other side took nothing for {self._send_timeout_s:g} s")
+        limit_s = self._send_timeout_s
+        while not poll.poll(None if limit_s is None else limit_s * 1e3):
+            if not self.is_other_alive():
+                raise SendTimeoutError(f"the other side took nothing for {limit_s:g} s")
 
     # Receiving.
 
@@ -391,7 +421,8 @@ class Channel:
         return _Incoming(number, data, buffers, [memoryview(piece) for piece in (data, *inline) if piece])
 
 
-def _raw(buffer: Any) -> memoryview:
+def raw_memory(buffer: Any) -> memoryview:
+    """Return the bytes of a buffer, which must be contiguous."""
     return (buffer if isinstance(buffer, pickle.PickleBuffer) else pickle.PickleBuffer(buffer)).raw()
 
 

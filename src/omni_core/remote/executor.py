@@ -21,7 +21,8 @@ from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, Wo
 from omni_core.remote.reactor import Reactor, run_in
 from omni_core.remote.replica import Replica, ReplicaEvents
 from omni_core.remote.replies import gather, read_until_done, reading, wait_for_all
-from omni_core.remote.requests import with_refused, without_unpicklable
+from omni_core.remote.requests import with_refused
+from omni_core.remote.sealed import seal_requests
 from omni_core.remote.worker_link import WorkerLink
 from omni_core.request import OmniDiffusionRequest, refuse_used_ids
 from omni_core.timeouts import Deadline, is_done_within
@@ -83,14 +84,9 @@ class RemoteExecutor(DiffusionExecutor):
 
     def execute_step(self, replica: int, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
         """Advance the running requests of a replica, wave by wave, on all its ranks."""
-        target = self._replicas[replica]
-        try:
-            return target.execute_step(scheduler_output)
-        except RPCError:
-            sendable, refused = without_unpicklable(scheduler_output)
-            if not refused:
-                raise
-        return with_refused(target.execute_step(sendable), refused)
+        sealed, refused = seal_requests(scheduler_output)
+        future = self._replicas[replica].execute_step(sealed)
+        return with_refused(future, refused) if refused else future
 
     def interrupt(self, replica: int) -> None:
         """Let the running `execute_step` return after the wave that is running."""

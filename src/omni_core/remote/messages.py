@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from omni_core import serialization
+from omni_core.error_text import described_error
 from omni_core.errors import OmniError, RPCError
 from omni_core.remote.channel import Frame
+from omni_core.remote.sealed import open_outputs, seal_outputs
 from omni_core.worker.rank_loop import WorkerCall, WorkerReply, call_error, call_name
 
 # Numbers of frames that are no calls: the setup and what became of it; on the control channel, what is wanted.
@@ -58,7 +60,7 @@ def open_call(frame: Frame) -> WorkerCall | WorkerReply:
     try:
         return WorkerCall(frame.number, *open_value(frame))
     except Exception as error:
-        reason = RPCError(f"The worker cannot read the call: {type(error).__name__}: {error}")
+        reason = RPCError(f"The worker cannot read the call: {described_error(error)}")
         return WorkerReply(frame.number, error=call_error("unpickling", reason))
 
 
@@ -68,7 +70,7 @@ def seal_reply(reply: WorkerReply) -> Frame:
     Raises:
         RPCError: Its value cannot be pickled.
     """
-    return seal(reply.call_id, (reply.value, reply.error))
+    return seal(reply.call_id, (seal_outputs(reply.value), reply.error))
 
 
 def open_reply(frame: Frame) -> tuple[Any, OmniError | None]:
@@ -76,5 +78,5 @@ def open_reply(frame: Frame) -> tuple[Any, OmniError | None]:
     try:
         value, error = open_value(frame)
     except Exception as reason:
-        return None, RPCError(f"The worker's reply cannot be read here: {type(reason).__name__}: {reason}")
-    return value, error
+        return None, RPCError(f"The worker's reply cannot be read here: {described_error(reason)}")
+    return open_outputs(value), error

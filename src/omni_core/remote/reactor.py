@@ -15,13 +15,16 @@ from concurrent.futures import Future
 
 from omni_core.errors import ExecutorError
 from omni_core.log import get_logger
+from omni_core.own_threads import begin_own_thread
 from omni_core.remote.start import occupy_standard_files
-from omni_core.timeouts import is_done_within
+from omni_core.timeouts import is_done_within, wait_seconds
 
 log = get_logger(__name__)
 
 # Seconds after which `run_in` looks whether anybody is there to do what it waits for.
 _LOOK_S = 1.0
+# Seconds by which the thread must be late for what it waits for to be given as much more time.
+_LATE_S = 1.0
 
 
 class Timer:
@@ -55,6 +58,7 @@ class Reactor:
         self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
         self._stopped = False
+        self._late_listeners: list[Callable[[float], None]] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -89,6 +93,13 @@ class Reactor:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), timer))
         return timer
 
+    def on_late(self, listener: Callable[[float], None]) -> None:
+        """Call `listener(seconds)` in the thread when it has stood still so long: the process was stopped, or too busy.
+
+        Timers that wait are put off by as much.
+        """
+        self._late_listeners.append(listener)
+
     def stop(self, timeout: float = 10.0) -> None:
         """End the thread once its callback has returned. Not called from the thread itself, and once only."""
         self.call_soon(self._stop)
@@ -108,8 +119,18 @@ class Reactor:
             os.read(self._wake_read, 4096)
 
     def _run(self) -> None:
+        begin_own_thread("watches the workers")
+        awake_since = time.monotonic()
         while not self._stopped:
-            for key, _ in self._selector.select(self._timeout()):
+            timeout = self._timeout()
+            asleep_since = time.monotonic()
+            ready = self._selector.select(timeout)
+            now = time.monotonic()
+            late = asleep_since - awake_since + (0.0 if timeout is None else max(0.0, now - asleep_since - timeout))
+            awake_since = now
+            if late > _LATE_S:
+                self._note_late(late)
+            for key, _ in ready:
                 # An earlier callback of this round may have let go of a later one's file.
                 if self._selector.get_map().get(key.fd) is key:
                     _guarded(key.data)
@@ -120,12 +141,17 @@ class Reactor:
             for _ in range(len(self._soon)):
                 _guarded(self._soon.popleft())
 
+    def _note_late(self, seconds: float) -> None:
+        self._timers = [(moment + seconds, number, timer) for moment, number, timer in self._timers]
+        for listener in self._late_listeners:
+            _guarded(lambda listener=listener: listener(seconds))  # type: ignore[misc]
+
     def _timeout(self) -> float | None:
         if self._soon:
             return 0.0
         while self._timers and self._timers[0][2].action is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        return wait_seconds(self._timers[0][0] - time.monotonic()) if self._timers else None
 
 
 def run_in(reactor: Reactor, action: Callable[[], object]) -> None:

@@ -92,7 +92,10 @@ class Replica(ABC):
         self._is_condemned = False
         # Steps that have failed and wait for their cause.
         self._unsettled: list[Callable[[], None]] = []
+        # Starts that failed and deaths while idle, without a step done between them.
         self._failures = 0
+        # Whether a step was under way when the workers were lost: then it may be a request's fault.
+        self._was_at_work = False
         self._start_timer: Timer | None = None
         # Workers that were killed and whose end has not been seen.
         self._leaving: list[WorkerLink] = []
@@ -196,6 +199,9 @@ class Replica(ABC):
             RPCError: A request cannot be pickled; nothing was sent.
         """
         outcome: Future[StepOutput] = Future()
+        self._was_at_work = False
+        for handle in self.handles[:1]:
+            handle.begin_step()
         self._watchdog.step_since = time.monotonic()
         try:
             futures = self.call("execute_step", (scheduler_output,))
@@ -222,6 +228,7 @@ class Replica(ABC):
                 return
             self._watchdog.step_since = None
             if error is not None:
+                self._was_at_work = True
                 self._fail_step(outcome, futures, index, error)
                 return
             self._failures = 0
@@ -332,14 +339,16 @@ class Replica(ABC):
             self.first_start.set_exception(error)
 
     def _restart(self, error: OmniError) -> None:
-        self._failures += 1
+        # What a request does is limited by its `max_retries`: it must not keep the replica from those that wait.
+        self._failures += not self._was_at_work
+        self._was_at_work = False
         delay = 0.0
         if self._failures > 1:
             delay = min(self._options.max_backoff_s, _FIRST_BACKOFF_S * 2 ** min(self._failures - 2, 20))
         self.state = "failed" if self._failures > self._options.max_failures else "restarting"
+        times = f"{self._failures} times in a row without doing a step" if self._failures else "in a step"
         self.error = ExecutorError(
-            f"Replica {self.index} died {self._failures} times in a row without doing a step; the next try is in "
-            f"{delay:g} s. The last time: {error.message}",
+            f"Replica {self.index} died {times}; the next try is in {delay:g} s. The last time: {error.message}",
             worker_traceback=error.worker_traceback,
         )
         if self.state == "failed":

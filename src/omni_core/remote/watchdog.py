@@ -40,6 +40,7 @@ class Watchdog:
         limits = [limit / 4 for limit in (step_timeout_s, heartbeat_timeout_s) if limit is not None]
         self._tick_s = min(_LONGEST_TICK_S, *limits) if limits else None
         self._is_looking = False
+        reactor.on_late(self._forgive)
 
     def look_after(self) -> None:
         """Begin to look, unless it does: a worker has got something to do. From any thread."""
@@ -63,6 +64,13 @@ class Watchdog:
                 handle.declare_dead(what)
                 break
         self._set_tick()
+
+    def _forgive(self, seconds: float) -> None:
+        """Do not count the time in which this process itself stood still: nobody could have been heard."""
+        if self.step_since is not None:
+            self.step_since += seconds
+        for handle in self._handles():
+            handle.forgive(seconds)
 
     def _is_busy(self) -> bool:
         return any(handle.num_pending for handle in self._handles())

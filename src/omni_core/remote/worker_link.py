@@ -16,6 +16,7 @@ from typing import Any
 from omni_core.errors import OmniError, WorkerDiedError
 from omni_core.remote.channel import Channel, ChannelClosedError, Frame, SendTimeoutError
 from omni_core.remote.messages import INTERRUPT, PING, STARTED, open_reply, seal, seal_call
+from omni_core.remote.outbox import Outbox
 from omni_core.remote.reactor import Reactor
 from omni_core.remote.reply_lane import LANE, ReplyLane
 from omni_core.worker.rank_loop import call_name
@@ -78,7 +79,10 @@ class WorkerLink(ABC):
         self._lane = lane
         self._events = events
         self._send_timeout_s = send_timeout_s
+        self._outbox = Outbox(work, f"{replica}.{rank}", self._send_failed)
+        work.is_other_alive = control.is_other_alive = self._answers
         self._asked_at: float | None = None
+        self._is_interrupted = False
         self._load_error: OmniError | None = None
         # Guards what callers' threads touch: no call may be added once the worker is known to be dead.
         self._lock = threading.Lock()
@@ -133,7 +137,7 @@ class WorkerLink(ABC):
 
     def set_up(self, setup: Any) -> None:
         """Send the worker its first message. In the reactor's thread."""
-        self._send(self._work, seal(STARTED, setup))
+        self._outbox.send(seal(STARTED, setup))
 
     def call(
         self,
@@ -171,7 +175,7 @@ class WorkerLink(ABC):
         future: Future[Any] = Future()
         number = next(self._numbers)
         lane = self._lane
-        is_read_here = reader is not None and lane is not None and lane.is_held_by(reader)
+        is_read_here = reader is not None and lane is not None and lane.is_held_by(reader) and self._outbox.is_empty
         frame = Frame(number | LANE if is_read_here else number, packed.data, packed.buffers)
         try:
             with self._lock:
@@ -182,7 +186,7 @@ class WorkerLink(ABC):
             if is_read_here:
                 assert lane is not None
                 lane.expected = number
-            self._send(self._work, frame, sent)
+            self._outbox.send(frame, sent)
         except BaseException:  # of a signal handler: nobody waits for the reply
             with self._lock:
                 self._pending.pop(number, None)
@@ -231,14 +235,25 @@ class WorkerLink(ABC):
         return self._lane.fileno()
 
     def interrupt(self) -> None:
-        """Let a long `execute_step` return early."""
-        self._send(self._control, Frame(INTERRUPT))
+        """Let a long `execute_step` return early. Asked for once in a step: `begin_step`."""
+        if not self._is_interrupted:
+            self._is_interrupted = True
+            self._send_control(Frame(INTERRUPT))
+
+    def begin_step(self) -> None:
+        """Take note that a step begins, which no interrupt has reached yet."""
+        self._is_interrupted = False
 
     def ping(self) -> None:
-        """Ask the process for a sign of life; `heard_at` says when it came."""
+        """Ask the process for a sign of life, unless it was; `heard_at` says when it came."""
         if self._asked_at is None:
             self._asked_at = time.monotonic()
-        self._send(self._control, Frame(PING))
+            self._send_control(Frame(PING))
+
+    def forgive(self, seconds: float) -> None:
+        """Do not count some seconds, in which this process itself has stood still, as the worker's silence."""
+        if self._asked_at is not None:
+            self._asked_at += seconds
 
     def silent_for(self, now: float) -> float:
         """Return for how many seconds the process has left a question for a sign of life unanswered."""
@@ -295,17 +310,28 @@ class WorkerLink(ABC):
         self._control.close()
         self._release()
 
-    def _send(self, channel: Channel, frame: Frame, sent: list[int] | None = None) -> None:
+    def _send_control(self, frame: Frame) -> None:
         try:
-            channel.send(frame, sent)
-        except SendTimeoutError:
+            self._control.send(frame)
+        except ChannelClosedError as error:
+            self._send_failed(error)
+
+    def _send_failed(self, error: ChannelClosedError) -> None:
+        if isinstance(error, SendTimeoutError):
             self._reactor.call_soon(
                 lambda: self.declare_dead(
-                    f"did not take a message for {self._send_timeout_s:g} s (send_timeout_s) and was killed"
+                    f"did not take a message for {self._send_timeout_s:g} s (send_timeout_s), gave no sign of life, "
+                    "and was killed"
                 )
             )
-        except ChannelClosedError:
-            pass  # the reactor sees its end
+        # Else the reactor sees its end.
+
+    def _answers(self) -> bool:
+        """Whether the process has answered lately, though it takes no messages: it is busy."""
+        if self.silent_for(time.monotonic()) >= self._send_timeout_s:
+            return False
+        self.ping()
+        return True
 
     def _receive_replies(self) -> None:
         try:

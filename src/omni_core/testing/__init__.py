@@ -48,6 +48,7 @@ _THEMES = (
     "rpc",
     "payloads",
     "errors",
+    "poison",
     "streaming",
     "concurrency",
     "sleeping",

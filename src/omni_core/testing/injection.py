@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["raise", "raise-unpicklable", "out-of-memory", "nan", "exit", "kill", "wait"]
+Kind = Literal["raise", "raise-unpicklable", "out-of-memory", "nan", "exit", "kill", "wait", "leave", "output"]
 EXIT_CODE = 17
 # Seconds after which a wait ends by itself, should nobody end it.
 MOST_WAIT_S = 60.0
@@ -31,7 +31,9 @@ class UnpicklableError(Exception):
         self.lock = threading.Lock()
 
 
-def fault(kind: Kind, *, step: int = 2, once: Path | None = None, file: Path | None = None) -> dict[str, Any]:
+def fault(
+    kind: Kind, *, step: int = 2, once: Path | None = None, file: Path | None = None, what: str = ""
+) -> dict[str, Any]:
     """Return a fault to put into a request.
 
     Args:
@@ -39,12 +41,15 @@ def fault(kind: Kind, *, step: int = 2, once: Path | None = None, file: Path | N
         step: After which denoising step, from 1.
         once: A file that does not exist yet: the fault happens only the first time.
         file: For `wait`: how long, namely until this file exists, or `MOST_WAIT_S` have passed.
+        what: For `leave`: which of `left_behind.CHANGES` is made. For `output`: which of `odd_values.ODD_VALUES` is
+            returned besides the pictures; `step` does not count there.
     """
     return {
         "kind": kind,
         "step": step,
         "once": None if once is None else str(once),
         "file": None if file is None else str(file),
+        "what": what,
         "spared_pid": os.getpid(),
     }
 
@@ -77,6 +82,15 @@ def end_process(kind: Literal["exit", "kill"], spared_pid: int) -> None:
     os._exit(EXIT_CODE)
 
 
+def with_fault(output: Any, plan: dict[str, Any]) -> Any:
+    """Return the output of a pipeline, with what the fault `output` puts into it."""
+    if plan["kind"] == "output":
+        from omni_core.testing.odd_values import ODD_VALUES
+
+        output["note"] = ODD_VALUES[plan["what"]]()
+    return output
+
+
 class Fault:
     """Makes a fault happen; given to a stock pipeline as `callback_on_step_end`."""
 
@@ -85,7 +99,7 @@ class Fault:
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         """Let it happen, if this is the step."""
-        if step + 1 != self._plan["step"] or not self._is_first_time():
+        if self._plan["kind"] == "output" or step + 1 != self._plan["step"] or not self._is_first_time():
             return {}
         kind = self._plan["kind"]
         if kind == "raise":
@@ -98,7 +112,11 @@ class Fault:
             raise torch.OutOfMemoryError("out of memory (injected)")
         if kind == "nan":
             return {"latents": values["latents"] * float("nan")}
-        if kind == "wait":
+        if kind == "leave":
+            from omni_core.testing.left_behind import CHANGES
+
+            CHANGES[self._plan["what"]]()
+        elif kind == "wait":
             begun_file(self._plan["file"]).touch()
             wait_for_file(self._plan["file"])
         else:

@@ -38,7 +38,7 @@ from omni_core.testing.image_parts import (
     unconditional_unet,
     vae,
 )
-from omni_core.testing.injection import MOST_WAIT_S, Fault, end_process
+from omni_core.testing.injection import MOST_WAIT_S, Fault, end_process, with_fault
 from omni_core.testing.text_parts import (
     WIDTH,
     clip_text_encoder,
@@ -112,11 +112,12 @@ class FaultyPipeline(StableDiffusion3Pipeline):  # type: ignore[misc]
         output_type: str = "pil",
         return_dict: bool = True,
         max_sequence_length: int = 16,
+        joint_attention_kwargs: dict[str, Any] | None = None,
         fault: dict[str, Any] | None = None,
         note: Any = None,
     ) -> Any:
         """Run the stock pipeline; `note` is ignored, so that it can hold anything."""
-        return super().__call__(
+        output = super().__call__(
             prompt=prompt,
             negative_prompt=negative_prompt,
             height=height,
@@ -129,8 +130,10 @@ class FaultyPipeline(StableDiffusion3Pipeline):  # type: ignore[misc]
             output_type=output_type,
             return_dict=return_dict,
             max_sequence_length=max_sequence_length,
+            joint_attention_kwargs=joint_attention_kwargs,
             callback_on_step_end=None if fault is None else Fault(fault),
         )
+        return output if fault is None else with_fault(output, fault)
 
 
 def faulty() -> Any:

@@ -9,6 +9,7 @@ from omni_core.testing.faults import Faults
 from omni_core.testing.leaks import Leaks
 from omni_core.testing.lifecycle import Lifecycle
 from omni_core.testing.payloads import Payloads
+from omni_core.testing.poison import Poison
 from omni_core.testing.results import Results
 from omni_core.testing.rpc import RemoteCalls
 from omni_core.testing.sleeping import Sleeping
@@ -25,6 +26,7 @@ class ExecutorConformance(
     Sleeping,
     Concurrency,
     Streaming,
+    Poison,
     Errors,
     Payloads,
     RemoteCalls,

@@ -9,12 +9,20 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from omni_core.error_text import described_error
+from omni_core.log import get_logger
 from omni_core.worker.object_numbers import ObjectNumbers
 
+log = get_logger(__name__)
+
 _numbers = ObjectNumbers()
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device})
+# A structure with more nodes is compared so slowly that stacking gains nothing.
+_MOST_NODES = 10_000
 
 
 class RowList(list[Any]):
@@ -75,13 +83,23 @@ class DenoiserCall:
         return cls(module, args, kwargs, rows=_count_rows(first), takes_list=isinstance(first, list))
 
     def examine(self, row_lists: bool = False) -> None:
-        """Describe the call, unless that was done."""
+        """Describe the call, unless that was done. One that cannot be described gets no rows: it runs by itself."""
         if self.rows == 0 or self.kind is not None:
             return
+        try:
+            self._describe(row_lists)
+        except Exception as error:  # a list that holds itself, a type of the user's that pytree flattens wrongly
+            log.info("a call cannot be examined, and runs alone", error=described_error(error))
+            self.rows, self.kind, self.leaves, self.spec = 0, None, [], None
+
+    def _describe(self, row_lists: bool) -> None:
         tree: Any = (self.args, self.kwargs)
         if row_lists:
             tree = _mark_row_lists(self.args, self.kwargs, self.rows)
         self.leaves, self.spec = pytree.tree_flatten(tree)
+        if not _is_comparable(self.spec):
+            self.rows = 0
+            return
         signature: list[Hashable] = []
         values: list[float | int] = []
         for leaf in self.leaves:
@@ -95,6 +113,9 @@ class DenoiserCall:
             elif type(leaf) in (int, float):
                 signature.append(type(leaf).__name__)
                 values.append(leaf)
+            elif isinstance(leaf, np.number) and type(leaf).__module__ == "numpy":
+                signature.append(leaf.dtype.name)
+                values.append(leaf.item())
             elif is_plain(leaf):
                 signature.append(leaf)
             else:
@@ -116,6 +137,21 @@ def copy_containers(tree: Any) -> Any:
     return tree
 
 
+def clone_tensors(tree: Any) -> Any:
+    """Return the same tree with tensors of its own."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
+def tensor_versions(leaves: list[Any]) -> list[Any]:
+    """Return what differs once a tensor among some leaves was changed in place."""
+    return [
+        # Tensors of inference mode count no versions.
+        float(leaf.double().sum()) if leaf.is_inference() else leaf._version
+        for leaf in leaves
+        if isinstance(leaf, torch.Tensor)
+    ]
+
+
 def is_row_scalar(tensor: torch.Tensor, rows: int) -> bool:
     """Whether a tensor holds one number for all rows, or one for each: a timestep."""
     return tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape[0] in (1, rows))
@@ -128,8 +164,29 @@ def _tensor_signature(tensor: torch.Tensor, rows: int) -> Hashable:
 
 
 def is_plain(leaf: Any) -> bool:
-    """Whether a leaf can be told from others by its value."""
-    return leaf is None or isinstance(leaf, (bool, int, float, str, bytes, torch.dtype, torch.device, type))
+    """Whether a leaf can be told from others by its value.
+
+    A subclass may hash and compare as it likes, or raise: what is kept by such a key would raise for all requests.
+    """
+    kind: Any = type(leaf)
+    return kind in _PLAIN or (isinstance(leaf, type) and (kind.__hash__, kind.__eq__) == (type.__hash__, type.__eq__))
+
+
+def _is_comparable(spec: pytree.TreeSpec) -> bool:
+    """Whether comparing two structures runs no code of others: keys of dicts, and what a class tells of itself."""
+    left: list[Any] = [spec]
+    for _ in range(_MOST_NODES):
+        if not left:
+            return True
+        node = left.pop()
+        if isinstance(node, pytree.TreeSpec):
+            left.append(node.context)
+            left.extend(node.children() if hasattr(node, "children") else node.children_specs)  # new in torch 2.9
+        elif type(node) in (list, tuple):
+            left.extend(node)
+        elif not is_plain(node):
+            return False
+    return False
 
 
 def _count_rows(first: Any) -> int:

@@ -69,7 +69,7 @@ def agreed_difference(group: RankGroup, pairs: Iterable[tuple[Any, Any]]) -> flo
     """
     largest, status, reason = 0.0, _OK, "results cannot be compared on another rank"
     try:
-        largest = max(difference(result, right) for result, right in pairs)
+        largest = max((difference(result, right) for result, right in pairs), default=0.0)
     except Exception as error:
         status = _OUT_OF_MEMORY if is_out_of_memory(error) else _RAISED
         reason = f"its results cannot be compared: {described_error(error)}"

@@ -20,6 +20,7 @@ from omni_core.worker.lockstep import Lockstep
 from omni_core.worker.rank_group import RankGroupError
 from omni_core.worker.replica_ranks import ReplicaRanks
 from omni_core.worker.row_parallel import RowParallel
+from omni_core.worker.served_kinds import ServedKinds
 from omni_core.worker.side_thread import SideThread, has_room_for_side_thread
 from omni_core.worker.task import PipelineTask, suspend_autoencoder_call, suspend_denoiser_call
 from omni_core.worker.task_state import StateSwitch
@@ -66,11 +67,13 @@ class ModelRunner:
             self._lockstep = Lockstep(ranks.everyone, self._interrupt)
             self._rows = RowParallel(ranks.everyone, StackingStats(), ranks.rows, ranks.peers)
         self._stacking = VerifiedStacking(stacking, self._rows)
+        self._served = ServedKinds(self._stacking, self._turns)
         self._switch = StateSwitch(loaded.device)
         self._side: SideThread | None = None
         # When a side thread is done is a matter of luck, and differs between ranks.
         if self._lockstep is None and not loaded.is_offloaded and has_room_for_side_thread(loaded.device):
             self._side = SideThread(loaded.device, self._interrupt.notify)
+        self._switch.settle = self.settle
         self._tasks: dict[str, PipelineTask] = {}
         # In the call that runs: whether an early return was asked for while only autoencoders were at work.
         self._was_interrupted = False
@@ -120,6 +123,7 @@ class ModelRunner:
         """
         self.add(scheduler_output.new_requests)
         step_output = StepOutput()
+        self._served.begin(self._tasks, step_output)
         try:
             self._execute_step(scheduler_output, step_output)
         except BaseException:
@@ -176,6 +180,7 @@ class ModelRunner:
         self._turns.forget_ended()
         self._switch.leave()
         self._tasks.clear()
+        self._served.forget_running()
         self.settle()
         return requests
 
@@ -185,6 +190,7 @@ class ModelRunner:
                 task.end("aborted")
         self._turns.forget_ended()
         self._tasks.clear()
+        self._served.forget_running()
 
     def settle(self) -> None:
         """Wait until the side thread is idle, so that the weights can be moved."""
@@ -230,6 +236,7 @@ class ModelRunner:
         calls = [task.call for task in tasks if task.call is not None]
         stats = self._stacking.stats
         stats.calls += len(calls)
+        self._served.note_group(tasks)
         outcomes = self._stacking.run(calls, lambda index: self._switch.enter(tasks[index].state))
         total = sum(call.rows for call in calls)
         if outcomes is None:
@@ -302,6 +309,7 @@ class ModelRunner:
                 del self._tasks[task.request.request_id]
                 step_output.finished.append(task.output)
                 self._turns.note_end(task.output)
+                self._served.note_end(task.output)
 
     def _group(self, tasks: list[PipelineTask]) -> list[list[PipelineTask]]:
         """Return groups of tasks whose calls may become one."""
@@ -323,7 +331,7 @@ class ModelRunner:
         call.examine()
         if call.rows == 0 or state.cache.is_active or state.torch.is_grad_enabled:
             return task.request.request_id  # by itself
-        return (call.kind, call.values, state.torch.mode)
+        return (call.kind, call.values, state.torch.mode, state.process.mode)
 
     def _kind_number(self, task: PipelineTask) -> int:
         return hash(self._group_key(task))

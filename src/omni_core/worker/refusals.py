@@ -27,6 +27,19 @@ def note_not_split(stats: StackingStats, call: DenoiserCall, reason: str) -> Non
         log.warning("a kind of denoiser call is run whole on every rank", call=_name(call), reason=_short(reason))
 
 
+def note_mismatch(stats: StackingStats, call: DenoiserCall, reason: str) -> None:
+    """Record and log that calls like this one have been stacked, and were found wrong later."""
+    name = _name(call)
+    if name not in stats.mismatches:
+        stats.mismatches[name] = _short(reason)
+        log.error(
+            "a kind of denoiser call was stacked and is wrong in company: outputs that it made may be wrong; it runs "
+            "alone from now on",
+            call=name,
+            reason=_short(reason),
+        )
+
+
 def _name(call: DenoiserCall) -> str:
     shapes = [tuple(leaf.shape) for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
     return f"{type(call.module).__name__}{shapes}"

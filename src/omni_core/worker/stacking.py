@@ -26,6 +26,29 @@ class UnequalTablesError(NotStackableError):
     """These calls cannot share their tensors without rows. Others of their kind may."""
 
 
+class EqualTensors:
+    """Compares tensors, and remembers which were equal: the same ones come back at every step.
+
+    Comparing them on a GPU would wait for it each time.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[int, int], ...], list[weakref.ref[torch.Tensor]]] = {}
+
+    def are_equal(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether all tensors hold the same."""
+        key = tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+        known = self._known.get(key)
+        if known is not None and all(ref() is tensor for ref, tensor in zip(known, tensors, strict=True)):
+            return True
+        if not all(tensor is tensors[0] or torch.equal(tensor, tensors[0]) for tensor in tensors):
+            return False
+        if len(self._known) > 1000:
+            self._known.clear()
+        self._known[key] = [weakref.ref(tensor) for tensor in tensors]
+        return True
+
+
 @dataclass(slots=True)
 class StackingPlan:
     """How to stack the calls of one kind.
@@ -37,7 +60,7 @@ class StackingPlan:
 
     row_lists: bool = False
     shared: frozenset[int] = frozenset()
-    _equal: dict[tuple[int, ...], list[weakref.ref[torch.Tensor]]] = field(default_factory=dict)
+    _equal: EqualTensors = field(default_factory=EqualTensors)
 
     def stack(self, calls: Sequence[DenoiserCall]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of one call that does the work of all `calls`, which are of one kind.
@@ -56,7 +79,7 @@ class StackingPlan:
             elif all(is_row_scalar(leaf, count) for leaf, count in zip(leaves, rows, strict=True)):
                 stacked.append(torch.cat([leaf.expand(count) for leaf, count in zip(leaves, rows, strict=True)]))
             elif position in self.shared:
-                if not self._are_equal(leaves):
+                if not self._equal.are_equal(leaves):
                     raise UnequalTablesError("tensors without rows differ between the requests")
                 stacked.append(first)
             else:
@@ -66,20 +89,7 @@ class StackingPlan:
 
     def can_share(self, calls: Sequence[DenoiserCall]) -> bool:
         """Whether the leaves that would be shared are equal in all `calls`."""
-        return all(self._are_equal([call.leaves[position] for call in calls]) for position in self.shared)
-
-    def _are_equal(self, leaves: list[torch.Tensor]) -> bool:
-        # The same tables come back at every step, and comparing them on a GPU would wait for it each time.
-        key = tuple(map(id, leaves))
-        known = self._equal.get(key)
-        if known is not None and all(ref() is leaf for ref, leaf in zip(known, leaves, strict=True)):
-            return True
-        if not all(leaf is leaves[0] or torch.equal(leaf, leaves[0]) for leaf in leaves):
-            return False
-        if len(self._equal) > 1000:
-            self._equal.clear()
-        self._equal[key] = [weakref.ref(leaf) for leaf in leaves]
-        return True
+        return all(self._equal.are_equal([call.leaves[position] for call in calls]) for position in self.shared)
 
 
 def candidate_plans(calls: Sequence[DenoiserCall]) -> list[tuple[StackingPlan, list[DenoiserCall]]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from omni_core.engine_place import is_worker_process
 from omni_core.worker.cache_state import CacheState
 from omni_core.worker.module_edits import EditableParts, ModuleEdits
+from omni_core.worker.process_state import ProcessState
 from omni_core.worker.random_draws import draw_from, install_draws
 from omni_core.worker.task_random import TaskRandom
 from omni_core.worker.torch_state import TorchState
 
 
 class TaskState:
-    """The state of one task: torch's (grad mode, autocast), its random generators, step caches, changes to the model.
+    """The state of one task: torch's (grad mode, autocast), the process's, its random generators, step caches, changes
+    to the model.
 
     Begins as the state that the thread is in, with the generators seeded, no cache and no changes.
 
@@ -34,6 +37,7 @@ class TaskState:
     ) -> None:
         self._device = device
         self.torch = TorchState(device)
+        self.process = ProcessState(seed, is_worker_process())
         self.random = TaskRandom(seed)
         self.cache = CacheState(cached_modules)
         self.edits = ModuleEdits(editable_parts)
@@ -41,6 +45,7 @@ class TaskState:
     def put_in(self) -> None:
         """Make this state the thread's and the modules'."""
         self.torch.resume()
+        self.process.put_in()
         draw_from(self.random)
         self.cache.swap_in()
         self.edits.swap_in()
@@ -55,6 +60,7 @@ class TaskState:
         self.cache.swap_out()
         self.torch = TorchState(self._device)
         self.torch.suspend(outside)
+        self.process.take_out()
         draw_from(None)
 
 
@@ -66,6 +72,8 @@ class StateSwitch:
     """
 
     def __init__(self, device: torch.device) -> None:
+        # Waits until no other thread works for a task.
+        self.settle: Callable[[], None] = lambda: None
         self._device = device
         self._current: TaskState | None = None
         self._outside: TorchState | None = None
@@ -75,6 +83,8 @@ class StateSwitch:
         """Put a state in place, and take out the one that is there."""
         if state is self._current:
             return
+        if state.process.mode is not None:
+            self.settle()  # the other thread must not see what is this task's alone
         if self._current is None or self._outside is None:
             self._outside = TorchState(self._device)
         else:

@@ -27,8 +27,18 @@ class Turns:
     def __init__(self, suspendable: SuspendablePipeline) -> None:
         self._suspendable = suspendable
         self._told: str | None = None
+        # What was found out about the model by running it.
+        self._found: str | None = None
         # Ended early, and still to be run to their end.
         self.abandoned: list[PipelineTask] = []
+
+    @property
+    def _shared_state(self) -> str | None:
+        return self._suspendable.shared_state or self._found
+
+    def note_stateful(self, reason: str) -> None:
+        """Take note that the model was found to keep something from one call to the next."""
+        self._found = reason
 
     def choose(self, wave: list[PipelineTask], everyone: Iterable[PipelineTask]) -> list[PipelineTask]:
         """Return which tasks to run in place of those of a wave.
@@ -39,7 +49,7 @@ class Turns:
         """
         if any(not task.is_started for task in wave):
             self._suspendable.refresh()
-        reason = self._suspendable.shared_state
+        reason = self._shared_state
         if reason is None and not self.abandoned:
             return wave
         if reason is not None and reason != self._told:
@@ -54,18 +64,18 @@ class Turns:
         Returns:
             Its output; None if it need not be run on.
         """
-        if self._suspendable.shared_state is None or not task.is_started or task.output is not None:
+        if self._shared_state is None or not task.is_started or task.output is not None:
             return None
         self.abandoned.append(task)
         return task.ended_output(reason)
 
     def note_end(self, output: OmniRequestOutput) -> None:
         """Say so if a request failed amid its run, where the next may be wrong by what it has left."""
-        if output.finish_reason == "error" and self._suspendable.shared_state is not None:
+        if output.finish_reason == "error" and self._shared_state is not None:
             log.warning(
                 "a request failed amid its run, and the model keeps what it had come to: the next may be wrong by it",
                 request_id=output.request_id,
-                reason=self._suspendable.shared_state,
+                reason=self._shared_state,
             )
 
     def forget_ended(self) -> None:

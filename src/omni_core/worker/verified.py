@@ -1,5 +1,7 @@
 """Stacking is verified, never assumed: the first stacked call of each kind is held against running its parts alone.
 
+So are later ones with other numbers than those before: see `trust.py`.
+
 An error out of a stacked forward may be the fault of one request. So its parts are run alone then, and what came of it
 counts against the kind only if each of them succeeded.
 """
@@ -16,14 +18,15 @@ from omni_core.error_text import described_error, is_ctrl_c
 from omni_core.log import get_logger
 from omni_core.outputs import StackingStats
 from omni_core.worker.call_errors import is_out_of_memory
-from omni_core.worker.denoiser_call import DenoiserCall, copy_containers
+from omni_core.worker.denoiser_call import DenoiserCall, clone_tensors, copy_containers, tensor_versions
 from omni_core.worker.difference import IncomparableError, agreed_difference
 from omni_core.worker.rank_group import RankGroup, RankGroupError
-from omni_core.worker.refusals import note_not_stacked
+from omni_core.worker.refusals import note_mismatch, note_not_stacked
 from omni_core.worker.row_limit import RowLimit
 from omni_core.worker.row_parallel import RowParallel
 from omni_core.worker.stacking import StackingPlan, UnequalTablesError, candidate_plans, split
 from omni_core.worker.torch_state import generator_states
+from omni_core.worker.trust import Trust
 
 log = get_logger(__name__)
 
@@ -58,12 +61,14 @@ class _Kind:
         is_refused: Whether its calls are run alone from now on.
         has_tables: Whether tensors without rows were found to differ between its calls, so that nothing was found out.
         limit: How many rows fit into memory.
+        trust: How far the plan was found to be right.
     """
 
     plan: StackingPlan | None = None
     is_refused: bool = False
     has_tables: bool = False
     limit: RowLimit = field(default_factory=RowLimit)
+    trust: Trust = field(default_factory=Trust)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ class _Failure:
     """Why a stacked forward gave nothing. Not the error itself, whose frames would keep its tensors in memory."""
 
     reason: str
+    is_wrong: bool = False
     is_out_of_memory: bool = False
     tables_differ: bool = False
 
@@ -89,6 +95,12 @@ class VerifiedStacking:
         self._rows = rows
         self._group = rows.group if rows is not None else RankGroup.alone()
         self._kinds: dict[Hashable, _Kind] = {}
+        # Told when a kind that has served calls is found wrong: the number of the kind, and how.
+        self.on_mismatch: Callable[[int, str], None] = lambda kind, reason: None
+        # Told when calls were served stacked: the number of the kind, and the indices of the calls; in halves too.
+        self.on_stacked: Callable[[int, Sequence[DenoiserCall]], None] = lambda kind, calls: None
+        # Told when a model is found to keep something from one call to the next.
+        self.on_stateful: Callable[[str], None] = lambda reason: None
 
     def run(self, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
         """Run calls of equal `kind` and `values` as one forward pass.
@@ -122,8 +134,15 @@ class VerifiedStacking:
             return self._run_halves(calls, enter, begun)
         if kind.plan is None:
             return self._try(kind, calls, enter)
+        doubt = kind.trust.count(calls) if self.mode == "verified" else "none"
+        if doubt == "all":
+            return self._verify_again(kind, kind.plan, calls, enter)
         found = self._attempt(kind, kind.plan, calls, enter)
         if not isinstance(found, _Failure):
+            if doubt == "a sample" and (reason := self._wrong_part(kind, calls, found, enter)) is not None:
+                self._note_mismatch(kind, calls[0], reason)
+                return self._run_alone(calls, enter)
+            self.on_stacked(id(kind), calls)
             return found
         if found.tables_differ:
             return None
@@ -156,13 +175,12 @@ class VerifiedStacking:
         except BaseException as error:
             if is_ctrl_c(error):
                 raise
-            return _Failure(described_error(error), is_out_of_memory(error))
+            return _Failure(described_error(error), is_out_of_memory=is_out_of_memory(error))
         kind.limit.note_success(_rows(calls))
         return outcomes
 
     def _forward(self, plan: StackingPlan, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome]:
-        if plan.row_lists:
-            calls = [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True) for call in calls]
+        calls = _described(plan, calls)
         enter(0)
         if self._rows is None:
             args, kwargs = plan.stack(calls)
@@ -206,11 +224,10 @@ class VerifiedStacking:
             return None
         outcomes: list[Outcome] | None = None
         if self.mode == "verified":
-            outcomes, drew = self._run_alone_and_watch(calls, enter)
-            if drew and not _any_failed(outcomes):
-                reason = "it draws random numbers, which must come from each request's own generator"
+            outcomes, reason = self._run_alone_and_watch(calls, enter)
+            if reason is not None and not _any_failed(outcomes):
                 self._refuse(kind, calls[0], reason)
-            if drew or _any_failed(outcomes):
+            if reason is not None or _any_failed(outcomes):
                 return outcomes
         failure = _Failure("its arguments do not fit together")
         tables_differ = False
@@ -220,6 +237,9 @@ class VerifiedStacking:
                 wrong = self._compare(found, outcomes)
                 if wrong is None:
                     kind.plan = plan
+                    if outcomes is not None:
+                        self.stats.verified += 1
+                        kind.trust.note_verified(calls)
                     return outcomes or found
                 found = wrong
             failure = found
@@ -246,20 +266,82 @@ class VerifiedStacking:
         if gap is None:
             return _Failure("memory ran out", is_out_of_memory=True)
         if gap > 1.0:
-            return _Failure(f"the result differs by {gap:.3g} times the tolerance from running it alone")
-        self.stats.verified += 1
+            reason = f"the result differs by {gap:.3g} times the tolerance from running it alone"
+            return _Failure(reason, is_wrong=True)
         return None
 
-    def _run_alone_and_watch(self, calls: Sequence[DenoiserCall], enter: EnterState) -> tuple[list[Outcome], bool]:
-        """Run calls one by one, and tell whether one has drawn random numbers."""
+    def _verify_again(
+        self, kind: _Kind, plan: StackingPlan, calls: Sequence[DenoiserCall], enter: EnterState
+    ) -> list[Outcome] | None:
+        """Hold a stacked call of a kind that was found right against running its parts alone, whose results count."""
+        if not plan.can_share(_described(plan, calls)):
+            return None
+        self.stats.checks += 1
+        outcomes, reason = self._run_alone_and_watch(calls, enter)
+        if _any_failed(outcomes):
+            return outcomes
+        failure = None if reason is None else _Failure(reason, is_wrong=True)
+        if failure is None:
+            found = self._attempt(kind, plan, calls, enter)
+            failure = found if isinstance(found, _Failure) else self._compare(found, outcomes)
+        if failure is None:
+            kind.trust.note_verified(calls)
+        elif failure.is_wrong:
+            self._note_mismatch(kind, calls[0], failure.reason)
+        else:
+            self._judge(kind, calls, outcomes, failure)
+        return outcomes
+
+    def _wrong_part(
+        self, kind: _Kind, calls: Sequence[DenoiserCall], found: list[Outcome], enter: EnterState
+    ) -> str | None:
+        """Run one part of a stacked call alone as well, and say what is wrong with its result; None if nothing is."""
+        self.stats.checks += 1
+        index = kind.trust.choose(calls)
+        enter(index)
+        alone = self._alone(calls[index])
+        failure = self._compare([found[index]], [alone]) if alone.error is None else None
+        return failure.reason if failure is not None and failure.is_wrong else None
+
+    def _note_mismatch(self, kind: _Kind, call: DenoiserCall, reason: str) -> None:
+        """Put on record that a kind is wrong that has served calls."""
+        self._refuse(kind, call, reason)
+        note_mismatch(self.stats, call, reason)
+        self.on_mismatch(id(kind), reason)
+
+    def _run_alone_and_watch(
+        self, calls: Sequence[DenoiserCall], enter: EnterState
+    ) -> tuple[list[Outcome], str | None]:
+        """Run calls one by one, and say why such calls must not be stacked, if that shows; agreed on by all ranks."""
         outcomes = []
-        drew = False
+        drew = changed = False
+        first = clone_tensors((calls[0].args, calls[0].kwargs))
         for index, call in enumerate(calls):
             enter(index)
-            before = generator_states(call.leaves)
+            before, inputs = generator_states(call.leaves), tensor_versions(call.leaves)
             outcomes.append(self._alone(call))
             drew = drew or not torch.equal(before, generator_states(call.leaves))
-        return outcomes, drew
+            changed = changed or tensor_versions(call.leaves) != inputs
+        drew, changed = map(bool, self._group.agree_all("how the calls went", [float(drew), float(changed)]))
+        if changed:
+            return outcomes, "it changes its input in place"
+        if drew:
+            return outcomes, "it draws random numbers, which must come from each request's own generator"
+        if not _any_failed(outcomes) and not self._repeats(calls[0].module, first, outcomes[0], enter):
+            reason = "it keeps something from one call to the next: the same call gave another result later"
+            self.on_stateful(reason)
+            return outcomes, reason
+        return outcomes, None
+
+    def _repeats(self, module: torch.nn.Module, arguments: Any, outcome: Outcome, enter: EnterState) -> bool:
+        """Whether the first call gives the same again, now that others have come between."""
+        enter(0)
+        again = self._alone(DenoiserCall.unexamined(module, *arguments))
+        try:
+            gap = agreed_difference(self._group, [(again.result, outcome.result)] if again.error is None else [])
+        except IncomparableError:
+            return True  # as nobody can tell
+        return gap is None or gap <= 1.0
 
     def _judge(self, kind: _Kind, calls: Sequence[DenoiserCall], outcomes: list[Outcome], failure: _Failure) -> None:
         """Draw the conclusion from a stacked forward that failed, when its parts have been run alone."""
@@ -278,6 +360,13 @@ class VerifiedStacking:
     def note_refusal(self, call: DenoiserCall, reason: str) -> None:
         """Put on record, once, that calls like this one are run alone."""
         note_not_stacked(self.stats, call, reason)
+
+
+def _described(plan: StackingPlan, calls: Sequence[DenoiserCall]) -> Sequence[DenoiserCall]:
+    """Return calls with their leaves as a plan knows them."""
+    if not plan.row_lists:
+        return calls
+    return [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True) for call in calls]
 
 
 def _any_failed(outcomes: list[Outcome]) -> bool:

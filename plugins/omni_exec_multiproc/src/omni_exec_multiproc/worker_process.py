@@ -36,8 +36,9 @@ def run_connected(work: int, control: int, lane: int | None = None) -> None:
         lane: File descriptor of the lane for replies; None where the system has no such sockets.
     """
     run_worker(
-        Channel(socket.socket(fileno=work)),
-        Channel(socket.socket(fileno=control)),
+        # A driver that stands still may go on again; one that has ended closes the connection.
+        Channel(socket.socket(fileno=work), send_timeout_s=None),
+        Channel(socket.socket(fileno=control), send_timeout_s=None),
         make_worker,
         None if lane is None else socket.socket(fileno=lane),
     )

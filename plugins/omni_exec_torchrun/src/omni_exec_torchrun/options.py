@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from omni_core.errors import ConfigError
 from omni_core.remote.options import RemoteOptions
+from omni_core.validation import Seconds
 from omni_exec_torchrun.launch_settings import parse_nnodes
 
 # What means something in a program that torchrun has started; the rest is for launching ranks and watching them.
@@ -32,10 +33,13 @@ class TorchrunOptions(RemoteOptions):
     )
     rdzv_id: str = Field("omni", min_length=1, description="Name of the meeting, the same on all nodes.")
     join_timeout_s: int = Field(
-        600, ge=1, description="Seconds to wait for the fewest nodes before the start counts as failed."
+        600, ge=1, le=2_000_000, description="Seconds to wait for the fewest nodes before the start counts as failed."
     )
     node_timeout_s: int = Field(
-        15, ge=3, description="Seconds without a sign of life after which another node, or the way to it, is lost."
+        15,
+        ge=3,
+        le=2_000_000,
+        description="Seconds without a sign of life after which another node, or the way to it, is lost.",
     )
     max_restarts: int = Field(
         3,
@@ -46,8 +50,8 @@ class TorchrunOptions(RemoteOptions):
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="What connects the ranks for tensors. auto: nccl on GPUs, else gloo."
     )
-    timeout_s: float = Field(
-        600.0, gt=0, description="Seconds that a rank waits for the others in a collective before it gives up."
+    timeout_s: Seconds = Field(
+        600.0, description="Seconds that a rank waits for the others in a collective before it gives up."
     )
     master_addr: str | None = Field(
         None,

@@ -45,7 +45,9 @@ def main() -> None:
     except (OmniError, OSError) as error:
         print(f"This rank cannot reach its driver: {error}", file=sys.stderr, flush=True)  # noqa: T201  # nobody else hears it
         os._exit(DRIVER_GONE)
-    run_worker(Channel(work, shared_memory_bytes=0), Channel(control, shared_memory_bytes=0), rank.make_worker)
+    # A driver that stands still may go on again; one that has ended, or is cut off, breaks the connection.
+    channels = [Channel(one, send_timeout_s=None, shared_memory_bytes=0) for one in (work, control)]
+    run_worker(channels[0], channels[1], rank.make_worker)
 
 
 class TorchrunRank:

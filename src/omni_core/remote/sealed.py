@@ -1,0 +1,128 @@
+"""Requests and outputs travel packed one by one: one that cannot be sent, or not be read, fails alone.
+
+What a request brings or a pipeline returns may be of any type: one that cannot be pickled, or of a class that the other
+process cannot import. Inside of the message that all of a step share, it would take the others along.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omni_core import serialization
+from omni_core.error_text import described_error
+from omni_core.errors import OmniError, PipelineError, RequestError, RPCError
+from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
+from omni_core.request import OmniDiffusionRequest
+
+
+@dataclass(slots=True)
+class _Sealed:
+    """A request, or the output of one.
+
+    Attributes:
+        request_id: Of which request.
+        seed: That of the request.
+        data: The pickle.
+        buffers: What belongs to it.
+    """
+
+    request_id: str
+    seed: int
+    data: bytes
+    buffers: Sequence[Any]
+
+
+def seal_requests(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
+    """Return what is sent of a step, and the outputs of those new requests that cannot be."""
+    if not scheduler_output.new_requests:
+        return scheduler_output, []
+    sealed: list[Any] = []
+    refused: list[OmniRequestOutput] = []
+    for request in scheduler_output.new_requests:
+        try:
+            sealed.append(_seal(request))
+        except RPCError as error:
+            reason = RequestError(
+                f"Request {request.request_id!r} cannot be sent to a worker process: {error}. Use arguments that "
+                "can be pickled, or executor_class='inline'."
+            )
+            refused.append(OmniRequestOutput.failed(request, reason))
+    return dataclasses.replace(scheduler_output, new_requests=sealed), refused
+
+
+def open_requests(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
+    """Return a step as it was before `seal_requests`, and the outputs of those new requests that cannot be read."""
+    opened: list[OmniDiffusionRequest] = []
+    refused: list[OmniRequestOutput] = []
+    sealed: Any
+    for sealed in scheduler_output.new_requests:
+        request, error = _open(sealed)
+        if error is None:
+            opened.append(request)
+            continue
+        reason = RequestError(
+            f"Request {sealed.request_id!r} cannot be read in the worker: {error}. Use arguments of types that the "
+            "workers can import."
+        )
+        refused.append(_failed(sealed, reason))
+    return dataclasses.replace(scheduler_output, new_requests=opened), refused
+
+
+def seal_outputs(value: Any) -> Any:
+    """Return what is sent of the result of a call: each output in it that cannot be sent is replaced by its error."""
+    if isinstance(value, StepOutput) and value.finished:
+        return dataclasses.replace(value, finished=[_seal_output(output) for output in value.finished])
+    if type(value) is list and value and isinstance(value[0], OmniRequestOutput):
+        return [_seal_output(output) for output in value]
+    return value
+
+
+def open_outputs(value: Any) -> Any:
+    """Return what `seal_outputs` was given: each output in it that cannot be read is replaced by its error."""
+    if isinstance(value, StepOutput):
+        value.finished = [_open_output(output) for output in value.finished]
+    elif type(value) is list and value and isinstance(value[0], _Sealed):
+        return [_open_output(output) for output in value]
+    return value
+
+
+def _seal(value: Any) -> _Sealed:
+    return _Sealed(value.request_id, value.seed, *serialization.dumps(value))
+
+
+def _open(sealed: Any) -> tuple[Any, str | None]:
+    if not isinstance(sealed, _Sealed):
+        return sealed, None
+    try:
+        return serialization.loads(sealed.data, sealed.buffers), None
+    except Exception as error:  # whatever unpickling raises
+        return None, described_error(error)
+
+
+def _seal_output(output: Any) -> Any:
+    try:
+        return _seal(output)
+    except RPCError as error:
+        reason = PipelineError(
+            f"Request {output.request_id!r}: its output cannot be sent from the worker: {error}. The pipeline must "
+            "return what can be pickled; under executor_class='inline' it may be anything."
+        )
+        return OmniRequestOutput(output.request_id, output.seed, "error", error=reason, metrics=output.metrics)
+
+
+def _open_output(sealed: Any) -> Any:
+    output, error = _open(sealed)
+    if error is None:
+        return output
+    reason = PipelineError(
+        f"Request {sealed.request_id!r}: its output cannot be read here: {error}. This program must be able to import "
+        "the types of what the pipeline returns."
+    )
+    return _failed(sealed, reason)
+
+
+def _failed(sealed: _Sealed, error: OmniError) -> OmniRequestOutput:
+    return OmniRequestOutput(sealed.request_id, sealed.seed, "error", error=error)

@@ -1,0 +1,93 @@
+"""How large a request may be. What is beyond is refused before a worker sees it: there it would hold others up.
+
+A tokenizer needs half a minute for a prompt of a megabyte and cannot be interrupted meanwhile; a picture of 65536
+pixels a side takes all memory there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omni_core.config import OmniDiffusionConfig
+from omni_core.errors import RequestError
+from omni_core.request import OmniDiffusionRequest
+
+# Parts of an argument that are looked at; what has more is not measured to its end.
+_MOST_PARTS = 1_000_000
+_CONTAINERS = (list, tuple, set, frozenset)
+
+
+def check_size(request: OmniDiffusionRequest, config: OmniDiffusionConfig, arguments: Mapping[str, Any]) -> None:
+    """Return if a request is within the limits of the configuration.
+
+    Args:
+        request: Which.
+        config: With the limits; None there is no limit.
+        arguments: What the pipeline will be called with, defaults included.
+
+    Raises:
+        RequestError: It is too large; the message names the limit.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, str):
+            _refuse_above(request, f"{name} has {len(value)} characters", len(value), config, "max_prompt_length")
+    steps = arguments.get("num_inference_steps")
+    if isinstance(steps, int):
+        _refuse_above(request, f"num_inference_steps is {steps}", steps, config, "max_steps")
+    height, width, number = arguments.get("height"), arguments.get("width"), request.num_outputs_per_prompt
+    if isinstance(height, int) and isinstance(width, int):
+        pixels = height * width * number
+        what = f"{number} outputs of {width} x {height} are {pixels} pixels"
+        _refuse_above(request, what, pixels, config, "max_pixels")
+    if config.max_argument_bytes is not None:
+        size = size_of(request.extra_args, config.max_argument_bytes)
+        _refuse_above(request, f"extra_args hold {size} bytes or more", size, config, "max_argument_bytes")
+
+
+def size_of(value: Any, enough: int) -> int:
+    """Return about how many bytes the pictures, arrays, tensors and texts in a value take; fails never.
+
+    Args:
+        value: Anything.
+        enough: Bytes after which the rest is not counted.
+    """
+    size = 0
+    left, seen = [value], set[int]()
+    while left and size <= enough and len(seen) < _MOST_PARTS:
+        part = left.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        kind = type(part)
+        if kind is dict:
+            left.extend(dict.keys(part))
+            left.extend(dict.values(part))
+        elif kind in _CONTAINERS:
+            left.extend(part)
+        else:
+            size += _own_size(part)
+    return size
+
+
+def _own_size(part: Any) -> int:
+    try:
+        if isinstance(part, (str, bytes, bytearray)):
+            return len(part)
+        size = getattr(part, "nbytes", None)  # of arrays and tensors
+        if size is None and hasattr(part, "getbands"):  # of pictures
+            size = part.width * part.height * len(part.getbands())
+        return size if type(size) is int else 0
+    except Exception:  # an object that raises when it is asked
+        return 0
+
+
+def _refuse_above(
+    request: OmniDiffusionRequest, what: str, value: int, config: OmniDiffusionConfig, limit: str
+) -> None:
+    most = getattr(config, limit)
+    if most is not None and value > most:
+        raise RequestError(
+            f"Request {request.request_id!r} is too large: {what}, and {limit} = {most}. Ask for less, or raise "
+            f"{limit} in the configuration."
+        )

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omni_core import OmniDiffusionConfig, OmniDiffusionRequest
+from omni_core.errors import RequestError
+from omni_core.request import PASSED_BY_NAME
+from omni_core.request_limits import check_size, size_of
+
+LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "max_prompt_length": ({"prompt": "x" * 20_000}, {"prompt": "x" * 20_001}),
+    "max_pixels": (
+        {"height": 10_000, "width": 1_000, "num_outputs_per_prompt": 10},
+        {"height": 10_000, "width": 1_000, "num_outputs_per_prompt": 11},
+    ),
+    "max_steps": ({"num_inference_steps": 100_000}, {}),
+    "max_argument_bytes": ({"extra_args": {"image": np.zeros(1000)}}, {}),
+}
+
+
+def check(config: OmniDiffusionConfig, **fields: Any) -> None:
+    request = OmniDiffusionRequest(request_id="r", **fields)
+    arguments = {name: getattr(request, name) for name in PASSED_BY_NAME} | request.extra_args
+    check_size(request, config, arguments)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_what_is_at_a_limit_passes_and_what_is_above_is_refused(limit: str) -> None:
+    within, beyond = LIMITS[limit]
+    check(OmniDiffusionConfig(), **within)
+    tight = {"max_steps": 99_999, "max_argument_bytes": 7_999}
+    config = OmniDiffusionConfig(**({} if beyond else {limit: tight[limit]}))
+    with pytest.raises(RequestError, match=rf"'r' is too large: .*{limit} = .* raise {limit}"):
+        check(config, **(beyond or within))
+    check(OmniDiffusionConfig(**{limit: None}), **(beyond or within))
+
+
+def test_texts_among_the_arguments_have_the_limit_of_prompts() -> None:
+    with pytest.raises(RequestError, match="prompt_2 has 30000 characters"):
+        check(OmniDiffusionConfig(), extra_args={"prompt_2": "x" * 30_000})
+
+
+def test_sizes() -> None:
+    picture = Image.new("RGB", (10, 20))
+    assert size_of({"a": picture, "b": [np.zeros(5, np.float32), b"xy"], "c": "abc"}, 10**9) == 600 + 20 + 2 + 3 + 3
+    assert size_of([picture, picture], 10**9) == 600, "each is counted once"
+    holding_itself: list[Any] = [b"xyz"]
+    holding_itself.append(holding_itself)
+    assert size_of(holding_itself, 10**9) == 3
+
+
+def test_measuring_runs_no_code_that_could_fail_or_not_end() -> None:
+    from omni_core.testing.odd_values import ODD_VALUES
+
+    for name, make in ODD_VALUES.items():
+        assert size_of({"x": make()}, 10**7) >= 0, name

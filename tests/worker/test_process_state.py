@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omni_core.testing.left_behind import CHANGES
+from omni_core.worker.process_state import ProcessState
+
+DRAWS: dict[str, Any] = {
+    "random": random.random,
+    "gauss": lambda: random.gauss(0, 1),
+    "numpy": lambda: float(np.random.rand()),
+    "numpy normal": lambda: float(np.random.randn()),
+    "seed": lambda: random.seed(1),
+    "numpy seed": lambda: np.random.seed(1),
+}
+
+
+def draw(state: ProcessState, names: list[str]) -> list[Any]:
+    state.put_in()
+    try:
+        return [DRAWS[name]() for name in names]
+    finally:
+        state.take_out()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.sampled_from(sorted(DRAWS)), max_size=4)), max_size=12))
+def test_each_task_draws_what_it_would_draw_alone(turns: list[tuple[int, list[str]]]) -> None:
+    states = [ProcessState(seed, owns_process=True) for seed in range(3)]
+    random.seed(99)
+    np.random.seed(99)
+    got: list[list[Any]] = [[], [], []]
+    for task, names in turns:
+        got[task] += draw(states[task], names)
+    assert (random.random(), np.random.rand()) == (random.Random(99).random(), np.random.RandomState(99).rand())
+    for task in range(3):
+        random.seed(task)
+        np.random.seed(task)
+        names = [name for one, some in turns if one == task for name in some]
+        assert got[task] == [DRAWS[name]() for name in names]
+
+
+def test_the_generators_of_the_users_process_are_left_alone() -> None:
+    random.seed(5)
+    draw(ProcessState(1, owns_process=False), ["random"])
+    twin = random.Random(5)
+    twin.random()
+    assert random.random() == twin.random()
+
+
+@pytest.mark.parametrize("what", ["default dtype", "matmul precision", "recursion limit", "garbage collection"])
+def test_what_a_task_changes_is_its_own(what: str) -> None:
+    state, other = ProcessState(1, owns_process=False), ProcessState(2, owns_process=False)
+    before = state._read()
+    assert state.mode is None
+    state.put_in()
+    CHANGES[what]()
+    changed = state._read()
+    state.take_out()
+    assert changed != before
+    assert state._read() == before
+    other.put_in()
+    assert other._read() == before
+    other.take_out()
+    assert (state.mode, other.mode) == (changed, None)
+    state.put_in()
+    assert state._read() == changed
+    state.take_out()
+    assert torch.get_default_dtype() == torch.float32
