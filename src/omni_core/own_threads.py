@@ -31,12 +31,12 @@ def begin_own_thread(does: str) -> None:
     _thread.does = does
 
 
-def refuse_to_wait(what: str, instead: str = "call it from a thread of your own") -> None:
+def refuse_to_wait(what: str, instead: str = "Call it in a thread of your own") -> None:
     """Return if the running thread may wait.
 
     Args:
         what: What was called.
-        instead: What to do instead.
+        instead: What to do instead, as a sentence without its full stop.
 
     Raises:
         EngineError: It is one of omni's own.
@@ -44,5 +44,5 @@ def refuse_to_wait(what: str, instead: str = "call it from a thread of your own"
     if _thread.does is not None:
         raise EngineError(
             f"{what} waits, but was called in the thread that {_thread.does} (in an observer or a callback), which "
-            f"it would wait for: {instead}."
+            f"it would wait for. {instead}."
         )

@@ -99,7 +99,7 @@ class RequestHandle:
         self._refuse_forked()
         seconds = wait_seconds(timeout)
         if seconds != 0 and not self.done():
-            refuse_to_wait("handle.result()", "use add_done_callback, or wait in a thread of your own")
+            refuse_to_wait("handle.result()", "Use add_done_callback, or wait in a thread of your own")
         with self._changed:
             if not self._changed.wait_for(self.done, seconds):
                 raise TimeoutError(f"Request {self.request_id!r} has not ended within {seconds:g} s; it goes on.")
@@ -124,7 +124,7 @@ class RequestHandle:
         while True:
             self._refuse_forked()  # an iterator may have been carried over
             if seconds != 0 and len(self._events) <= position:
-                refuse_to_wait("handle.events()", "use subscribe, or follow it in a thread of your own")
+                refuse_to_wait("handle.events()", "Use subscribe, or follow it in a thread of your own")
             with self._changed:
                 if not self._changed.wait_for(lambda: len(self._events) > position, seconds):  # noqa: B023
                     raise TimeoutError(f"Request {self.request_id!r}: no event within {seconds:g} s; it goes on.")
