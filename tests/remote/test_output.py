@@ -111,6 +111,32 @@ def test_a_log_line_behind_a_bar_keeps_its_fields(reactor):
     assert record.levelname == "WARNING"
 
 
+ODD_JSON = (
+    '{"level": {"a": 1}, "event": "x"}',
+    '{"level": ["info"], "event": "x"}',
+    '{"level": "info", "event": {"a": 1}}',
+    '{"level": "info", "event": null}',
+    '{"level": "info", "event": "x", "self": 1, "level2": 2, "exc_info": true, "stack_info": "y", "stacklevel": "z"}',
+    '{"level": "info", "event": "x", "": 1, "a b": 2, "extra": {"omni": 3}, "args": [1], "message": "m", "name": 5}',
+    '{"level": "info", "event": "x", "number": 1e999, "nan": NaN}',
+    '{"level": "info"',
+    "{}",
+    "{" * 100_000,
+    '{"a":' * 20_000 + "1" + "}" * 20_000,
+    '{"level": "info", "event": "\\ud800"}',
+    '{"number": ' + "9" * 10_000 + "}",
+)
+
+
+@pytest.mark.parametrize("line", ODD_JSON, ids=range(len(ODD_JSON)))
+def test_a_line_that_looks_like_our_log_costs_nothing_but_itself(reactor, line):
+    text = b"before\n" + line.encode() + b"\nafter\n"
+    # No more at a time than a pipe holds.
+    heard, _ = relay(reactor, *(text[start : start + 30_000] for start in range(0, len(text), 30_000)))
+    assert (heard.events[0], heard.events[-1]) == ("before", "after")
+    assert all(record.omni["rank"] == 3 for record in heard.records)
+
+
 def test_a_home_made_bar_is_what_a_terminal_shows_in_the_end(reactor):
     heard, _ = relay(reactor, b"\rloading 1/3", b"\rloading 2/3", b"\rloading 3/3\n")
     assert heard.events == ["loading 3/3"]

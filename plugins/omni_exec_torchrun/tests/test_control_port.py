@@ -247,6 +247,13 @@ def test_another_secret_is_refused_on_both_sides(port: Port, caplog: pytest.LogC
     assert "does not know the secret" in said[1]["reason"]
 
 
+def test_a_crowd_does_not_fill_the_log(port: Port, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        for _ in range(50):
+            assert _talk(port, b"{}", secret=b"another secret, as long") == b""
+    assert 1 <= len([record for record in caplog.records if "was refused" in record.getMessage()]) <= 5
+
+
 def test_a_recorded_handshake_is_refused(port: Port) -> None:
     said: list[bytes] = []
 

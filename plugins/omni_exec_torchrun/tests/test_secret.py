@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from omni_core.errors import ConfigError
 from omni_exec_torchrun.secret import (
     SECRET_FILE_VARIABLE,
     SECRET_VARIABLE,
+    SecretFile,
     check_secret,
     load_secret,
     new_secret,
@@ -62,3 +65,35 @@ def test_what_is_no_secret(tmp_path: Path) -> None:
     write_secret(tmp_path / "empty", b"")
     with pytest.raises(ConfigError, match="has 0 bytes"):
         load_secret(tmp_path / "empty")
+
+
+SCRIPT = """
+import os, signal, sys
+from omni_exec_torchrun.secret import SecretFile
+file = SecretFile(b"0123456789abcdef")
+print(file.path, flush=True)
+sys.stdin.readline()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is a file with a name")
+def test_the_file_for_ranks_is_gone_with_a_driver_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        path = Path(driver.stdout.readline().decode().strip())
+        assert load_secret(path) == b"0123456789abcdef"
+        assert load_secret(path) == b"0123456789abcdef", "it can be read more than once"
+        driver.communicate(b"\n", timeout=20)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_secret(path)
+
+
+def test_the_file_for_ranks_where_there_is_no_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    file = SecretFile(b"0123456789abcdef")
+    assert load_secret(file.path) == b"0123456789abcdef"
+    assert file.path.parent.stat().st_mode & 0o077 == 0
+    file.close()
+    assert not file.path.parent.exists()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
 import inspect
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pluggy
@@ -16,10 +18,15 @@ import pluggy
 from omni_core.errors import PluginError, did_you_mean
 from omni_core.executors import plugin as core_plugin
 from omni_core.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, ExecutorSpec
+from omni_core.log import get_logger
 from omni_core.plugins.records import is_import_path, normalise
+
+log = get_logger(__name__)
 
 # Seconds that importing a plugin may take. Every start of an engine and of most `omni` commands waits for it.
 SLOW_IMPORT_S = 1.0
+# Seconds after which it is said which plugin is waited for.
+HANGING_IMPORT_S = 5.0
 # What makes an import slow, as a rule.
 _HEAVY = ("torch", "diffusers", "transformers", "tensorflow", "jax", "ray", "scipy", "pandas")
 
@@ -93,7 +100,8 @@ def load(entry_point: importlib.metadata.EntryPoint) -> tuple[Any, tuple[str, ..
         )
     heavy = [name for name in _HEAVY if name not in sys.modules]
     begun = time.monotonic()
-    plugin = _import(entry_point)
+    with _named_while_slow(entry_point):
+        plugin = _import(entry_point)
     seconds = time.monotonic() - begun
     if seconds < SLOW_IMPORT_S:
         return plugin, ()
@@ -102,6 +110,25 @@ def load(entry_point: importlib.metadata.EntryPoint) -> tuple[Any, tuple[str, ..
         f"Importing it took {seconds:.1f} s{f', and it imports {what}' if what else ''}. Every engine and most "
         "commands of omni wait for that: import what is heavy inside of the functions that need it.",
     )
+
+
+@contextlib.contextmanager
+def _named_while_slow(entry_point: importlib.metadata.EntryPoint) -> Iterator[None]:
+    """Say which plugin is waited for, if its import does not come to an end."""
+    timer = threading.Timer(
+        HANGING_IMPORT_S,
+        lambda: log.warning(
+            f"a plugin is still being imported after {HANGING_IMPORT_S:g} s; leave it out with OMNI_PLUGINS_DISABLE",
+            plugin=entry_point.name,
+            distribution=identity(entry_point)[0],
+        ),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _import(entry_point: importlib.metadata.EntryPoint) -> Any:

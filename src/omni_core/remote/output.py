@@ -90,7 +90,10 @@ class WorkerOutput:
             return
         level, event, fields = _parse(text)
         self._last.append(event if fields is None else text)
-        log.log(level, event, **{**(fields or {}), **self._tags})
+        try:
+            log.log(level, event, **{**(fields or {}), **self._tags})
+        except Exception:  # fields that only look like those of our log
+            log.info(text, **self._tags)
 
 
 # What tqdm draws: `name:  40%|####      | 4/10 [00:01<00:02,  3.1it/s]`, or `name: 4it [00:01,  3.1it/s]` where it
@@ -108,13 +111,16 @@ def _shown(line: str) -> str:
     return last if last.strip() else ""
 
 
+# What these mean to our own log is not meant by a line of a worker.
+_TAKEN = ("self", "event", "level", "exc_info", "stack_info", "stacklevel", "extra")
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
 def _parse(text: str) -> tuple[int, str, dict[str, object] | None]:
     """Return level, event and fields of a line of omni's own log; of another line, itself."""
     if text.startswith("{"):
-        with contextlib.suppress(ValueError):
+        # Whatever a library writes may begin like our log, and hold anything: it is a line like others then.
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
             fields = json.loads(text)
             level = _LEVELS.get(fields.pop("level", None))
             event = fields.pop("event", None)
@@ -122,5 +128,5 @@ def _parse(text: str) -> tuple[int, str, dict[str, object] | None]:
                 for name in ("timestamp", "replica", "rank"):
                     fields.pop(name, None)
                 fields["worker_logger"] = fields.pop("logger", None)
-                return level, event, fields
+                return level, event, {f"worker_{name}" if name in _TAKEN else name: fields[name] for name in fields}
     return 20, text, None

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,9 @@ _BACKLOG = 1024
 # Taken per turn of the reactor: a crowd at the door must not hold up what workers have to say.
 _ACCEPTED_PER_TURN = 16
 _PAUSE_WITHOUT_FILES_S = 0.2
+# Refusals that are logged in so many seconds; the others are counted.
+_MOST_TOLD = 5
+_TOLD_EVERY_S = 60.0
 
 # Gets an authenticated connection, which is the receiver's from now on, what it said about itself, and its address.
 OnPeer = Callable[[socket.socket, dict[str, Any], str], None]
@@ -58,6 +62,8 @@ class ControlPort:
         silent_s: int = 20,
     ) -> None:
         self._reactor = reactor
+        self._told_at = -_TOLD_EVERY_S
+        self._num_told = self._num_untold = 0
         self._secret = check_secret(secret, "the control port")
         self._on_peer = on_peer
         self._timeout_s = handshake_timeout_s
@@ -170,7 +176,16 @@ class ControlPort:
     def _refuse(self, stranger: _Stranger, reason: str) -> None:
         self._let_go(stranger)
         stranger.connection.close()
-        log.warning("a connection to the control port was refused", peer=stranger.address, reason=reason)
+        now = time.monotonic()
+        if now - self._told_at < _TOLD_EVERY_S and self._num_told >= _MOST_TOLD:
+            self._num_untold += 1  # a crowd at the door must not fill the log
+            return
+        if now - self._told_at >= _TOLD_EVERY_S:
+            self._told_at, self._num_told = now, 0
+        self._num_told += 1
+        more = {"others_not_told": self._num_untold} if self._num_untold else {}
+        self._num_untold = 0
+        log.warning("a connection to the control port was refused", peer=stranger.address, reason=reason, **more)
 
     def _let_go(self, stranger: _Stranger) -> None:
         del self._strangers[stranger]

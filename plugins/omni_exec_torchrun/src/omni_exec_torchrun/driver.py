@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omni_core.errors import ConfigError
 from omni_core.remote.executor import RemoteExecutor, worker_config
-from omni_core.remote.private_folder import private_folder
 from omni_core.remote.reactor import Reactor
 from omni_core.remote.replica import ReplicaEvents
 from omni_exec_torchrun.arrival import Arrivals
@@ -21,7 +18,7 @@ from omni_exec_torchrun.group import LaunchGroup
 from omni_exec_torchrun.launch_settings import LaunchSettings, parse_nnodes
 from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.replica import RankReplica
-from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret, new_secret, write_secret
+from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, SecretFile, load_secret, new_secret
 from omni_exec_torchrun.worker import CONTROL_VARIABLE, GROUP_VARIABLE
 
 
@@ -37,7 +34,7 @@ class DriverExecutor(RemoteExecutor):
         self._groups: list[LaunchGroup] = []
         self._arrivals = Arrivals()
         self._port: ControlPort | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._secret_file: SecretFile | None = None
         self._options.refuse_unused(spmd=False)
         self._nproc_per_node = self._choose_nproc()
         secret = load_secret(self._options.secret_file)
@@ -51,9 +48,8 @@ class DriverExecutor(RemoteExecutor):
 
     def make_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[RankReplica]:
         """Return the replicas, not started yet."""
-        self._folder = private_folder("omni-torchrun-")
-        secret_file = Path(self._folder.name) / "secret"
-        write_secret(secret_file, self._secret)
+        self._secret_file = SecretFile(self._secret)
+        secret_file = self._secret_file.path
         self._port = ControlPort(
             reactor,
             self._options.master_addr or "127.0.0.1",
@@ -93,9 +89,8 @@ class DriverExecutor(RemoteExecutor):
         self._arrivals.close()
         if self._port is not None:
             self._port.close()
-        if self._folder is not None:
-            with contextlib.suppress(OSError):
-                self._folder.cleanup()
+        if self._secret_file is not None:
+            self._secret_file.close()
 
     @property
     def control_address(self) -> str:
