@@ -76,6 +76,7 @@ BARS = {
     "ascii": bar(ascii=True),
     "gone when done": bar(leave=False),
     "second": bar(position=1),
+    "shorter than before": bar().rstrip(b"\n") + b"   \n",
 }
 
 

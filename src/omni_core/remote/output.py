@@ -97,8 +97,8 @@ class WorkerOutput:
 
 
 # What tqdm draws: `name:  40%|####      | 4/10 [00:01<00:02,  3.1it/s]`, or `name: 4it [00:01,  3.1it/s]` where it
-# knows no end.
-_BAR = re.compile(r"^[^|]*?(\d+%\|[^|]*\|[^\[]*|[\d.]+\S* )\[\d+:\d[^\]]*\]")
+# knows no end. Where the bar was longer before, blanks follow that have covered the rest of it.
+_BAR = re.compile(r"^[^|]*?(\d+%\|[^|]*\|[^\[]*|[\d.]+\S* )\[\d+:\d[^\]]*\] *")
 # What leads from a second bar back to the first.
 _LINE_UP = "\x1b[A"
 
