@@ -55,9 +55,20 @@ def test_the_generators_of_the_users_process_are_left_alone() -> None:
     assert random.random() == twin.random()
 
 
-@pytest.mark.parametrize("what", ["default dtype", "matmul precision", "recursion limit", "garbage collection"])
+IN_OWN_PROCESS = (
+    "recursion limit",
+    "garbage collection",
+    "warnings as errors",
+    "working directory",
+    "logging",
+    "socket timeout",
+)
+
+
+@pytest.mark.parametrize("what", ["default dtype", "matmul precision", "deterministic algorithms", *IN_OWN_PROCESS])
 def test_what_a_task_changes_is_its_own(what: str) -> None:
-    state, other = ProcessState(1, owns_process=False), ProcessState(2, owns_process=False)
+    owns_process = what in IN_OWN_PROCESS
+    state, other = ProcessState(1, owns_process), ProcessState(2, owns_process)
     before = state._read()
     assert state.mode is None
     state.put_in()

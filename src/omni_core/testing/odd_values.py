@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
+
+
+def _torch() -> Any:
+    import torch  # only when a value is made: the suite is read without it
+
+    return torch
 
 
 class OddValueError(Exception):
@@ -229,12 +234,12 @@ ODD_VALUES: dict[str, Callable[[], Any]] = {
     "numpy array of objects": lambda: np.array([None, [1]], dtype=object),
     "numpy array of its own kind": lambda: np.zeros(3).view(ArrayLike),
     "numpy array of no dimension": lambda: np.array(3),
-    "tensor with gradient": lambda: torch.ones(2, requires_grad=True),
-    "sparse tensor": lambda: torch.eye(2).to_sparse(),
-    "tensor without data": lambda: torch.ones(2, device="meta"),
-    "complex tensor": lambda: torch.ones(2, dtype=torch.complex64),
-    "tensor of no elements": lambda: torch.empty(0, 3),
-    "tensor of nan": lambda: torch.full((2,), float("nan")),
+    "tensor with gradient": lambda: _torch().ones(2, requires_grad=True),
+    "sparse tensor": lambda: _torch().eye(2).to_sparse(),
+    "tensor without data": lambda: _torch().ones(2, device="meta"),
+    "complex tensor": lambda: _torch().ones(2, dtype=_torch().complex64),
+    "tensor of no elements": lambda: _torch().empty(0, 3),
+    "tensor of nan": lambda: _torch().full((2,), float("nan")),
     "list of 20,000": lambda: list(range(20_000)),
     "surrogate": lambda: "\ud800",
     "nul": lambda: "a\0b",

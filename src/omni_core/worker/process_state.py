@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import random
+import socket
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -47,16 +50,33 @@ def _set_cwd(path: str | None) -> None:
         os.chdir(path)
 
 
-# How each is read and set. The second ones only in processes of omni's own.
+def _filters() -> tuple[Any, ...]:
+    return tuple(warnings.filters)
+
+
+def _set_filters(filters: tuple[Any, ...]) -> None:
+    warnings.resetwarnings()
+    warnings.filters[:] = filters  # type: ignore[index]
+
+
+# How each is read and set. Those that count for pictures alone where the process is the user's, whose other threads may
+# set the rest at the same time, and would find it set back.
 _Field = tuple[Callable[[], Any], Callable[[Any], object]]
 _EVERYWHERE: tuple[_Field, ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (_deterministic, _set_deterministic),
+)
+_IN_OWN_PROCESS: tuple[_Field, ...] = (
+    *_EVERYWHERE,
+    (torch.get_num_threads, torch.set_num_threads),
     (sys.getrecursionlimit, sys.setrecursionlimit),
     (gc.isenabled, _set_gc),
+    (_cwd, _set_cwd),
+    (_filters, _set_filters),
+    (lambda: logging.root.manager.disable, logging.disable),
+    (socket.getdefaulttimeout, socket.setdefaulttimeout),
 )
-_IN_OWN_PROCESS: tuple[_Field, ...] = (*_EVERYWHERE, (torch.get_num_threads, torch.set_num_threads), (_cwd, _set_cwd))
 
 
 class ProcessState:
