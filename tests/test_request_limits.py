@@ -44,6 +44,19 @@ def test_texts_among_the_arguments_have_the_limit_of_prompts() -> None:
         check(OmniDiffusionConfig(), extra_args={"prompt_2": "x" * 30_000})
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_outputs_per_prompt": 1024},
+        {"height": 65536, "num_outputs_per_prompt": 4},
+        {"extra_args": {"prompt_2": ["short", "x" * 30_000]}},
+    ],
+)
+def test_a_side_or_a_place_that_is_not_the_usual_one_is_no_way_round(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="too large"):
+        check(OmniDiffusionConfig(), **fields)
+
+
 def test_sizes() -> None:
     picture = Image.new("RGB", (10, 20))
     assert size_of({"a": picture, "b": [np.zeros(5, np.float32), b"xy"], "c": "abc"}, 10**9) == 600 + 20 + 2 + 3 + 3

@@ -184,7 +184,7 @@ class StackingStats:
         rows: Rows in all those passes.
         verified: Kinds of calls that were found right to stack.
         refused: For each kind that runs alone, what it is and why.
-        checks: Times that a kind was verified again, with other numbers than before.
+        checks: Times that a kind which was found right was looked at again, by a sample or as a whole.
         mismatches: For each kind that was found wrong then, what it is and how: requests that it has served may have
             wrong outputs.
     """

@@ -15,6 +15,8 @@ from omni_core.request import OmniDiffusionRequest
 
 # Parts of an argument that are looked at; what has more is not measured to its end.
 _MOST_PARTS = 1_000_000
+# Pixels of a side that a request does not give.
+_USUAL_SIDE = 512
 _CONTAINERS = (list, tuple, set, frozenset)
 
 
@@ -30,16 +32,19 @@ def check_size(request: OmniDiffusionRequest, config: OmniDiffusionConfig, argum
         RequestError: It is too large; the message names the limit.
     """
     for name, value in arguments.items():
-        if isinstance(value, str):
-            _refuse_above(request, f"{name} has {len(value)} characters", len(value), config, "max_prompt_length")
+        for text in value if type(value) in (list, tuple) else (value,):
+            if isinstance(text, str):
+                length = str.__len__(text)
+                _refuse_above(request, f"{name} has {length} characters", length, config, "max_prompt_length")
     steps = arguments.get("num_inference_steps")
     if isinstance(steps, int):
         _refuse_above(request, f"num_inference_steps is {steps}", steps, config, "max_steps")
     height, width, number = arguments.get("height"), arguments.get("width"), request.num_outputs_per_prompt
-    if isinstance(height, int) and isinstance(width, int):
-        pixels = height * width * number
-        what = f"{number} outputs of {width} x {height} are {pixels} pixels"
-        _refuse_above(request, what, pixels, config, "max_pixels")
+    # What the pipeline makes of a side that is not given is not known.
+    sides = [side if isinstance(side, int) else _USUAL_SIDE for side in (width, height)]
+    pixels = sides[0] * sides[1] * number
+    what = f"{number} outputs of {sides[0]} x {sides[1]} are {pixels} pixels"
+    _refuse_above(request, what, pixels, config, "max_pixels")
     if config.max_argument_bytes is not None:
         size = size_of(request.extra_args, config.max_argument_bytes)
         _refuse_above(request, f"extra_args hold {size} bytes or more", size, config, "max_argument_bytes")

@@ -28,7 +28,7 @@ _MOST_WAVES = 32
 # Weight of the newest measurement in the running means.
 _NEWEST = 0.3
 
-Blame = Literal["none", "in company", "alone"]
+Blame = Literal["none", "in company", "newest", "alone"]
 
 
 @dataclass(slots=True)
@@ -92,7 +92,8 @@ class LostRequest:
         arrival: Its place in the order of arrival.
         was_started: Whether it was at work there, so that it may be what the replica failed of.
         end_reason: Why it was to be ended, if it was.
-        blame: Whether it may be what the replica failed of: `"alone"` if no other can be.
+        blame: Whether it may be what the replica failed of: `"newest"` if the others there had been cleared, and
+            `"alone"` if there were none.
         incident: Number of the failure.
         calls: Denoiser calls that it may have been in.
         deaths_in_company: How often a replica has failed under it and others, this time included.
@@ -283,7 +284,7 @@ class Scheduler:
         for name, one in replica.running.items():
             blame: Blame = "none"
             if name in suspected:
-                blame = "alone" if len(blamed) == 1 else "in company"
+                blame = "in company" if len(blamed) > 1 else "alone" if len(started) == 1 else "newest"
             lost.append(
                 LostRequest(
                     one.request,
@@ -304,7 +305,7 @@ class Scheduler:
         One that may be what the replica failed of is a suspect: see `omni_core.suspects`.
         """
         if lost.blame != "none":
-            calls = alone_for(lost.blame == "alone", lost.calls, lost.deaths_in_company)
+            calls = alone_for(lost.blame != "in company", lost.calls, lost.deaths_in_company)
             self._suspects.add(Suspect(lost.request, lost.arrival, lost.incident, calls, lost.deaths_in_company))
         else:
             self._wait(_Waiting(lost.request, lost.arrival, lost.deaths_in_company))
@@ -327,6 +328,8 @@ class Scheduler:
         elif not all(one.was_cleared for one in replica.running.values()):
             if self._reserved is None and not any(one.has_suspect for one in self._replicas):
                 self._reserved = replica_index
+        elif replica.running and self._suspects.most_urgent.calls == math.inf:
+            self._reserved = replica_index  # that one gets no company, not even of those that were cleared
         elif len(replica.active) < self._max_num_seqs:
             self._reserved = None
             suspect = self._suspects.take_most_urgent()

@@ -63,9 +63,14 @@ class Suspects:
         """Forget one, and return whether it was there."""
         return self._waiting.pop(request_id, None) is not None
 
+    @property
+    def most_urgent(self) -> Suspect:
+        """The one whose turn it is. There must be one."""
+        return min(self._waiting.values(), key=lambda one: one.urgency)
+
     def take_most_urgent(self) -> Suspect:
         """Return the one whose turn it is. There must be one."""
-        suspect = min(self._waiting.values(), key=lambda one: one.urgency)
+        suspect = self.most_urgent
         del self._waiting[suspect.request.request_id]
         return suspect
 
@@ -81,12 +86,12 @@ class Suspects:
         self._waiting.clear()
 
 
-def alone_for(was_alone: bool, calls: int, deaths_in_company: int) -> float:
+def alone_for(is_it: bool, calls: int, deaths_in_company: int) -> float:
     """Return with how many denoiser calls a request is no suspect any more.
 
     Args:
-        was_alone: Whether it was alone when its worker died.
+        is_it: Whether its worker can have died of no other.
         calls: Calls that it may have been in when the worker died.
         deaths_in_company: How often its worker has died in company, this time included.
     """
-    return math.inf if was_alone or deaths_in_company >= _MOST_IN_COMPANY else calls + 1
+    return math.inf if is_it or deaths_in_company >= _MOST_IN_COMPANY else calls + 1

@@ -137,6 +137,16 @@ def test_who_waits_in_the_engines_thread_is_told_so(what: str, where: str) -> No
     assert "(in an observer or a callback)" in str(raised[0])
 
 
+def test_another_engine_may_be_waited_for_in_a_callback() -> None:
+    found: list[Any] = []
+    with make_engine() as first, make_engine() as second:
+        handle = first.submit(ask(3))
+        handle.add_done_callback(lambda done: found.append(second.step([ask(done.result().images[0] + 1)])[0].images))
+        handle.result(PATIENCE_S)
+        first.step([ask()], PATIENCE_S)
+    assert found == [[4]]
+
+
 def test_a_result_that_is_there_may_be_asked_for_anywhere() -> None:
     found: list[Any] = []
     with make_engine() as engine:

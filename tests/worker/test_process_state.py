@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_core.testing.left_behind import CHANGES
-from omni_core.worker.process_state import ProcessState
+from omni_core.worker.process_state import ProcessState, install_setters
 
 DRAWS: dict[str, Any] = {
     "random": random.random,
@@ -47,6 +48,40 @@ def test_each_task_draws_what_it_would_draw_alone(turns: list[tuple[int, list[st
         assert got[task] == [DRAWS[name]() for name in names]
 
 
+def test_a_generator_of_another_kind_ends_with_the_turn() -> None:
+    state = ProcessState(1, owns_process=True)
+    before = np.random.get_bit_generator()
+    state.put_in()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    state.take_out()
+    assert np.random.get_bit_generator() is before
+    draw(state, ["numpy", "numpy normal"])
+    assert np.random.get_bit_generator() is before
+
+
+def test_a_normal_number_that_somebody_has_left_is_no_tasks() -> None:
+    np.random.seed(3)
+    np.random.randn()  # makes two
+    first = draw(ProcessState(1, owns_process=True), ["numpy normal"])
+    np.random.seed(1)
+    assert first == [np.random.randn()]
+
+
+def test_what_another_thread_sets_in_the_users_process_is_left_alone() -> None:
+    install_setters()
+    state = ProcessState(1, owns_process=False)
+    state.put_in()
+    thread = threading.Thread(target=torch.set_default_dtype, args=(torch.float64,))
+    thread.start()
+    thread.join()
+    try:
+        assert not state.is_changed
+        state.take_out()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_generators_of_the_users_process_are_left_alone() -> None:
     random.seed(5)
     draw(ProcessState(1, owns_process=False), ["random"])
@@ -67,6 +102,7 @@ IN_OWN_PROCESS = (
 
 @pytest.mark.parametrize("what", ["default dtype", "matmul precision", "deterministic algorithms", *IN_OWN_PROCESS])
 def test_what_a_task_changes_is_its_own(what: str) -> None:
+    install_setters()
     owns_process = what in IN_OWN_PROCESS
     state, other = ProcessState(1, owns_process), ProcessState(2, owns_process)
     before = state._read()

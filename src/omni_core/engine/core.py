@@ -149,6 +149,11 @@ class EngineCore:
             raise EngineClosedError("The engine is closed; make a new one.")
 
     @property
+    def thread_owners(self) -> tuple[object, ...]:
+        """Whose threads call what users wrote, and must not wait for this engine: see `omni_core.own_threads`."""
+        return (self, getattr(self.answers.executor, "_reactor", None) or self)
+
+    @property
     def is_current(self) -> bool:
         """Whether the caller runs in the engine's thread: in an observer or a callback."""
         return threading.current_thread() is self._thread
@@ -157,7 +162,7 @@ class EngineCore:
         """End what runs, fail what waits, shut the executor down. Later calls wait for the first and do nothing."""
         if self._closed and self.is_current:
             return  # whoever closes waits for this very thread
-        if is_own_thread() and not self.is_current:
+        if is_own_thread(self.thread_owners) and not self.is_current:
             # Of the executor, which ends only when this thread goes on: the end is left to another.
             threading.Thread(target=self.close, name="omni-close").start()
             return
@@ -183,7 +188,7 @@ class EngineCore:
     # The engine's thread.
 
     def _run(self) -> None:
-        begin_own_thread("runs the engine")
+        begin_own_thread("runs the engine", self)
         faults = 0
         while not self._closed:
             try:
@@ -428,7 +433,7 @@ class EngineCore:
         if lost.was_started:
             most = self._config.max_retries
             # A death in company may be the fault of another: only one that is its own can be the last.
-            if live.num_deaths >= most and (lost.blame == "alone" or most == 0):
+            if live.num_deaths >= most and (lost.blame == "alone" or (most == 0 and lost.blame != "none")):
                 return WorkerDiedError(
                     f"Request {lost.request.request_id!r} was given up: the worker died under it "
                     f"{live.num_deaths + 1} times (max_retries = {most}). The last time: {error.message}",

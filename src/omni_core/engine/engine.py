@@ -146,7 +146,7 @@ class DiffusionEngine(FormerEngine):
             EngineClosedError: The engine is closed.
             TimeoutError: They did not end in time; they are aborted.
         """
-        refuse_to_wait("engine.step()", "Use engine.submit() there")
+        refuse_to_wait("engine.step()", self._core.thread_owners, "Use engine.submit() there")
         handles = self.submit_all(requests)
         try:
             return wait_all(handles, timeout)
@@ -262,7 +262,7 @@ class DiffusionEngine(FormerEngine):
             ExecutorError: Its workers cannot serve.
         """
         self._check_open()
-        refuse_to_wait("engine.check_health()")
+        refuse_to_wait("engine.check_health()", self._core.thread_owners)
         self._core.answers.check_health()
 
     def stats(self, timeout: float | None = STATS_TIMEOUT_S) -> EngineStats:
@@ -333,7 +333,7 @@ class DiffusionEngine(FormerEngine):
 
     def _make_handle(self, request: OmniDiffusionRequest) -> RequestHandle:
         # Through self, so that the engine lives at least as long as its requests.
-        return RequestHandle(request, self.abort)
+        return RequestHandle(request, self.abort, self._core.thread_owners)
 
     def _check_open(self) -> None:
         self._check_process()

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,9 +56,12 @@ class RequestHandle:
         request: What was submitted.
     """
 
-    def __init__(self, request: OmniDiffusionRequest, abort: Callable[[str], None]) -> None:
+    def __init__(
+        self, request: OmniDiffusionRequest, abort: Callable[[str], None], thread_owners: Collection[object] = ()
+    ) -> None:
         self.request = request
         self._abort = abort
+        self._thread_owners = thread_owners
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._events: list[RequestEvent] = []
@@ -99,7 +102,9 @@ class RequestHandle:
         self._refuse_forked()
         seconds = wait_seconds(timeout)
         if seconds != 0 and not self.done():
-            refuse_to_wait("handle.result()", "Use add_done_callback, or wait in a thread of your own")
+            refuse_to_wait(
+                "handle.result()", self._thread_owners, "Use add_done_callback, or wait in a thread of your own"
+            )
         with self._changed:
             if not self._changed.wait_for(self.done, seconds):
                 raise TimeoutError(f"Request {self.request_id!r} has not ended within {seconds:g} s; it goes on.")
@@ -124,7 +129,9 @@ class RequestHandle:
         while True:
             self._refuse_forked()  # an iterator may have been carried over
             if seconds != 0 and len(self._events) <= position:
-                refuse_to_wait("handle.events()", "Use subscribe, or follow it in a thread of your own")
+                refuse_to_wait(
+                    "handle.events()", self._thread_owners, "Use subscribe, or follow it in a thread of your own"
+                )
             with self._changed:
                 if not self._changed.wait_for(lambda: len(self._events) > position, seconds):  # noqa: B023
                     raise TimeoutError(f"Request {self.request_id!r}: no event within {seconds:g} s; it goes on.")

@@ -115,7 +115,6 @@ class Channel:
         self._send_lock = threading.Lock()
         # After half a frame nothing can follow: the other side would take it for the other half.
         self._is_torn = False
-        self._shares = shared_memory_bytes > 0
         self._pool = BlockPool(shared_memory_bytes, make)
         # Blocks of ours that came back, noted by whoever receives for whoever sends.
         self._came_back: collections.deque[int] = collections.deque()
@@ -311,14 +310,20 @@ class Channel:
 
     def _has_room(self, frame: Frame) -> bool:
         """Whether the socket takes a frame at once."""
-        size = len(frame.data)
+        inline, shared = len(frame.data), 0
         for buffer in frame.buffers:
             length = raw_memory(buffer).nbytes
-            size += 0 if length >= _SHARED_FROM and self._shares else length
-        if size > _AT_ONCE:
+            if length >= _SHARED_FROM:
+                shared += length
+            else:
+                inline += length
+        if inline > _AT_ONCE or (shared and not self._pool.has_room(shared, len(frame.buffers))):
             return False
         poll = select.poll()
-        poll.register(self._socket.fileno(), select.POLLOUT)
+        try:
+            poll.register(self._socket.fileno(), select.POLLOUT)
+        except ValueError as error:
+            raise ChannelClosedError("this side was closed") from error
         return bool(poll.poll(0))
 
     def _wait_for_room(self) -> None:

@@ -198,7 +198,7 @@ class RemoteExecutor(DiffusionExecutor):
         handles = [handle for replica in ready for handle in replica.handles]
         asked_at = time.monotonic()
         for handle in handles:
-            handle.ping()
+            handle.ping(again=True)
         # One that died meanwhile is being replaced, and does not answer any more.
         with self._heard:
             self._heard.wait_for(

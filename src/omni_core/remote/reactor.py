@@ -119,7 +119,7 @@ class Reactor:
             os.read(self._wake_read, 4096)
 
     def _run(self) -> None:
-        begin_own_thread("watches the workers")
+        begin_own_thread("watches the workers", self)
         awake_since = time.monotonic()
         while not self._stopped:
             timeout = self._timeout()

@@ -96,6 +96,8 @@ class Replica(ABC):
         self._failures = 0
         # Whether a step was under way when the workers were lost: then it may be a request's fault.
         self._was_at_work = False
+        # Why the workers were lost since the last step, if no step has failed of it.
+        self._lost_between: WorkerDiedError | None = None
         self._start_timer: Timer | None = None
         # Workers that were killed and whose end has not been seen.
         self._leaving: list[WorkerLink] = []
@@ -199,6 +201,10 @@ class Replica(ABC):
             RPCError: A request cannot be pickled; nothing was sent.
         """
         outcome: Future[StepOutput] = Future()
+        lost, self._lost_between = self._lost_between, None
+        if lost is not None and _goes_on(scheduler_output):
+            outcome.set_exception(lost)  # those that are here now know nothing of these requests
+            return outcome
         self._was_at_work = False
         for handle in self.handles[:1]:
             handle.begin_step()
@@ -310,6 +316,8 @@ class Replica(ABC):
         if self.state == "closed" or dead not in self.handles:
             return
         error: OmniError = load_error or dead.death()
+        if dead.ready_at is not None and not self._was_at_work:
+            self._lost_between = dead.death()
         self._lose_workers(f"was ended with its replica, whose rank {dead.rank} {what}", dead)
         if dead.ready_at is not None and self.first_start.done():
             self._notify("omni_worker_died", replica=self.index, rank=dead.rank, reason=f"The {dead.name}, {what}.")
@@ -436,3 +444,10 @@ class Replica(ABC):
     def _notify(self, hook: str, **arguments: Any) -> None:
         if self._hooks is not None:
             self._hooks.notify(hook, **arguments)
+
+
+def _goes_on(scheduler_output: SchedulerOutput) -> bool:
+    """Whether a step is about requests that were taken up in another before."""
+    new = {request.request_id for request in scheduler_output.new_requests}
+    named = {request_id for wave in scheduler_output.waves for request_id in wave}
+    return not named | set(scheduler_output.ended_requests) <= new

@@ -138,6 +138,10 @@ class BlockPool:
         """Blocks that the other side has not given back."""
         return len(self._in_use)
 
+    def has_room(self, nbytes: int, number: int) -> bool:
+        """Whether there will be memory for so many bytes in so many blocks. Sizes are rounded up, to twice as much."""
+        return number < _MOST_IDLE_BLOCKS // 2 and 2 * nbytes + self._bytes - self._idle_bytes <= self._limit
+
     def take(self, nbytes: int) -> Block | None:
         """Return a block with room for `nbytes`, or None if there is no memory for it."""
         size = block_size(nbytes)

@@ -67,8 +67,9 @@ class Watchdog:
 
     def _forgive(self, seconds: float) -> None:
         """Do not count the time in which this process itself stood still: nobody could have been heard."""
-        if self.step_since is not None:
-            self.step_since += seconds
+        since, now = self.step_since, time.monotonic()
+        if since is not None and since + seconds <= now:  # not a step that has begun after that
+            self.step_since = since + seconds
         for handle in self._handles():
             handle.forgive(seconds)
 

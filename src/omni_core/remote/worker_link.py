@@ -85,7 +85,7 @@ class WorkerLink(ABC):
         self._is_interrupted = False
         self._load_error: OmniError | None = None
         # Guards what callers' threads touch: no call may be added once the worker is known to be dead.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call in the middle of a call
         self._pending: dict[int, Future[Any]] = {}
         self._numbers = itertools.count(STARTED + 1)  # one step of it is atomic
         self._dead: str | None = None
@@ -238,22 +238,39 @@ class WorkerLink(ABC):
         """Let a long `execute_step` return early. Asked for once in a step: `begin_step`."""
         if not self._is_interrupted:
             self._is_interrupted = True
-            self._send_control(Frame(INTERRUPT))
+            try:
+                self._send_control(Frame(INTERRUPT))
+            except BaseException:  # of a signal handler
+                self._is_interrupted = False
+                raise
 
     def begin_step(self) -> None:
         """Take note that a step begins, which no interrupt has reached yet."""
         self._is_interrupted = False
 
-    def ping(self) -> None:
-        """Ask the process for a sign of life, unless it was; `heard_at` says when it came."""
-        if self._asked_at is None:
+    def ping(self, *, again: bool = False) -> None:
+        """Ask the process for a sign of life; `heard_at` says when it came.
+
+        Args:
+            again: Ask though it was asked before and has not answered yet.
+        """
+        is_first = self._asked_at is None
+        if not is_first and not again:
+            return
+        if is_first:
             self._asked_at = time.monotonic()
+        try:
             self._send_control(Frame(PING))
+        except BaseException:  # of a signal handler: else what nobody has asked for would be missed
+            if is_first:
+                self._asked_at = None
+            raise
 
     def forgive(self, seconds: float) -> None:
         """Do not count some seconds, in which this process itself has stood still, as the worker's silence."""
-        if self._asked_at is not None:
-            self._asked_at += seconds
+        asked_at, now = self._asked_at, time.monotonic()
+        if asked_at is not None and asked_at + seconds <= now:  # not one that was asked after that
+            self._asked_at = asked_at + seconds
 
     def silent_for(self, now: float) -> float:
         """Return for how many seconds the process has left a question for a sign of life unanswered."""

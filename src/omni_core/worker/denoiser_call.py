@@ -104,7 +104,7 @@ class DenoiserCall:
         values: list[float | int] = []
         for leaf in self.leaves:
             if isinstance(leaf, torch.Tensor):
-                if leaf.requires_grad or leaf.layout != torch.strided:
+                if leaf.requires_grad or leaf.layout != torch.strided or leaf.is_meta:
                     self.rows = 0
                     return
                 signature.append(_tensor_signature(leaf, self.rows))

@@ -148,6 +148,7 @@ class ModelRunner:
             if (task := self._tasks.get(request_id)) is not None:
                 if (told := self._turns.abandon(task, reason)) is not None:
                     step_output.finished.append(told)
+                    self._served.note_end(told)
                     del self._tasks[request_id]
                     continue
                 task.end(reason)

@@ -4,18 +4,21 @@ A pipeline that sets torch's default dtype, or seeds numpy's global generator, a
 not spoil the pictures of others. Values are only read while nothing has changed: that costs some 3 µs a switch.
 
 Numpy's and Python's global generators are a task's own only in processes of omni's: in the user's process they are the
-user's, whose other threads draw from them at the same time.
+user's, whose other threads draw from them at the same time. There, of the rest only what torch computes by belongs to a
+task, and only if it was the task's thread that has set it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import logging
 import os
 import random
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +26,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from omni_core.error_text import described_error
+from omni_core.log import get_logger
+
+log = get_logger(__name__)
+
 _Values = tuple[Any, ...]
+
+
+class _Thread(threading.local):
+    # The state that is in place in this thread.
+    current: ProcessState | None = None
+
+
+_thread = _Thread()
 
 
 def _set_gc(is_enabled: bool) -> None:
@@ -88,31 +104,51 @@ class ProcessState:
     """
 
     def __init__(self, seed: int, owns_process: bool) -> None:
+        self._owns_process = owns_process
         self._fields = _IN_OWN_PROCESS if owns_process else _EVERYWHERE
+        # Whether this task's thread has set something, in the user's process.
+        self._is_touched = False
         self._mine: _Values | None = None
         self._outside: _Values = ()
         self._generators = GlobalGenerators.seeded(seed) if owns_process else None
         self._outside_generators: GlobalGenerators | None = None
+        self._outside_numpy: Any = None
 
     @property
     def mode(self) -> tuple[Any, ...] | None:
         """What must agree between two tasks whose denoiser calls become one; None: as the process has it."""
         return self._mine
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether the task has changed anything, while this state is in place."""
+        return self._read() != self._outside if self._owns_process else self._is_touched or self._mine is not None
+
+    def touch(self) -> None:
+        """Take note that the task's thread sets something."""
+        self._is_touched = True
+
     def put_in(self) -> None:
         """Make this state the process's."""
+        _thread.current = self
         self._outside = self._read()
         if self._mine is not None:
             self._write(self._mine, self._outside)
         if self._generators is not None:
             self._outside_generators = GlobalGenerators.current()
+            self._outside_numpy = _numpy()._bit_generator
             self._generators.put_in()
 
     def take_out(self) -> None:
         """Note what the state has become, and make it what it was before."""
         if self._outside_generators is not None and self._generators is not None:
+            if _numpy()._bit_generator is not self._outside_numpy:
+                np.random.set_bit_generator(self._outside_numpy)  # type: ignore[attr-defined]  # its own kind of generator ends with this turn
             self._generators = self._generators.changed()
             self._outside_generators.put_in()
+        _thread.current = None
+        if not self._owns_process and not self._is_touched and self._mine is None:
+            return  # what else has changed meanwhile is another thread's
         now = self._read()
         self._mine = None
         if now != self._outside:
@@ -125,7 +161,34 @@ class ProcessState:
     def _write(self, values: _Values, now: _Values) -> None:
         for (_, write), value, current in zip(self._fields, values, now, strict=True):
             if value != current:
-                write(value)
+                try:
+                    write(value)
+                except Exception as error:  # a folder that is gone, say: no reason for others to fail
+                    log.warning("a change that a pipeline has made cannot be put back", error=described_error(error))
+
+
+_SETTERS = ("set_default_dtype", "set_float32_matmul_precision", "use_deterministic_algorithms")
+_install_lock = threading.Lock()
+
+
+def install_setters() -> None:
+    """Let torch's setters say which task has called them, in the user's process. Once in a process."""
+    with _install_lock:
+        for name in _SETTERS:
+            setter = getattr(torch, name)
+            if not hasattr(setter, "_omni_setter"):
+                setattr(torch, name, _noting(setter))
+
+
+def _noting(setter: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(setter)
+    def note_and_set(*args: Any, **kwargs: Any) -> Any:
+        if _thread.current is not None:
+            _thread.current.touch()
+        return setter(*args, **kwargs)
+
+    note_and_set._omni_setter = setter  # type: ignore[attr-defined]
+    return note_and_set
 
 
 # --- global generators ------------------------------------------------------------------------------------------
@@ -157,7 +220,8 @@ class GlobalGenerators:
             return None
         python = random.Random(seed)  # noqa: S311
         numpy = np.random.RandomState(seed % 2**32)
-        return cls(_memory_of(python), None, _memory(_numpy_address(numpy)))
+        # With numpy's own way at first, which also forgets a normal number that somebody else has left.
+        return cls(_memory_of(python), None, _memory(_numpy_address(numpy)), numpy.get_state(legacy=False))
 
     @classmethod
     def current(cls) -> GlobalGenerators:
@@ -180,8 +244,10 @@ class GlobalGenerators:
         now = GlobalGenerators.current()
         if now._numpy != self._numpy or self._numpy_gauss is not None:
             numpy = _numpy()
-            now._numpy_gauss = numpy.get_state(legacy=False)
-            numpy.set_state({**now._numpy_gauss, "has_gauss": 0, "gauss": 0.0})
+            state = numpy.get_state(legacy=False)
+            if state["has_gauss"]:
+                now._numpy_gauss = state
+                numpy.set_state({**state, "has_gauss": 0, "gauss": 0.0})
         return now
 
 

@@ -229,7 +229,7 @@ class PipelineTask:
 
     def call_autoencoder(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Suspend until the side thread has run a method of an autoencoder. Called inside the task."""
-        if self._side is None or torch.is_grad_enabled() or self.state.process.mode is not None:
+        if self._side is None or torch.is_grad_enabled() or self.state.process.is_changed:
             result = method(*args, **kwargs)
         else:
             # With the task's context variables, such as numpy's error handling.

@@ -9,7 +9,7 @@ import torch
 from omni_core.engine_place import is_worker_process
 from omni_core.worker.cache_state import CacheState
 from omni_core.worker.module_edits import EditableParts, ModuleEdits
-from omni_core.worker.process_state import ProcessState
+from omni_core.worker.process_state import ProcessState, install_setters
 from omni_core.worker.random_draws import draw_from, install_draws
 from omni_core.worker.task_random import TaskRandom
 from omni_core.worker.torch_state import TorchState
@@ -78,6 +78,8 @@ class StateSwitch:
         self._current: TaskState | None = None
         self._outside: TorchState | None = None
         install_draws()
+        if not is_worker_process():
+            install_setters()
 
     def enter(self, state: TaskState) -> None:
         """Put a state in place, and take out the one that is there."""

@@ -26,7 +26,7 @@ from omni_core.worker.row_limit import RowLimit
 from omni_core.worker.row_parallel import RowParallel
 from omni_core.worker.stacking import StackingPlan, UnequalTablesError, candidate_plans, split
 from omni_core.worker.torch_state import generator_states
-from omni_core.worker.trust import Trust
+from omni_core.worker.trust import DOUBTS, Doubt, Trust
 
 log = get_logger(__name__)
 
@@ -114,7 +114,19 @@ class VerifiedStacking:
         """
         if self.mode == "off" or len(calls) < 2:
             return None
-        return self._run_within_limit(calls, enter, set())
+        try:
+            return self._run_within_limit(calls, enter, set())
+        except RankGroupError:
+            raise
+        except Exception as error:  # of what these calls bring: the engine's other requests have no part in it
+            if self._group.world_size > 1:
+                raise
+            kind = self._kind(calls)
+            if is_out_of_memory(error):
+                kind.limit.note_out_of_memory(_rows(calls), is_known=kind.plan is not None)
+            else:
+                self._refuse(kind, calls[0], f"it cannot be looked at: {described_error(error)}")
+            return self._run_alone(calls, enter)
 
     def _kind(self, calls: Sequence[DenoiserCall]) -> _Kind:
         # Rows of one count and of several may differ: a model that splits its batch in three gets away with threes.
@@ -134,7 +146,7 @@ class VerifiedStacking:
             return self._run_halves(calls, enter, begun)
         if kind.plan is None:
             return self._try(kind, calls, enter)
-        doubt = kind.trust.count(calls) if self.mode == "verified" else "none"
+        doubt = self._doubt(kind, calls) if self.mode == "verified" else "none"
         if doubt == "all":
             return self._verify_again(kind, kind.plan, calls, enter)
         found = self._attempt(kind, kind.plan, calls, enter)
@@ -149,6 +161,12 @@ class VerifiedStacking:
         outcomes = self._run_alone(calls, enter)
         self._judge(kind, calls, outcomes, found)
         return outcomes
+
+    def _doubt(self, kind: _Kind, calls: Sequence[DenoiserCall]) -> Doubt:
+        """Return what of a call is to be verified; the same on all ranks, though each looks at tensors of its own."""
+        own = DOUBTS.index(kind.trust.count(calls))
+        [agreed] = self._group.agree_all("what is in doubt", [float(own)])
+        return DOUBTS[int(agreed)]
 
     def _run_halves(self, calls: Sequence[DenoiserCall], enter: EnterState, begun: set[int]) -> list[Outcome]:
         half = len(calls) // 2
@@ -272,10 +290,8 @@ class VerifiedStacking:
 
     def _verify_again(
         self, kind: _Kind, plan: StackingPlan, calls: Sequence[DenoiserCall], enter: EnterState
-    ) -> list[Outcome] | None:
+    ) -> list[Outcome]:
         """Hold a stacked call of a kind that was found right against running its parts alone, whose results count."""
-        if not plan.can_share(_described(plan, calls)):
-            return None
         self.stats.checks += 1
         outcomes, reason = self._run_alone_and_watch(calls, enter)
         if _any_failed(outcomes):
@@ -288,7 +304,7 @@ class VerifiedStacking:
             kind.trust.note_verified(calls)
         elif failure.is_wrong:
             self._note_mismatch(kind, calls[0], failure.reason)
-        else:
+        elif not failure.tables_differ:
             self._judge(kind, calls, outcomes, failure)
         return outcomes
 
