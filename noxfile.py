@@ -120,6 +120,19 @@ def nightly(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False)
+def soak(session: nox.Session) -> None:
+    """Ten minutes of random traffic with kills, stops and poison on two worker processes; prints what came of it.
+
+    When: by night, before a release, and after a change of the scheduler, of `remote/`, or of what a worker isolates.
+    `nox -s soak -- --seconds 60` is shorter.
+    """
+    make_base()
+    report = run_all((Job("soak", MULTIPROC, (("benchmarks.soak", *session.posargs),)),))
+    if report.failed:
+        session.error("a picture was wrong, a harmless request failed, or something was left over: see above")
+
+
+@nox.session(venv_backend="none", default=False)
 def quick(session: nox.Session) -> None:
     """Lint, format, types, layers, and the tests that need no torch: less than a minute, once it is installed."""
     run(session, CHECKS, LIGHT)
