@@ -114,6 +114,20 @@ def test_only_the_request_that_kills_workers_fails(mortal: DiffusionEngine) -> N
     assert max(output.metrics.num_retries for output in outputs if output.finish_reason == "finished") <= 2
 
 
+def test_an_engine_whose_workers_die_under_every_request_is_not_healthy(mortal: DiffusionEngine) -> None:
+    executor = MortalExecutor.instances[-1]
+    executor.dies = lambda _running, _step: True
+    for number in range(5):
+        mortal.check_health()
+        [output] = mortal.step([ask(f"r{number}")], timeout=60)
+        assert isinstance(output.error, WorkerDiedError)
+    with pytest.raises(ExecutorError, match="The last 5 requests were given up"):
+        mortal.check_health()
+    executor.dies = lambda _running, _step: False
+    mortal.step([ask("again")], timeout=60)[0].raise_for_error()
+    mortal.check_health()
+
+
 def test_a_request_that_was_aborted_does_not_come_back(mortal: DiffusionEngine) -> None:
     executor = MortalExecutor.instances[-1]
     aborted = ask("aborted", num_inference_steps=400)

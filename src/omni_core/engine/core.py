@@ -44,6 +44,8 @@ _JOIN_TIMEOUT_S = 10.0
 _MOST_WAVES = 32
 # Faults of the engine's own, one round after the other, after which it stops.
 _MOST_FAULTS = 5
+# Requests that are given up in a row, after which the engine counts as unhealthy: hardly each of them kills workers.
+_MOST_GIVEN_UP = 5
 # Seconds for which a replica that broke its contract is given nothing, where there are others.
 _BROKEN_PAUSE_S = 1.0
 
@@ -79,6 +81,8 @@ class EngineCore:
         # Re-entrant: a signal handler may close while the thread that it interrupts closes.
         self._close_lock = threading.RLock()
         self._fault: BaseException | None = None
+        # Requests given up one after the other since their workers died, with none that finished between them.
+        self._given_up = 0
         # When the replicas were last looked at, on the monotonic clock: what was due by then needs no waking.
         self._looked_at = 0.0
         answers.on_change(lambda: self._messages.put(self._look_again))
@@ -147,6 +151,18 @@ class EngineCore:
             ) from self._fault
         if self._closed:
             raise EngineClosedError("The engine is closed; make a new one.")
+
+    def check_served(self) -> None:
+        """Return if requests are served, as far as those that have ended tell.
+
+        Raises:
+            ExecutorError: One after the other was given up since workers died under it: that is no request's fault.
+        """
+        if self._given_up >= _MOST_GIVEN_UP:
+            raise ExecutorError(
+                f"The last {self._given_up} requests were given up, each since its workers died, and none has finished "
+                "since. Look at the reasons in the log: the device or the model fails whatever it is asked for."
+            )
 
     @property
     def thread_owners(self) -> tuple[object, ...]:
@@ -475,6 +491,10 @@ class EngineCore:
                     output = OmniRequestOutput.failed(live.request, live.error, output.metrics)  # noqa: PLW2901
                 del self._live[live.handle.request_id]
                 self._ended[output.finish_reason] += 1
+                if output.finish_reason == "finished":
+                    self._given_up = 0
+                elif isinstance(output.error, WorkerDiedError):
+                    self._given_up += 1
                 told.append((live, output))
         if told and self.is_current:
             self._publish()

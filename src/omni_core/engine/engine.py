@@ -259,11 +259,12 @@ class DiffusionEngine(FormerEngine):
         Raises:
             EngineClosedError: It is closed.
             EngineDeadError: Its thread died.
-            ExecutorError: Its workers cannot serve.
+            ExecutorError: Its workers cannot serve, or die under every request.
         """
         self._check_open()
         refuse_to_wait("engine.check_health()", self._core.thread_owners)
         self._core.answers.check_health()
+        self._core.check_served()
 
     def stats(self, timeout: float | None = STATS_TIMEOUT_S) -> EngineStats:
         """Return what the engine does and did: requests by state, and what stacking came to.
