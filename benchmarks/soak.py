@@ -111,7 +111,8 @@ class Soak:
         elif kind == "limit":
             fields = {"timeout_s": self.random.uniform(0.01, 1.0)}
         try:
-            handle = self.engine.submit(ask(seed, steps, **fields))
+            own = {"seed": seed, "num_inference_steps": steps, **fields}
+            handle = self.engine.submit(ask(own.pop("seed"), own.pop("num_inference_steps"), **own))
         except RequestError:
             self.counts["refused"] += 1
             return None
@@ -170,13 +171,18 @@ def settled(engine: DiffusionEngine) -> bool:
     return False
 
 
+def omni_threads() -> int:
+    """How many threads of omni's there are. Torch starts some of its own, once in a process."""
+    return sum(thread.name.startswith("omni-") for thread in threading.enumerate())
+
+
 def leftovers(work: Callable[[], None]) -> list[str]:
     """Return which processes, threads and files there are more of after some work."""
     process = psutil.Process()
-    before = (len(process.children(recursive=True)), process.num_threads(), process.num_fds())
+    before = (len(process.children(recursive=True)), omni_threads(), process.num_fds())
     work()
     gc.collect()
-    after = (len(process.children(recursive=True)), process.num_threads(), process.num_fds())
+    after = (len(process.children(recursive=True)), omni_threads(), process.num_fds())
     names = ("processes", "threads", "files")
     return [f"{name}: {one} -> {two}" for name, one, two in zip(names, before, after, strict=True) if two > one + 1]
 
