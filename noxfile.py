@@ -126,10 +126,7 @@ def soak(session: nox.Session) -> None:
     When: by night, before a release, and after a change of the scheduler, of `remote/`, or of what a worker isolates.
     `nox -s soak -- --seconds 60` is shorter.
     """
-    make_base()
-    report = run_all((Job("soak", MULTIPROC, (("benchmarks.soak", *session.posargs),)),))
-    if report.failed:
-        session.error("a picture was wrong, a harmless request failed, or something was left over: see above")
+    run(session, Job("soak", MULTIPROC, (("benchmarks.soak", *session.posargs),)))
 
 
 @nox.session(venv_backend="none", default=False)

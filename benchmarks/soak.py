@@ -23,7 +23,8 @@ import numpy as np
 import psutil
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest, RequestHandle
-from omni_core.errors import OmniError, RequestError
+from omni_core.errors import RequestError
+from omni_core.testing.bounds import is_healthy, wait_until
 from omni_core.testing.injection import fault
 from omni_core.testing.poison import ATTACKS
 
@@ -160,17 +161,6 @@ class Soak:
         self.sizes.append((process.memory_info().rss >> 20, process.num_fds(), process.num_threads()))
 
 
-def settled(engine: DiffusionEngine) -> bool:
-    """Wait until the engine is healthy, and say whether it is."""
-    deadline, tick = time.monotonic() + 60, threading.Event()
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OmniError):
-            engine.check_health()
-            return True
-        tick.wait(0.05)
-    return False
-
-
 def omni_threads() -> int:
     """How many threads of omni's there are. Torch starts some of its own, once in a process."""
     return sum(thread.name.startswith("omni-") for thread in threading.enumerate())
@@ -193,7 +183,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     runs: list[Soak] = []
-    healthy: list[bool] = []
 
     def work() -> None:
         config = OmniDiffusionConfig(
@@ -202,7 +191,7 @@ def main() -> int:
         with DiffusionEngine(config) as engine:
             runs.append(Soak(engine, options.seconds, options.seed))
             runs[0].run()
-            healthy.append(settled(engine))
+            wait_until(lambda: is_healthy(engine), "the engine is healthy again", 60.0)
 
     settings = OmniDiffusionConfig(model=MODEL, executor_class="multiproc")
     with DiffusionEngine(settings) as engine:  # what is made once in a process is no leak
@@ -219,7 +208,7 @@ def main() -> int:
         print(f"latency: median {statistics.median(latencies):.2f} s, p99 {p99:.2f} s, longest {latencies[-1]:.2f} s")
     print("memory in MiB, files, threads every 15 s:", *soak.sizes)
     print("left over:", left or "nothing")
-    return int(bool(soak.wrong or soak.failed or left or healthy != [True]))
+    return int(bool(soak.wrong or soak.failed or left))
 
 
 if __name__ == "__main__":

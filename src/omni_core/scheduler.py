@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from omni_core.migration import missing_from_module
 from omni_core.outputs import EndReason, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
-from omni_core.suspects import Suspect, Suspects, alone_for
+from omni_core.suspects import Queued, Suspect, Suspects, alone_for
 
 # Seconds that one call of `execute_step` aims at when it may run several waves, and the most waves of one call. New
 # requests and aborts interrupt it, and it returns when a request ends, so only reports of progress come later by it.
@@ -31,13 +31,11 @@ _NEWEST = 0.3
 Blame = Literal["none", "in company", "newest", "alone"]
 
 
-@dataclass(slots=True)
-class _Running:
+@dataclass(slots=True, kw_only=True)
+class _Running(Queued):
     """A request that a replica has taken up, or is about to.
 
     Attributes:
-        request: Which.
-        arrival: Its place in the order of arrival.
         charged: Seconds of forward passes that it was charged.
         cost: What its last pass charged it.
         kind: Number of the kind of call that it waits for; None if it waits for none, or was not started.
@@ -47,11 +45,8 @@ class _Running:
         suspect: Why it runs alone, while it does.
         was_cleared: Whether it was a suspect and is none any more.
         calls: Denoiser calls of it that were reported.
-        deaths_in_company: How often its worker has died while others were at work there too.
     """
 
-    request: OmniDiffusionRequest
-    arrival: int
     charged: float = 0.0
     cost: float = 0.0
     kind: int | None = None
@@ -61,26 +56,6 @@ class _Running:
     suspect: Suspect | None = None
     was_cleared: bool = False
     calls: int = 0
-    deaths_in_company: int = 0
-
-    @property
-    def urgency(self) -> tuple[int, int]:
-        """Sorts by priority, then by arrival."""
-        return (-self.request.priority, self.arrival)
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A request that no replica has taken up, with its place in the order of arrival."""
-
-    request: OmniDiffusionRequest
-    arrival: int
-    deaths_in_company: int = 0
-
-    @property
-    def urgency(self) -> tuple[int, int]:
-        """Sorts by priority, then by arrival."""
-        return (-self.request.priority, self.arrival)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +137,7 @@ class Scheduler:
         self._arrivals = itertools.count()
         # Entries of ended requests stay in the heap until they come to its top: `_waiting` says which still wait.
         self._queue: list[tuple[int, int, str]] = []
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, Queued] = {}
         self._batch_since: float | None = None
         self._suspects = Suspects()
         self._incidents = itertools.count()
@@ -195,9 +170,9 @@ class Scheduler:
         """
         if not self._waiting:
             self._batch_since = now
-        self._wait(_Waiting(request, next(self._arrivals)))
+        self._wait(Queued(request, next(self._arrivals)))
 
-    def _wait(self, waiting: _Waiting) -> None:
+    def _wait(self, waiting: Queued) -> None:
         self._waiting[waiting.request.request_id] = waiting
         heapq.heappush(self._queue, (*waiting.urgency, waiting.request.request_id))
 
@@ -278,7 +253,7 @@ class Scheduler:
         blamed = [one for one in started if one.suspect is not None] or started
         if len(blamed) == 1 and (suspect := blamed[0].suspect) is not None:
             for cleared in self._suspects.take_cleared(suspect.incident):
-                self._wait(_Waiting(cleared.request, cleared.arrival, cleared.deaths_in_company))
+                self._wait(cleared)
         suspected = {one.request.request_id for one in blamed}
         lost = []
         for name, one in replica.running.items():
@@ -306,9 +281,11 @@ class Scheduler:
         """
         if lost.blame != "none":
             calls = alone_for(lost.blame != "in company", lost.calls, lost.deaths_in_company)
-            self._suspects.add(Suspect(lost.request, lost.arrival, lost.incident, calls, lost.deaths_in_company))
+            self._suspects.add(
+                Suspect(lost.request, lost.arrival, lost.deaths_in_company, incident=lost.incident, calls=calls)
+            )
         else:
-            self._wait(_Waiting(lost.request, lost.arrival, lost.deaths_in_company))
+            self._wait(Queued(lost.request, lost.arrival, lost.deaths_in_company))
 
     def take_waiting(self) -> list[OmniDiffusionRequest]:
         """Take all requests away that no replica has taken up, and return them."""
@@ -336,7 +313,7 @@ class Scheduler:
             request = suspect.request
             charged = min((one.charged for one in replica.active), default=0.0)
             replica.running[request.request_id] = _Running(
-                request, suspect.arrival, charged, suspect=suspect, deaths_in_company=suspect.deaths_in_company
+                request, suspect.arrival, suspect.deaths_in_company, charged=charged, suspect=suspect
             )
             return [request]
         return []
@@ -356,11 +333,10 @@ class Scheduler:
                 waiting = None
             parked = min(replica.parked, key=_urgency, default=None)
             from_waiting = waiting is not None and (parked is None or waiting.urgency < parked.urgency)
-            candidate = (
-                waiting.request if from_waiting and waiting is not None else (parked.request if parked else None)
-            )
-            if candidate is None:
+            first = waiting if from_waiting else parked
+            if first is None:
                 return new_requests
+            candidate = first.request
             active = replica.active
             is_full = len(active) >= self._max_num_seqs
             if is_full or (from_waiting and len(active) >= share):
@@ -374,7 +350,7 @@ class Scheduler:
                 request = waiting.request
                 del self._waiting[request.request_id]
                 replica.running[request.request_id] = _Running(
-                    request, waiting.arrival, charged, deaths_in_company=waiting.deaths_in_company
+                    request, waiting.arrival, waiting.deaths_in_company, charged=charged
                 )
                 new_requests.append(request)
             elif parked is not None:
@@ -385,7 +361,7 @@ class Scheduler:
         deadline = self.batch_deadline()
         return deadline is None or now >= deadline or self.num_waiting >= self._max_num_seqs
 
-    def _first_waiting(self) -> _Waiting | None:
+    def _first_waiting(self) -> Queued | None:
         while self._queue:
             request_id = self._queue[0][2]
             waiting = self._waiting.get(request_id)

@@ -19,28 +19,37 @@ from omni_core.request import OmniDiffusionRequest
 _MOST_IN_COMPANY = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """A request that is to be run alone.
+@dataclass(slots=True)
+class Queued:
+    """A request with its place in the order of arrival.
 
     Attributes:
         request: Which.
-        arrival: Its place in the order of arrival.
-        incident: Number of the death that it was part of.
-        calls: Denoiser calls with which it is no suspect any more; infinity: it is one to its end.
+        arrival: Its place.
         deaths_in_company: How often its worker has died while others were at work there too.
     """
 
     request: OmniDiffusionRequest
     arrival: int
-    incident: int
-    calls: float
-    deaths_in_company: int
+    deaths_in_company: int = 0
 
     @property
     def urgency(self) -> tuple[int, int]:
         """Sorts by priority, then by arrival."""
         return (-self.request.priority, self.arrival)
+
+
+@dataclass(slots=True, kw_only=True)
+class Suspect(Queued):
+    """A request that is to be run alone.
+
+    Attributes:
+        incident: Number of the death that it was part of.
+        calls: Denoiser calls with which it is no suspect any more; infinity: it is one to its end.
+    """
+
+    incident: int
+    calls: float
 
 
 class Suspects:

@@ -167,7 +167,7 @@ class EngineCore:
     @property
     def thread_owners(self) -> tuple[object, ...]:
         """Whose threads call what users wrote, and must not wait for this engine: see `omni_core.own_threads`."""
-        return (self, getattr(self.answers.executor, "_reactor", None) or self)
+        return (self, self.answers.executor)
 
     @property
     def is_current(self) -> bool:

@@ -169,9 +169,11 @@ class DiffusionEngine(FormerEngine):
         for request in requests:
             if not isinstance(request, OmniDiffusionRequest):
                 raise RequestError(f"A request must be an OmniDiffusionRequest, not a {type(request).__name__}.")
-            arguments: Mapping[str, Any] = {name: getattr(request, name) for name in PASSED_BY_NAME}
+            arguments: Mapping[str, Any]
             if self._pipeline_info is not None:
                 arguments = self._pipeline_info.arguments(request)
+            else:
+                arguments = {name: getattr(request, name) for name in PASSED_BY_NAME}
             check_size(request, self.config, arguments)
         return self._core.submit(list(requests), self._make_handle)
 

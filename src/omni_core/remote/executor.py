@@ -67,7 +67,7 @@ class RemoteExecutor(DiffusionExecutor):
         self.refuse_hooks_given_in_code()
         self._num_workers = self.config.data_parallel_size * self.config.ranks_per_replica
         self._heard = threading.Condition()
-        self._reactor = Reactor(f"omni-{self.name}")
+        self._reactor = Reactor(f"omni-{self.name}", owner=self)
         run_in(self._reactor, self._start_all)
         deadline = time.monotonic() + self.config.startup_timeout_s + _KILL_S
         for replica in self._replicas:

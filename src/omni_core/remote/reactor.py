@@ -45,9 +45,11 @@ class Reactor:
 
     Args:
         name: Name of the thread.
+        owner: Whose thread it is, for `omni_core.own_threads`; None: the reactor's own.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, owner: object = None) -> None:
+        self._owner = self if owner is None else owner
         occupy_standard_files()
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
@@ -119,7 +121,7 @@ class Reactor:
             os.read(self._wake_read, 4096)
 
     def _run(self) -> None:
-        begin_own_thread("watches the workers", self)
+        begin_own_thread("watches the workers", self._owner)
         awake_since = time.monotonic()
         while not self._stopped:
             timeout = self._timeout()

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from omni_core import serialization
 from omni_core.errors import RequestError, RPCError
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
+from omni_core.request import OmniDiffusionRequest
 
 
 def without_unpicklable(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
@@ -17,14 +18,19 @@ def without_unpicklable(scheduler_output: SchedulerOutput) -> tuple[SchedulerOut
         try:
             serialization.dumps(request)
         except RPCError as error:
-            reason = RequestError(
-                f"Request {request.request_id!r} cannot be sent to a worker process: {error}. Use arguments that "
-                "can be pickled, or executor_class='inline'."
-            )
-            refused.append(OmniRequestOutput.failed(request, reason))
+            refused.append(cannot_be_sent(request, error))
         else:
             sendable.append(request)
     return dataclasses.replace(scheduler_output, new_requests=sendable), refused
+
+
+def cannot_be_sent(request: OmniDiffusionRequest, error: RPCError) -> OmniRequestOutput:
+    """Return the output of a request that cannot be pickled, for which `error` says why."""
+    reason = RequestError(
+        f"Request {request.request_id!r} cannot be sent to a worker process: {error}. Use arguments that "
+        "can be pickled, or executor_class='inline'."
+    )
+    return OmniRequestOutput.failed(request, reason)
 
 
 def with_refused(future: Future[StepOutput], refused: list[OmniRequestOutput]) -> Future[StepOutput]:

@@ -15,6 +15,7 @@ from omni_core import serialization
 from omni_core.error_text import described_error
 from omni_core.errors import OmniError, PipelineError, RequestError, RPCError
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
+from omni_core.remote.requests import cannot_be_sent
 from omni_core.request import OmniDiffusionRequest
 
 
@@ -45,11 +46,7 @@ def seal_requests(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, l
         try:
             sealed.append(_seal(request))
         except RPCError as error:
-            reason = RequestError(
-                f"Request {request.request_id!r} cannot be sent to a worker process: {error}. Use arguments that "
-                "can be pickled, or executor_class='inline'."
-            )
-            refused.append(OmniRequestOutput.failed(request, reason))
+            refused.append(cannot_be_sent(request, error))
     return dataclasses.replace(scheduler_output, new_requests=sealed), refused
 
 

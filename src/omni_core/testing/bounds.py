@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from omni_core import DiffusionEngine
+from omni_core.errors import OmniError
+
 T = TypeVar("T")
 
 
@@ -85,6 +88,15 @@ def in_threads(functions: list[Callable[[], T]], seconds: float = 60.0) -> list[
         late[0]
     )
     return [results[number] for number in range(len(functions))]
+
+
+def is_healthy(engine: DiffusionEngine) -> bool:
+    """Return whether an engine says that it can serve."""
+    try:
+        engine.check_health()
+    except OmniError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

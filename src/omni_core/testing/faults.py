@@ -15,7 +15,7 @@ from omni_core import DiffusionEngine
 from omni_core.errors import OmniError, WorkerDiedError
 from omni_core.testing import calls
 from omni_core.testing.base import LONG, ConformanceBase
-from omni_core.testing.bounds import in_threads, wait_until
+from omni_core.testing.bounds import in_threads, is_healthy, wait_until
 from omni_core.testing.footprint import HAS_PROC, identity, is_alive, is_stopped
 from omni_core.testing.injection import fault
 
@@ -218,7 +218,7 @@ class Faults(ConformanceBase):
             took = time.monotonic() - begun
         self.note_seconds("check_health of stopped workers", took)
         assert took < 2.0
-        wait_until(lambda: _is_healthy(engine), "healthy again when they go on", self.patience_s)
+        wait_until(lambda: is_healthy(engine), "healthy again when they go on", self.patience_s)
 
     def test_closing_with_a_stopped_worker(self) -> None:
         """Closing does not wait for a worker that is held up, and leaves none behind."""
@@ -232,14 +232,6 @@ class Faults(ConformanceBase):
             self.note_seconds("close", time.monotonic() - begun)
             assert [process for process in processes if is_alive(process)] == []
         assert handle.result(5.0).finish_reason == "error"
-
-
-def _is_healthy(engine: DiffusionEngine) -> bool:
-    try:
-        engine.check_health()
-    except OmniError:
-        return False
-    return True
 
 
 def _touch_and_wait(worker: object, begun: str, file: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from omni_core import RequestHandle
 from omni_core.errors import OmniError, RequestError
 from omni_core.testing.base import ConformanceBase
-from omni_core.testing.bounds import wait_until
+from omni_core.testing.bounds import is_healthy, wait_until
 from omni_core.testing.injection import fault
 from omni_core.testing.left_behind import CHANGES, restored
 from omni_core.testing.odd_values import (
@@ -141,12 +141,4 @@ class Poison(ConformanceBase):
                 assert isinstance(output.error, OmniError)
                 assert culprit.request_id in str(output.error)
         self.assert_serves(engine)
-        wait_until(lambda: _is_healthy(engine), "the engine is healthy again", self.patience_s)
-
-
-def _is_healthy(engine: Any) -> bool:
-    try:
-        engine.check_health()
-    except OmniError:
-        return False
-    return True
+        wait_until(lambda: is_healthy(engine), "the engine is healthy again", self.patience_s)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -20,7 +20,7 @@ from omni_core.worker.denoiser_call import DenoiserCall
 from omni_core.worker.stacking import EqualTensors
 
 Doubt = Literal["none", "a sample", "all"]
-DOUBTS: tuple[Doubt, ...] = ("none", "a sample", "all")
+DOUBTS: tuple[Doubt, ...] = get_args(Doubt)
 
 # Between two samples are so many calls at least and at most. One more forward in 200 costs 0.5 %, and less where a
 # forward of few rows takes less time than one of many.

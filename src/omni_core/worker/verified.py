@@ -198,7 +198,8 @@ class VerifiedStacking:
         return outcomes
 
     def _forward(self, plan: StackingPlan, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome]:
-        calls = _described(plan, calls)
+        if plan.row_lists:
+            calls = [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True) for call in calls]
         enter(0)
         if self._rows is None:
             args, kwargs = plan.stack(calls)
@@ -376,13 +377,6 @@ class VerifiedStacking:
     def note_refusal(self, call: DenoiserCall, reason: str) -> None:
         """Put on record, once, that calls like this one are run alone."""
         note_not_stacked(self.stats, call, reason)
-
-
-def _described(plan: StackingPlan, calls: Sequence[DenoiserCall]) -> Sequence[DenoiserCall]:
-    """Return calls with their leaves as a plan knows them."""
-    if not plan.row_lists:
-        return calls
-    return [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists=True) for call in calls]
 
 
 def _any_failed(outcomes: list[Outcome]) -> bool:
