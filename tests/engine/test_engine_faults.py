@@ -19,6 +19,7 @@ from omni_core import (
 )
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestEvent, RequestHandle
+from omni_core.engine.notices import Notices
 from omni_core.errors import EngineDeadError, EngineError
 from omni_core.executors.inline import InlineExecutor
 from omni_core.scheduler import Scheduler
@@ -32,8 +33,8 @@ PLACES: dict[str, tuple[type, str]] = {
     "the end of a step": (Scheduler, "update_from_output"),
     "ending early": (Scheduler, "end_request"),
     "a time limit": (EngineCore, "_expire"),
-    "telling an end": (EngineCore, "_tell_end"),
-    "a start": (EngineCore, "_started"),
+    "telling an end": (Notices, "ended"),
+    "a start": (Notices, "started"),
 }
 
 
@@ -79,6 +80,28 @@ def test_a_fault_in_one_message_ends_what_runs_and_later_requests_are_served(
         engine.check_health()
         stats = engine.stats()
         assert (stats.waiting, stats.running, stats.parked) == (0, 0, 0)
+
+
+def test_a_request_that_is_submitted_again_after_a_fault_is_not_taken_for_the_one_that_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    again = ask(7, num_inference_steps=30)
+    original = EngineCore._step_done
+    with make_engine() as engine:
+        handle = engine.submit(again)
+        assert next(event for event in handle.events() if event.kind == "step").step == 1
+
+        def faulty(core: EngineCore, *args: Any) -> None:
+            monkeypatch.setattr(EngineCore, "_step_done", original)
+            raise OverflowError("once")
+
+        monkeypatch.setattr(EngineCore, "_step_done", faulty)
+        assert "Try again" in str(handle.result(PATIENCE_S).error)
+        steps = []
+        second = engine.submit(again)
+        second.subscribe(lambda event: steps.append(event.step) if event.kind == "step" else None)
+        assert second.result(PATIENCE_S).images == [7]
+        assert steps == list(range(1, 31))
 
 
 def test_faults_without_end_stop_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

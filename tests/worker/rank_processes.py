@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +26,16 @@ class RankProcesses:
         world_size: Number of ranks.
         timeout_s: That of their group.
         device: Where they compute: `"cpu"`, or `"cuda"` for a GPU each.
+        keys: By which each rank knows the others.
     """
 
-    def __init__(self, world_size: int = 2, timeout_s: float = 60.0, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        world_size: int = 2,
+        timeout_s: float = 60.0,
+        device: str = "cpu",
+        keys: Sequence[bytes] = (b"the key of all",) * 4,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="omni-ranks-")
         # Forked from a process that has imported torch and diffusers: each rank would take seconds to do so.
         context = multiprocessing.get_context("forkserver")
@@ -39,7 +46,7 @@ class RankProcesses:
             ours, theirs = context.Pipe()
             store = f"file://{Path(self._folder.name) / 'store'}"
             place = f"cuda:{rank}" if device == "cuda" else device
-            arguments = (theirs, rank, world_size, store, timeout_s, place)
+            arguments = (theirs, rank, world_size, store, timeout_s, place, keys[rank])
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -106,7 +113,9 @@ class RankProcesses:
         self._folder.cleanup()
 
 
-def _serve(connection: Connection, rank: int, world_size: int, rendezvous: str, timeout_s: float, device: str) -> None:
+def _serve(
+    connection: Connection, rank: int, world_size: int, rendezvous: str, timeout_s: float, device: str, key: bytes
+) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     # A process that multiprocessing has spawned makes semaphores with names (tqdm has one), and one that is killed
     # leaves them in /dev/shm, where tests that run beside this one look for what is left. Those of `fork` have none.
@@ -118,7 +127,7 @@ def _serve(connection: Connection, rank: int, world_size: int, rendezvous: str, 
     torch.set_num_threads(1)
     if device != "cpu":
         torch.cuda.set_device(device)
-    group = RankGroup.connect(rank, world_size, rendezvous, timeout_s=timeout_s, device=device)
+    group = RankGroup.connect(rank, world_size, rendezvous, timeout_s=timeout_s, device=device, key=key)
     _reply(connection, "connected", None)
     while True:
         try:

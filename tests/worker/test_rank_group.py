@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from omni_core.worker.network_interface import listening_on, local_interface
+from omni_core.worker.object_transfer import ForgedError, Seal
 from omni_core.worker.rank_group import RankGroup, RankGroupError
 from worker.rank_processes import RankProcesses
 
@@ -65,6 +66,51 @@ def test_what_does_not_pickle_is_an_error_on_all_ranks_and_harms_nothing(ranks: 
 def test_objects_are_gathered(ranks: RankProcesses) -> None:
     found = ranks.run(lambda group: group.all_gather_objects("x" * 10_000 * group.rank))
     assert found == [["", "x" * 10_000]] * 2
+
+
+class _Mischief:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path(self.path),)
+
+
+@pytest.mark.parametrize("way", ["broadcast", "gather", "gather in a part"])
+def test_an_object_of_one_who_has_not_the_key_is_not_unpickled(tmp_path: Path, way: str) -> None:
+    def send(group: RankGroup, path: str) -> str:
+        if way == "gather in a part":
+            group = group.split([[0, 1]])
+        try:
+            if way == "broadcast":
+                group.broadcast_object(_Mischief(path))
+            else:
+                group.all_gather_objects(_Mischief(f"{path}{group.rank}"))
+        except RankGroupError as error:
+            return str(error)
+        return ""
+
+    with RankProcesses(keys=(b"one key", b"another")) as ranks:
+        told = ranks.run(send, str(tmp_path / "ran"))
+    assert "what came in the name of rank 0 is not from it" in told[1]
+    expected = {"broadcast": [], "gather": ["ran0"], "gather in a part": ["ran0"]}[way]
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected  # a rank's own is no other's
+
+
+def test_what_was_said_once_is_not_taken_again_or_elsewhere() -> None:
+    key = b"the key"
+    sealed = Seal(key).close(b"data", 0)
+    assert Seal(key).open(sealed, 0) == b"data"
+    later, part = Seal(key), Seal(key, "0,1")
+    later.next_message()
+    for seal, sender in ((later, 0), (part, 0), (Seal(key), 1), (Seal(b"another"), 0)):
+        with pytest.raises(ForgedError):
+            seal.open(sealed, sender)
+    for spoilt in (sealed[:-1], sealed[:10], b"", sealed[:-1] + b"A"):
+        with pytest.raises(ForgedError):
+            Seal(key).open(spoilt, 0)
 
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]

@@ -209,10 +209,13 @@ def test_a_terminal_does_not_reach_it(start: Start) -> None:
     group.wait_for_ranks(1, 1)
 
 
-def test_nothing_listens_beyond_loopback(start: Start) -> None:
-    group = start(nproc_per_node=2, environment={"TINY_RANK": "meet"})
+@pytest.mark.parametrize("nodes", ["one node", "an endpoint"])
+def test_nothing_listens_beyond_loopback(start: Start, free_port: int, nodes: str) -> None:
+    has_store = nodes == "an endpoint"
+    more = {"rdzv_endpoint": f"127.0.0.1:{free_port}", "environment": {"TINY_RANK": "meet"}} if has_store else {}
+    group = start(nproc_per_node=2, **more)
     for restart in range(2):
-        ranks = group.wait_for_ranks(restart, 2)  # they have met in torch's store
+        ranks = group.wait_for_ranks(restart, 2)  # they have met in torch's store, where there is one
         assert {one["MASTER_ADDR"] for one in ranks} == {"127.0.0.1"}
         listening = [
             connection.laddr.ip
@@ -220,7 +223,7 @@ def test_nothing_listens_beyond_loopback(start: Start) -> None:
             for connection in process.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN
         ]
-        assert listening == ["127.0.0.1"]
+        assert listening == ["127.0.0.1"] * has_store
         os.kill(ranks[0]["PID"], signal.SIGKILL)
 
 

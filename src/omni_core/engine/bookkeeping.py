@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import itertools
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 
 from omni_core.engine.handle import RequestHandle
 from omni_core.errors import ContractError
-from omni_core.outputs import EndReason, SchedulerOutput, StepOutput
+from omni_core.outputs import SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
 
 # Seconds before a replica whose step did nothing is asked again: twice as long each time, up to the second.
@@ -133,6 +132,7 @@ class ReplicaState:
         """Take note of a step that begins."""
         for live in new:
             self.placed[live.handle.request_id] = live
+            self.strays.pop(live.handle.request_id, None)
         self._may_be_empty = not any(scheduler_output.waves)
 
     def interrupted(self) -> None:
@@ -178,17 +178,13 @@ class ReplicaState:
         self.placed.clear()
         self.look_again()
 
-    def with_strays(self, scheduler_output: SchedulerOutput | None) -> SchedulerOutput | None:
-        """Return what the scheduler wants, and that workers give up what was taken away from them."""
-        if not self.strays:
-            return scheduler_output
-        for request in scheduler_output.new_requests if scheduler_output is not None else ():
-            self.strays.pop(request.request_id, None)  # a new one of that name takes its place
+    def give_up_strays(self) -> SchedulerOutput | None:
+        """Return what tells the workers to give up what was taken away from them, in a step of its own; None if told.
+
+        Of its own, since a new request may have the id of one of them: its caller tries again.
+        """
         untold = [request_id for request_id, was_told in self.strays.items() if not was_told]
         if not untold:
-            return scheduler_output
+            return None
         self.strays.update(dict.fromkeys(untold, True))
-        ended: dict[str, EndReason] = dict.fromkeys(untold, "aborted")
-        if scheduler_output is None:
-            return SchedulerOutput(ended_requests=ended)
-        return dataclasses.replace(scheduler_output, ended_requests={**ended, **scheduler_output.ended_requests})
+        return SchedulerOutput(ended_requests=dict.fromkeys(untold, "aborted"))

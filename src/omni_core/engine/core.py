@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState, TimeLimits
-from omni_core.engine.handle import RequestEvent, RequestHandle
-from omni_core.error_text import described_error, is_ctrl_c
+from omni_core.engine.handle import RequestHandle
+from omni_core.engine.notices import Notices
+from omni_core.error_text import described_error
 from omni_core.errors import (
     ContractError,
     EngineClosedError,
@@ -28,7 +28,7 @@ from omni_core.errors import (
     WorkerDiedError,
 )
 from omni_core.log import get_logger
-from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, StepOutput, StepProgress
+from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, StepOutput
 from omni_core.own_threads import begin_own_thread, is_own_thread
 from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest
@@ -65,7 +65,7 @@ class EngineCore:
     def __init__(self, config: OmniDiffusionConfig, answers: ExecutorAnswers, plugins: PluginRegistry) -> None:
         self.answers = answers
         self._config = config
-        self._plugins = plugins
+        self._notices = Notices(plugins, lambda: self.is_current)
         self._scheduler = Scheduler(answers.num_replicas, config.max_num_seqs, config.max_batch_wait_ms / 1e3)
         self._can_interrupt = answers.executor.can_interrupt
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -199,7 +199,7 @@ class EngineCore:
             self.answers.close()
         finally:
             self._fail_all(EngineClosedError("The engine was closed before this request ended."))
-            self._notify("omni_engine_closed", config=self._config)
+            self._notices.notify("omni_engine_closed", config=self._config)
 
     # The engine's thread.
 
@@ -231,6 +231,8 @@ class EngineCore:
             for index, replica in enumerate(self._replicas):
                 self._scheduler.take_running(index)
                 replica.lose(workers_go_on=not self.answers.runs_whole_requests)
+                if replica.step is not None and replica.step.done():
+                    replica.step = None  # the fault may have been in what its end was to bring about
             self._scheduler.take_waiting()
             if faults < _MOST_FAULTS:
                 self._fail_all(EngineError(f"A fault of the engine's own has ended this request: {what}. Try again."))
@@ -307,10 +309,9 @@ class EngineCore:
     def _begin_step(self, index: int, *, asleep: bool) -> None:
         replica = self._replicas[index]
         asleep = asleep or not replica.end_pause(self._looked_at)
-        scheduler_output = self._scheduler.schedule(
+        scheduler_output = replica.give_up_strays() or self._scheduler.schedule(
             index, self._looked_at, asleep=asleep, most_waves=_MOST_WAVES if self._can_interrupt else 1
         )
-        scheduler_output = replica.with_strays(scheduler_output)
         if scheduler_output is None:
             return
         with self._lock:
@@ -340,8 +341,7 @@ class EngineCore:
             self._scheduler.add_request(request, time.monotonic())
         self._publish()  # who has heard that a request is queued finds it counted
         for live in accepted:
-            live.handle._add_event(RequestEvent("queued", live.handle.request_id))
-            self._notify("omni_request_queued", request=live.request)
+            self._notices.queued(live)
         self._interrupt_steps()
 
     def _end_early(self, request_id: str, reason: EndReason) -> None:
@@ -386,46 +386,25 @@ class EngineCore:
         step_output = answer.output
         self._scheduler.update_from_output(index, step_output)
         for request_id in step_output.started:
-            self._started(replica.placed.get(request_id), index)
+            live = replica.placed.get(request_id)
+            if live is not None and self._is_live(live):
+                self._notices.started(live, index)
         for progress in step_output.progress:
-            self._progressed(replica.placed.get(progress.request_id), progress)
+            live = replica.placed.get(progress.request_id)
+            if live is not None and self._is_live(live):
+                self._notices.progressed(live, progress)
         for request_id, malformed in answer.malformed.items():
             if (live := replica.placed.get(request_id)) is not None:
                 live.error = malformed  # for when the replica has given it up
                 self._scheduler.end_request(request_id, "aborted")
         for request_id, reason in step_output.suspects.items():
-            log.warning("an output that was given out may be wrong", request_id=request_id, reason=reason)
-            self._notify("omni_output_suspect", request_id=request_id, reason=reason)
+            self._notices.suspected(request_id, reason)
         ended = [(replica.placed.get(output.request_id), output) for output in step_output.finished]
         replica.end(step_output, time.monotonic())
         self._finish(ended)
 
     def _is_live(self, live: Live | None) -> bool:
         return live is not None and self._live.get(live.handle.request_id) is live
-
-    def _started(self, live: Live | None, index: int) -> None:
-        if live is None or not self._is_live(live):
-            return
-        live.step = 0
-        if live.started_at is None:
-            live.started_at = time.monotonic()
-            live.handle._add_event(RequestEvent("started", live.handle.request_id))
-            self._notify("omni_request_started", request_id=live.handle.request_id, replica=index)
-
-    def _progressed(self, live: Live | None, progress: StepProgress) -> None:
-        # Steps go back only where a request begins again. Pipelines with loops in loops may count otherwise.
-        if live is None or not self._is_live(live) or progress.step < live.step:
-            return
-        live.step = progress.step
-        live.handle._add_event(
-            RequestEvent("step", progress.request_id, progress.step, progress.num_steps, progress.preview)
-        )
-        self._notify(
-            "omni_request_step",
-            request_id=progress.request_id,
-            step=progress.step,
-            num_steps=progress.num_steps,
-        )
 
     def _replica_failed(self, index: int, error: BaseException) -> None:
         replica = self._replicas[index]
@@ -459,10 +438,7 @@ class EngineCore:
                 )
             live.num_deaths += lost.blame != "none"
             live.num_retries += 1
-            live.step = 0
-            live.handle._add_event(RequestEvent("retrying", lost.request.request_id))
-            # Not why: the death of a worker is one event in the log, however many requests it had.
-            log.info("request is run again", request_id=lost.request.request_id, retry=live.num_retries)
+            self._notices.retrying(live)
         self._scheduler.requeue(lost)
         return None
 
@@ -501,39 +477,12 @@ class EngineCore:
         fault: BaseException | None = None
         for live, output in told:
             try:
-                self._tell_end(live, output)
+                self._notices.ended(live, output)
             except BaseException as error:  # these are counted as ended: nobody else would tell them
                 live.handle._finish(output)
                 fault = error
         if fault is not None:
             raise fault
-
-    def _tell_end(self, live: Live, output: OmniRequestOutput) -> None:
-        metrics = output.metrics
-        worked_s = metrics.encode_s + metrics.denoise_s + metrics.decode_s
-        metrics.num_retries = live.num_retries
-        metrics.queue_s = max(0.0, time.monotonic() - live.submitted_at - worked_s)
-        callbacks = live.handle._finish(output)
-        if output.finish_reason in ("finished", "aborted"):
-            self._notify("omni_request_finished", output=output)
-        else:
-            self._notify("omni_request_failed", request_id=output.request_id, error=output.error)
-        for callback in callbacks:
-            try:
-                callback(live.handle)
-            except BaseException as error:  # SystemExit would end this thread, and with it every request
-                if is_ctrl_c(error):
-                    raise
-                log.warning("a done callback raised", request_id=output.request_id, exc_info=True)
-
-    def _notify(self, hook_name: str, **arguments: Any) -> None:
-        try:
-            self._plugins.notify(hook_name, **arguments)
-        except BaseException:
-            if not self.is_current:
-                raise
-            # A KeyboardInterrupt that an observer raised: the user's own comes in the main thread alone.
-            log.warning(f"an observer of {hook_name} raised", exc_info=True)
 
     def _publish(self) -> None:
         """Let callers' threads read how many requests there are. Only the engine's thread looks at the scheduler."""

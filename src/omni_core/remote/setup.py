@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from omni_core.config import OmniDiffusionConfig
@@ -28,6 +28,7 @@ class WorkerSetup:
         local_index: Its number among the workers of its machine, from 0: which accelerator it takes.
         num_local: Number of those.
         program: What it has of the program that made the engine.
+        key: By which the ranks of the replica know each other.
     """
 
     config: OmniDiffusionConfig
@@ -37,6 +38,7 @@ class WorkerSetup:
     local_index: int
     num_local: int
     program: Program
+    key: bytes = field(repr=False)
 
 
 def make_worker(setup: WorkerSetup, connect: Callable[[], RankGroup], hooks: Callable[[], Hooks]) -> Any:

@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import Store
 from omni_core.errors import ExecutorError
 from omni_core.worker.loader import resolve_device
 from omni_core.worker.network_interface import listening_on, local_interface
-from omni_core.worker.object_transfer import NotSent, bytes_tensor, pickled
+from omni_core.worker.object_transfer import ForgedError, NotSent, Seal, bytes_tensor, pickled
 from omni_core.worker.process_groups import all_gather, end, make_default, new_part
 
 # A broadcast object up to this size travels in one message, with its length.
@@ -39,12 +39,21 @@ class RankGroup:
         process_group: What connects the ranks; None for a single rank. It must have a backend for CPU tensors.
         owns: Whether `close` destroys torch's default process group.
         interface: Network interface on which parts of it are to listen. None: what the backends choose.
+        key: What the ranks share and nobody else knows: objects from others are refused. Empty: none are.
+        members: Its ranks in the group that it is a part of; empty if it is a part of none.
     """
 
     def __init__(
-        self, process_group: dist.ProcessGroup | None, owns: bool = False, interface: str | None = None
+        self,
+        process_group: dist.ProcessGroup | None,
+        owns: bool = False,
+        interface: str | None = None,
+        key: bytes = b"",
+        members: Sequence[int] = (),
     ) -> None:
         self._group = process_group
+        self._key = key
+        self._seal = Seal(key, ",".join(map(str, members)))
         self._owns = owns
         self._interface = interface
         self._parts: dict[tuple[tuple[int, ...], ...], RankGroup] = {}
@@ -60,9 +69,14 @@ class RankGroup:
         return cls(None)
 
     @classmethod
-    def within(cls, process_group: dist.ProcessGroup) -> RankGroup:
-        """Return the ranks of a process group that somebody else has made, and will destroy."""
-        return cls(process_group)
+    def within(cls, process_group: dist.ProcessGroup, key: bytes = b"") -> RankGroup:
+        """Return the ranks of a process group that somebody else has made, and will destroy.
+
+        Args:
+            process_group: The group.
+            key: As for `connect`.
+        """
+        return cls(process_group, key=key)
 
     @classmethod
     def connect(
@@ -75,6 +89,7 @@ class RankGroup:
         timeout_s: float = 60.0,
         interface: str | None = None,
         backend: str = "auto",
+        key: bytes = b"",
     ) -> RankGroup:
         """Meet the other ranks: set up torch's default process group.
 
@@ -87,6 +102,8 @@ class RankGroup:
             interface: Network interface to listen on. Unset: what `GLOO_SOCKET_IFNAME` and `NCCL_SOCKET_IFNAME` say,
                 else loopback if the rendezvous is on this machine, else what the backends choose.
             backend: "gloo", or "nccl" with gloo beside it. "auto" is the latter where the ranks compute on CUDA.
+            key: What the ranks share and nobody else knows. With it no object is unpickled that another has sent; the
+                tensors that travel are not proved. Empty: whoever reaches the ports of the ranks is taken for one.
 
         Raises:
             RankGroupError: The others did not come in time, or this process has a default process group already.
@@ -113,7 +130,7 @@ class RankGroup:
                 interface=interface,
                 backend=backend,
             )
-            group = cls(dist.group.WORLD, owns=True, interface=interface)
+            group = cls(dist.group.WORLD, owns=True, interface=interface, key=key)
             group.agree_all("connected", [])
         except RankGroupError:
             group.close()
@@ -151,7 +168,8 @@ class RankGroup:
         if key not in self._parts:
             try:
                 with listening_on(self._interface):
-                    self._parts[key] = RankGroup(new_part(self.process_group, key))
+                    part = new_part(self.process_group, key)
+                    self._parts[key] = RankGroup(part, key=self._key, members=_part_of(self.rank, key))
             except (RuntimeError, ValueError, OSError) as error:
                 self._broken = _first_line(error)
                 raise RankGroupError(f"The ranks {key} of this replica could not connect: {self._broken}") from error
@@ -200,11 +218,15 @@ class RankGroup:
 
         Raises:
             TypeError: It does not pickle. All ranks raise.
-            RankGroupError: A rank is gone or did not answer in time.
+            RankGroupError: A rank is gone or did not answer in time, or what came is not from a rank.
         """
         if self.world_size == 1:
             return value
-        data = pickled(value) if self.rank == 0 else b""
+        self._seal.next_message()
+        data, found = b"", value
+        if self.rank == 0:
+            data, not_sent = pickled(value)
+            data, found = self._seal.close(data, 0), not_sent or value
         room = _MESSAGE_BYTES - _LENGTH.size
         message = self._message.numpy().data
         if self.rank == 0:
@@ -218,16 +240,17 @@ class RankGroup:
             rest = bytes_tensor(data[room:]) if self.rank == 0 else torch.empty(length - room, dtype=torch.uint8)
             self._communicate(lambda group: dist.broadcast(rest, group=group, group_src=0))
             data = data if self.rank == 0 else data + bytes(rest.numpy())
-        found = pickle.loads(data)  # noqa: S301  # from a rank of our own
+        if self.rank != 0:
+            found = self._unpickled(data, 0)
         if isinstance(found, NotSent):
             raise TypeError(found.reason)
-        return value if self.rank == 0 else found
+        return found
 
     def all_gather_objects(self, value: Any) -> list[Any]:
         """Return the `value` of each rank. Those that do not pickle arrive as None.
 
         Raises:
-            RankGroupError: A rank is gone, did not answer in time, or has lost step.
+            RankGroupError: A rank is gone, did not answer in time, or has lost step, or what came is not from a rank.
         """
         if self.world_size == 1:
             return [value]
@@ -305,14 +328,29 @@ class RankGroup:
             ) from error
 
     def _gather_objects(self, value: Any) -> list[Any]:
-        data = pickled(value)
+        self._seal.next_message()
+        data = self._seal.close(pickled(value)[0], self.rank)
         lengths = torch.zeros(self.world_size, dtype=torch.int64)
         lengths[self.rank] = len(data)
         self._communicate(lambda group: dist.all_reduce(lengths, dist.ReduceOp.MAX, group))
         counts: list[int] = lengths.tolist()
         parts = torch.split(self.all_gather_rows(bytes_tensor(data), counts), counts)
-        values = [pickle.loads(bytes(part.numpy())) for part in parts]  # noqa: S301  # from ranks of our own
+        values = [self._unpickled(bytes(part.numpy()), rank) for rank, part in enumerate(parts)]
         return [None if isinstance(found, NotSent) else found for found in values]
+
+    def _unpickled(self, data: bytes, sender: int) -> Any:
+        try:
+            return pickle.loads(self._seal.open(data, sender))  # noqa: S301  # from a rank of our own
+        except ForgedError:
+            self._broken = f"what came in the name of rank {sender} is not from it"
+            raise RankGroupError(
+                f"Rank {self.rank} of {self.world_size} refuses an object: {self._broken}. Another process has taken "
+                "part in what the ranks of this replica say to each other."
+            ) from None
+
+
+def _part_of(rank: int, parts: Sequence[Sequence[int]]) -> Sequence[int]:
+    return next(part for part in parts if rank in part)
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ class Setup(WorkerSetup):
     """Who a worker is.
 
     Attributes:
-        rendezvous: Where the ranks of the replica find each other: an init method of torch.distributed.
+        rendezvous: Where the ranks of the replica find each other: an init method of torch.distributed; empty for one.
     """
 
     rendezvous: str

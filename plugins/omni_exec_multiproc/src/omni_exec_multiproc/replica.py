@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from pathlib import Path
+import secrets
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
-from omni_core.remote.private_folder import make_private, private_folder
+from omni_core.remote.rank_meeting import RankMeeting
 from omni_core.remote.reactor import Reactor
 from omni_core.remote.replica import Replica, ReplicaEvents
 from omni_exec_multiproc.handle import WorkerHandle
@@ -44,16 +42,11 @@ class ProcessReplica(Replica):
         super().__init__(reactor, config, options, events, index=index, hooks=hooks)
         self._starter = starter
         self._process_options = options
-        self._rendezvous: tempfile.TemporaryDirectory[str] | None = None
+        self._meeting: RankMeeting | None = None
 
     def start_workers(self) -> None:
         """Start a process for each rank."""
-        rendezvous = "file:///"
-        if self.world_size > 1:
-            self._rendezvous = private_folder("omni-ranks-")
-            store = Path(self._rendezvous.name) / "store"
-            make_private(store)
-            rendezvous = store.as_uri()
+        self._meeting = RankMeeting() if self.world_size > 1 else None
         handles: list[WorkerHandle] = []
         try:
             for rank in range(self.world_size):
@@ -67,6 +60,7 @@ class ProcessReplica(Replica):
             raise
         self.handles = [*handles]
         num_local = self._config.data_parallel_size * self.world_size
+        key = secrets.token_bytes(32)
         for handle in handles:
             local_index = self.index * self.world_size + handle.rank
             handle.start(
@@ -78,16 +72,16 @@ class ProcessReplica(Replica):
                     local_index,
                     num_local,
                     self._program,
-                    rendezvous,
+                    key,
+                    "" if self._meeting is None else self._meeting.init_method,
                 )
             )
 
     def clean_up(self) -> None:
-        """Remove the folder in which the ranks have met."""
-        if self._rendezvous is not None:
-            with contextlib.suppress(OSError):
-                self._rendezvous.cleanup()
-            self._rendezvous = None
+        """Remove what the ranks have met in."""
+        if self._meeting is not None:
+            self._meeting.close()
+            self._meeting = None
 
     def note_exit(self, pid: int, exit_code: int) -> None:
         """Take note of the end of a process."""

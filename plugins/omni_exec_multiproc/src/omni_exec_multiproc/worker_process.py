@@ -52,7 +52,12 @@ def make_worker(setup: Setup) -> Any:
 
         config = setup.config
         return RankGroup.connect(
-            setup.rank, setup.world_size, setup.rendezvous, device=config.device, timeout_s=config.startup_timeout_s
+            setup.rank,
+            setup.world_size,
+            setup.rendezvous,
+            device=config.device,
+            timeout_s=config.startup_timeout_s,
+            key=setup.key,
         )
 
     return remote.make_worker(setup, connect, default_registry)

@@ -12,11 +12,14 @@ class Setup(WorkerSetup):
     """Who a rank is.
 
     Attributes:
-        meeting: Name under which the ranks of the replica meet in torch's store; never used twice.
+        rendezvous: Where the ranks of the replica find each other: an init method of torch.distributed; empty for a
+            launch over several nodes.
+        meeting: Name under which they meet in the store of such a launch; never used twice.
         backend: What connects them: auto, gloo or nccl.
         timeout_s: Seconds to wait for another rank.
     """
 
+    rendezvous: str
     meeting: str
     backend: str
     timeout_s: float

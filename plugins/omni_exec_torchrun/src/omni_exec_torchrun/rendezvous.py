@@ -8,7 +8,7 @@ import os
 import socket
 from datetime import timedelta
 
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -29,23 +29,22 @@ _LOOPBACK = "127.0.0.1"
 
 
 class LoopbackRendezvous(RendezvousHandler):
-    """The meeting of a single node with itself: no waiting, and a new store on loopback each time.
+    """The meeting of a single node with itself: no waiting, and nothing that listens.
 
-    torch's own would draw up to 0.3 s before the first meeting, and its store listens on every interface.
+    torch's own would draw up to 0.3 s before the first meeting, and its store listens on every interface. The agent's
+    store is in its memory; the ranks meet where the driver tells them.
 
     Args:
         run_id: Name of the meeting.
-        read_timeout_s: How long a rank waits for what another is to write.
     """
 
-    def __init__(self, run_id: str, read_timeout_s: int) -> None:
+    def __init__(self, run_id: str) -> None:
         self._run_id = run_id
-        self._timeout = timedelta(seconds=read_timeout_s)
 
     @property
     def use_agent_store(self) -> bool:
-        """Ranks use the store that this process serves."""
-        return True
+        """Ranks cannot use it."""
+        return False
 
     def get_backend(self) -> str:
         """Return its name."""
@@ -57,9 +56,7 @@ class LoopbackRendezvous(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Open a new store, so that nothing is left of the ranks before."""
-        listener = socket.create_server((_LOOPBACK, 0), backlog=128)
-        store, port = _serve(listener, self._timeout)
-        return RendezvousInfo(PrefixStore("omni", store), 0, 1, RendezvousStoreInfo(_LOOPBACK, port))
+        return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo(_LOOPBACK, 0))
 
     def num_nodes_waiting(self) -> int:
         """Nobody else can come."""
@@ -85,7 +82,7 @@ def make_rendezvous(settings: LaunchSettings) -> tuple[RendezvousHandler, bool]:
         RendezvousConnectionError: Nobody is there.
     """
     if not settings.rdzv_endpoint:
-        return LoopbackRendezvous(settings.rdzv_id, settings.read_timeout_s), False
+        return LoopbackRendezvous(settings.rdzv_id), False
     # Ranks of each meeting get a store of their own. The one that torch's agents would share with them goes on from
     # meeting to meeting: a node that joins later waits for an address that is not written again, and reads old keys.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -133,7 +130,7 @@ def _host_or_join(settings: LaunchSettings) -> tuple[Store, bool]:
         if error.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
             raise
         return join_store(settings), False
-    return _serve(listener, timedelta(seconds=settings.read_timeout_s), host)[0], True
+    return _serve(listener, host, timedelta(seconds=settings.read_timeout_s)), True
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -149,12 +146,11 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _serve(listener: socket.socket, timeout: timedelta, host: str = _LOOPBACK) -> tuple[TCPStore, int]:
+def _serve(listener: socket.socket, host: str, timeout: timedelta) -> TCPStore:
     """Have torch serve a store on a socket, which is the store's from now on."""
     port: int = listener.getsockname()[1]
     fd = listener.detach()
-    store = TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=fd)
-    return store, port
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=fd)
 
 
 def _own_address(settings: LaunchSettings) -> str | None:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
+from omni_core.remote.rank_meeting import RankMeeting
 from omni_core.remote.reactor import Reactor
 from omni_core.remote.replica import Replica, ReplicaEvents
 from omni_exec_torchrun.arrival import Arrival
@@ -39,7 +40,7 @@ class RankReplica(Replica):
         options: Of the executor.
         events: What the executor is told and asked.
         index: Its index.
-        num_local: Ranks that share this machine with one of this replica; None: as many as its launch has there.
+        num_local: Ranks of the engine, which are all on this machine; None: they are on several.
         hooks: Plugins to tell of deaths and restarts.
     """
 
@@ -63,12 +64,15 @@ class RankReplica(Replica):
         # So that ranks of an earlier start, or of another driver, never meet these.
         self._name = secrets.token_hex(8)
         self._meetings = itertools.count()
+        self._meeting: RankMeeting | None = None
 
     def start_workers(self) -> None:
         """Have the ranks started, unless the launcher has done so already."""
         self.drop_closed()
         self._is_waiting = True
         try:
+            if self._num_local is not None and self.world_size > 1:
+                self._meeting = RankMeeting()
             self._launch.start()
         except OSError as error:
             self.start_failed(f"could not be launched: {error}")
@@ -78,6 +82,9 @@ class RankReplica(Replica):
     def clean_up(self) -> None:
         """Take no ranks until the next start."""
         self._is_waiting = False
+        if self._meeting is not None:
+            self._meeting.close()
+            self._meeting = None
 
     def take(self, arrival: Arrival) -> bool:
         """Take a rank that has connected.
@@ -118,7 +125,7 @@ class RankReplica(Replica):
     def _set_up(self) -> None:
         self._is_waiting = False
         self.handles = sorted(self.handles, key=lambda handle: handle.rank)
-        meeting = f"{self._name}/{next(self._meetings)}"
+        meeting, key = f"{self._name}/{next(self._meetings)}", secrets.token_bytes(32)
         for handle in list(self.handles):
             assert isinstance(handle, RankLink)
             hello = handle.hello
@@ -134,6 +141,8 @@ class RankReplica(Replica):
                     local_index,
                     num_local,
                     self._program,
+                    key,
+                    "" if self._meeting is None else self._meeting.init_method,
                     meeting,
                     self._rank_options.backend,
                     self._rank_options.timeout_s,

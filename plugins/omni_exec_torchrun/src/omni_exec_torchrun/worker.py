@@ -110,11 +110,12 @@ class TorchrunRank:
             return RankGroup.connect(
                 setup.rank,
                 setup.world_size,
-                PrefixStore(setup.meeting, self._open_store()),
+                setup.rendezvous or PrefixStore(setup.meeting, self._open_store()),
                 device=setup.config.device,
                 timeout_s=setup.timeout_s,
                 interface=self._interface(),
                 backend=setup.backend,
+                key=setup.key,
             )
 
         return remote.make_worker(setup, connect_ranks, default_registry)
@@ -139,7 +140,7 @@ class TorchrunRank:
         return str(store.get(_CONTROL_KEY).decode())
 
     def _open_store(self) -> Store:
-        """Return the store in which the ranks of a launch find each other."""
+        """Return the store in which the ranks of a launch over several nodes find each other."""
         if self._store is None:
             from torch.distributed import TCPStore  # type: ignore[attr-defined]
 

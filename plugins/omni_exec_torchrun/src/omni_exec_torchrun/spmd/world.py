@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from omni_core.errors import ConfigError, StartupError
 from omni_core.worker.network_interface import listening_on, local_interface
 from omni_core.worker.rank_group import RankGroup
+from omni_exec_torchrun.secret import load_secret
 
 _LOOPBACK = "127.0.0.1"
 _CLOSE_S = 5.0
@@ -109,6 +110,7 @@ def join(environment: SpmdEnvironment, device: torch.device, timeout_s: float, s
     Raises:
         StartupError: A rank did not come.
         RankGroupError: They came, and could not connect.
+        ConfigError: There is a secret that cannot be used.
     """
     rank, world_size = environment.rank, environment.world_size
     if world_size == 1:
@@ -116,9 +118,12 @@ def join(environment: SpmdEnvironment, device: torch.device, timeout_s: float, s
     store, peers = _meet(environment, startup_timeout_s)
     is_local = environment.local_world_size == world_size
     interface = local_interface(f"tcp://{_LOOPBACK}:0") if is_local else None
+    key = load_secret() or b""
     host = _LOOPBACK if is_local else os.environ["MASTER_ADDR"]
     if not dist.is_initialized():
-        group = RankGroup.connect(rank, world_size, store, device=device, timeout_s=timeout_s, interface=interface)
+        group = RankGroup.connect(
+            rank, world_size, store, device=device, timeout_s=timeout_s, interface=interface, key=key
+        )
         return SpmdWorld(group, None, peers, host)
     if (dist.get_rank(), dist.get_world_size()) != (rank, world_size):
         raise StartupError(
@@ -128,7 +133,7 @@ def join(environment: SpmdEnvironment, device: torch.device, timeout_s: float, s
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with listening_on(interface):
         subgroup = dist.new_group(backend=backend, timeout=datetime.timedelta(seconds=timeout_s))
-    return SpmdWorld(RankGroup.within(subgroup), subgroup, peers, host)
+    return SpmdWorld(RankGroup.within(subgroup, key), subgroup, peers, host)
 
 
 def _meet(environment: SpmdEnvironment, timeout_s: float) -> tuple[Any, list[str]]:

@@ -1,0 +1,99 @@
+"""Telling callers and observers what became of a request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from omni_core.engine.bookkeeping import Live
+from omni_core.engine.handle import RequestEvent
+from omni_core.error_text import is_ctrl_c
+from omni_core.log import get_logger
+from omni_core.outputs import OmniRequestOutput, StepProgress
+from omni_core.plugins import PluginRegistry
+
+log = get_logger(__name__)
+
+
+class Notices:
+    """Puts events into the handles of requests, and calls observers and the callbacks of callers.
+
+    Args:
+        plugins: Whose observers are told.
+        in_engine_thread: Whether the caller is the engine's thread, which no observer may end.
+    """
+
+    def __init__(self, plugins: PluginRegistry, in_engine_thread: Callable[[], bool]) -> None:
+        self._plugins = plugins
+        self._in_engine_thread = in_engine_thread
+
+    def queued(self, live: Live) -> None:
+        """It waits."""
+        live.handle._add_event(RequestEvent("queued", live.handle.request_id))
+        self.notify("omni_request_queued", request=live.request)
+
+    def started(self, live: Live, replica: int) -> None:
+        """A worker has begun with it, perhaps once more."""
+        live.step = 0
+        if live.started_at is None:
+            live.started_at = time.monotonic()
+            live.handle._add_event(RequestEvent("started", live.handle.request_id))
+            self.notify("omni_request_started", request_id=live.handle.request_id, replica=replica)
+
+    def progressed(self, live: Live, progress: StepProgress) -> None:
+        """It has done a step."""
+        # Steps go back only where a request begins again. Pipelines with loops in loops may count otherwise.
+        if progress.step < live.step:
+            return
+        live.step = progress.step
+        live.handle._add_event(
+            RequestEvent("step", progress.request_id, progress.step, progress.num_steps, progress.preview)
+        )
+        self.notify(
+            "omni_request_step",
+            request_id=progress.request_id,
+            step=progress.step,
+            num_steps=progress.num_steps,
+        )
+
+    def retrying(self, live: Live) -> None:
+        """It runs again from its seed, since a worker died."""
+        live.step = 0
+        live.handle._add_event(RequestEvent("retrying", live.handle.request_id))
+        # Not why: the death of a worker is one event in the log, however many requests it had.
+        log.info("request is run again", request_id=live.handle.request_id, retry=live.num_retries)
+
+    def suspected(self, request_id: str, reason: str) -> None:
+        """An output that was given out may be wrong."""
+        log.warning("an output that was given out may be wrong", request_id=request_id, reason=reason)
+        self.notify("omni_output_suspect", request_id=request_id, reason=reason)
+
+    def ended(self, live: Live, output: OmniRequestOutput) -> None:
+        """It has ended, and is counted as such."""
+        metrics = output.metrics
+        worked_s = metrics.encode_s + metrics.denoise_s + metrics.decode_s
+        metrics.num_retries = live.num_retries
+        metrics.queue_s = max(0.0, time.monotonic() - live.submitted_at - worked_s)
+        callbacks = live.handle._finish(output)
+        if output.finish_reason in ("finished", "aborted"):
+            self.notify("omni_request_finished", output=output)
+        else:
+            self.notify("omni_request_failed", request_id=output.request_id, error=output.error)
+        for callback in callbacks:
+            try:
+                callback(live.handle)
+            except BaseException as error:  # SystemExit would end this thread, and with it every request
+                if is_ctrl_c(error):
+                    raise
+                log.warning("a done callback raised", request_id=output.request_id, exc_info=True)
+
+    def notify(self, hook_name: str, **arguments: Any) -> None:
+        """Call an observers' hook."""
+        try:
+            self._plugins.notify(hook_name, **arguments)
+        except BaseException:
+            if not self._in_engine_thread():
+                raise
+            # A KeyboardInterrupt that an observer raised: the user's own comes in the main thread alone.
+            log.warning(f"an observer of {hook_name} raised", exc_info=True)
