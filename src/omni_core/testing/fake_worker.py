@@ -16,7 +16,7 @@ from omni_core.outputs import (
     StepProgress,
 )
 from omni_core.pipeline_info import PipelineInfo
-from omni_core.request import OmniDiffusionRequest
+from omni_core.request import OmniDiffusionRequest, refuse_used_ids
 
 # Steps of a request that says nothing.
 _NUM_STEPS = 4
@@ -47,7 +47,12 @@ class FakeWorker:
         self._interrupted = threading.Event()
 
     def execute_step(self, scheduler_output: SchedulerOutput) -> StepOutput:
-        """Advance the requests that are named in each wave by one step."""
+        """Advance the requests that are named in each wave by one step.
+
+        Raises:
+            RequestError: A new request has the id of one that runs. Nothing was done.
+        """
+        refuse_used_ids(scheduler_output.new_requests, self._requests)
         output = StepOutput()
         for request in scheduler_output.new_requests:
             self._requests[request.request_id] = request
