@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_core.remote.channel import Channel, ChannelClosedError, Frame, SendTimeoutError
+from omni_core.remote.channel import Channel, ChannelClosedError, Frame, NoRoomError, SendTimeoutError
 
 needs_memfd = pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux only")
 BOUND_S = 30.0
@@ -530,9 +530,8 @@ def test_threads_are_not_needed() -> None:
         channel.close()
 
 
-@pytest.mark.parametrize("size", [1 << 20, 8 << 20])
-def test_an_interrupt_amid_a_message_comes_after_it(size: int) -> None:
-    """Half a message would be the last thing that is ever sent."""
+def received_though_interrupted(size: int, handler: Callable[[Channel], None]) -> tuple[bool, list[Frame]]:
+    """Call a signal handler while a frame of `size` bytes waits for room; return whether it raised, and what came."""
     sender, receiver = connect(shared_memory_bytes=0)
     main = threading.main_thread().ident
     assert main is not None
@@ -550,19 +549,46 @@ def test_an_interrupt_amid_a_message_comes_after_it(size: int) -> None:
         signal.pthread_kill(main, signal.SIGUSR1)
         return [receiver.recv(), receiver.recv()]
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGUSR1, interrupt)
+    previous = signal.signal(signal.SIGUSR1, lambda *_: handler(sender))
     try:
         with ThreadPoolExecutor(1) as pool:
             received = pool.submit(interrupt_and_receive)
-            with pytest.raises(KeyboardInterrupt):
+            has_raised = False
+            try:
                 sender.send(Frame(5, b"x" * size))
+            except KeyboardInterrupt:
+                has_raised = True
             sender.send(Frame(6, b"next"))
-            first, second = received.result(BOUND_S)
+            return has_raised, received.result(BOUND_S)
     finally:
         signal.signal(signal.SIGUSR1, previous)
         sender.close()
         receiver.close()
+
+
+@pytest.mark.parametrize("size", [1 << 20, 8 << 20])
+def test_an_interrupt_amid_a_message_comes_after_it(size: int) -> None:
+    """Half a message would be the last thing that is ever sent."""
+
+    def handler(_: Channel) -> None:
+        raise KeyboardInterrupt
+
+    has_raised, (first, second) = received_though_interrupted(size, handler)
+    assert has_raised
     assert (first.number, len(first.data), second.data) == (5, size, b"next")
+
+
+@pytest.mark.parametrize("more", [b"", b"x" * (1 << 20)], ids=["small", "large"])
+def test_a_signal_handler_that_sends_amid_a_message_is_refused(more: bytes) -> None:
+    """It would wait for its own thread, or put its message into the middle of the other."""
+    refused: list[BaseException] = []
+
+    def handler(sender: Channel) -> None:
+        try:
+            sender.send(Frame(7, more))
+        except NoRoomError as error:
+            refused.append(error)
+
+    has_raised, (first, second) = received_though_interrupted(8 << 20, handler)
+    assert (has_raised, len(refused)) == (False, 1)
+    assert (first.number, len(first.data), second.data) == (5, 8 << 20, b"next")

@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ class ChannelClosedError(ConnectionError):
 
 
 class NoRoomError(Exception):
-    """The other side has not taken what was sent before, so that sending would wait. Nothing was sent."""
+    """What was sent before is not on its way yet, and sending would wait for that. Nothing was sent."""
 
 
 class SendTimeoutError(ChannelClosedError):
@@ -112,7 +112,9 @@ class Channel:
         self._socket.setblocking(True)
         self._send_timeout_s = send_timeout_s
         self.is_other_alive: Callable[[], bool] = lambda: False
-        self._send_lock = threading.Lock()
+        # Re-entrant: a signal handler may send in the middle of a send of its own thread. It is refused then.
+        self._send_lock = threading.RLock()
+        self._is_sending = False
         # After half a frame nothing can follow: the other side would take it for the other half.
         self._is_torn = False
         self._pool = BlockPool(shared_memory_bytes, make)
@@ -143,7 +145,8 @@ class Channel:
         Raises:
             ChannelClosedError: The other side is gone.
             SendTimeoutError: It does not take the frame.
-            NoRoomError: It would have to be waited for, and `wait` is false.
+            NoRoomError: It would have to be waited for, and `wait` is false; or this is a signal handler that has
+                interrupted another send.
         """
         if not wait and not self._has_room(frame):
             raise NoRoomError
@@ -152,7 +155,7 @@ class Channel:
             raws = [raw_memory(buffer) for buffer in frame.buffers]
             if len(raws) > _MOST_PARTS:
                 raise ValueError(f"a frame has at most {_MOST_PARTS} buffers, not {len(raws)}")
-            with self._send_lock:
+            with self._sending():
                 pieces, new_blocks = self._encode(frame, raws)
                 try:
                     self._send_pieces(pieces, [block.fd for block in new_blocks if block.fd is not None], sent)
@@ -162,7 +165,7 @@ class Channel:
             return
         # What most messages are, some bytes alone: in one call, and with no more ado than that takes.
         message = _HEADER.pack(_MARK, 0, frame.number, len(frame.data), 0, 0) + frame.data
-        with self._send_lock:
+        with self._sending():
             self._send_pieces([memoryview(message)], [], sent)
 
     def flush_releases(self) -> None:
@@ -227,6 +230,17 @@ class Channel:
         close_files(self._fds)
 
     # Sending.
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
+        with self._send_lock:
+            if self._is_sending:
+                raise NoRoomError
+            self._is_sending = True
+            try:
+                yield
+            finally:
+                self._is_sending = False
 
     def _encode(self, frame: Frame, raws: list[memoryview]) -> tuple[list[memoryview], list[Block]]:
         """Return what to send, and the blocks whose files go along."""

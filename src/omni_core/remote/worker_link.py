@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_core.errors import OmniError, WorkerDiedError
-from omni_core.remote.channel import Channel, ChannelClosedError, Frame, SendTimeoutError
+from omni_core.remote.channel import Channel, ChannelClosedError, Frame, NoRoomError, SendTimeoutError
 from omni_core.remote.messages import INTERRUPT, PING, STARTED, open_reply, seal, seal_call
 from omni_core.remote.outbox import Outbox
 from omni_core.remote.reactor import Reactor
@@ -330,6 +330,8 @@ class WorkerLink(ABC):
     def _send_control(self, frame: Frame) -> None:
         try:
             self._control.send(frame)
+        except NoRoomError:  # this is a signal handler, in the middle of another of these
+            self._reactor.call_soon(lambda: self._send_control(frame))
         except ChannelClosedError as error:
             self._send_failed(error)
 
