@@ -355,21 +355,6 @@ def test_a_worker_that_is_replaced_while_asleep_sleeps_too(wait_until: Callable[
         assert handle.result(30).finish_reason == "finished"
 
 
-@pytest.mark.parametrize("ends", ["finished", "aborted"])
-def test_a_death_between_two_steps_takes_no_request_along(ends: str, wait_until: Callable[..., None]) -> None:
-    with DiffusionEngine(config()) as engine:
-        handle = engine.submit(ask(num_inference_steps=300))
-        next(event for event in handle.events(30) if event.kind == "step")
-        engine.sleep()  # no step is under way, so none fails with the worker
-        os.kill(pids(engine)[0], signal.SIGKILL)
-        wait_until(lambda: engine.stats().workers[0].restarts == 1)
-        if ends == "aborted":
-            handle.abort()
-        engine.wake_up()
-        assert handle.result(60).finish_reason == ends
-        assert engine.step([ask()], timeout=60)[0].finish_reason == "finished"
-
-
 def test_closing_ends_a_call_that_waits(tmp_path: Any, wait_until: Callable[..., None]) -> None:
     engine = DiffusionEngine(config())
     raised: list[BaseException] = []

@@ -13,6 +13,7 @@ import pytest
 
 from omni_core import DiffusionEngine
 from omni_core.errors import OmniError, WorkerDiedError
+from omni_core.outputs import FinishReason
 from omni_core.testing import calls
 from omni_core.testing.base import LONG, ConformanceBase
 from omni_core.testing.bounds import in_threads, is_healthy, wait_until
@@ -51,6 +52,17 @@ class Faults(ConformanceBase):
     def _pids(self, engine: DiffusionEngine) -> list[int]:
         return [pid for pids in self.worker_pids(engine) for pid in pids]
 
+    def _replace(self, engine: DiffusionEngine) -> float:
+        """Kill all workers, and return after how many seconds there were others."""
+        before = [identity(pid) for pid in self._pids(engine)]
+        for pid, _ in before:
+            os.kill(pid, signal.SIGKILL)
+        return wait_until(
+            lambda: len(pids := self._pids(engine)) == len(before) and not {*map(identity, pids)} & {*before},
+            "as many new workers as there were",
+            self.patience_s,
+        )
+
     @pytest.mark.parametrize("which", ["SIGKILL", "SIGTERM", "SIGINT", "SIGSEGV"])
     def test_a_signal_to_an_idle_worker(self, which: str) -> None:
         """The next request gets its picture, from the worker or from its successor."""
@@ -79,15 +91,7 @@ class Faults(ConformanceBase):
     def test_a_killed_worker_is_replaced(self) -> None:
         """Another process takes its place, without a request to ask for it."""
         engine = self.shared_engine()
-        before = [identity(pid) for pid in self._pids(engine)]
-        for pid, _ in before:
-            os.kill(pid, signal.SIGKILL)
-        took = wait_until(
-            lambda: len(pids := self._pids(engine)) == len(before) and not {*map(identity, pids)} & {*before},
-            "as many new workers as there were",
-            self.patience_s,
-        )
-        self.note_seconds("replaced", took)
+        self.note_seconds("replaced", self._replace(engine))
         self.assert_serves(engine)
 
     def test_a_retry_is_told(self) -> None:
@@ -156,6 +160,26 @@ class Faults(ConformanceBase):
         assert killed is not None
         self.note_seconds("caller knew", told[0] - killed)
         assert told[0] - killed < _TOLD_S
+        self.assert_serves(engine)
+
+    @pytest.mark.parametrize("ends", ["finished", "aborted"])
+    def test_a_worker_that_dies_asleep(self, ends: FinishReason) -> None:
+        """No step is under way, so that none can fail: the next one must, and what the worker had runs again."""
+        engine = self.shared_engine()
+        request = self.request(num_inference_steps=100)
+        handle = engine.submit(request)
+        next(event for event in handle.events(timeout=self.patience_s) if event.kind == "step")
+        engine.sleep()
+        try:
+            self._replace(engine)
+            if ends == "aborted":
+                handle.abort()
+        finally:
+            engine.wake_up()
+        output = self.result(handle)
+        assert output.finish_reason == ends
+        if ends == "finished":
+            self.assert_right(output, request)
         self.assert_serves(engine)
 
     def test_kills_while_many_requests_run(self) -> None:
