@@ -23,7 +23,7 @@ def small() -> tuple[Callable[[], Any], dict[str, Any]]:
     import torch
     from diffusers import DiffusionPipeline
 
-    from omni_core.worker.loader import REQUEST_DEFAULTS_FILE, SMALL_MODEL
+    from omni_core.worker.pipeline.loader import REQUEST_DEFAULTS_FILE, SMALL_MODEL
 
     defaults = json.loads((SMALL_MODEL / REQUEST_DEFAULTS_FILE).read_text(encoding="utf-8"))
     return (

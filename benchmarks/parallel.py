@@ -154,7 +154,7 @@ def rank_main(rank: int, rendezvous: str, rounds: int, told: Any) -> None:
     """Run everything as one rank of two."""
     import torch
 
-    from omni_core.worker.rank_group import RankGroup
+    from omni_core.worker.parallel.rank_group import RankGroup
 
     torch.set_num_threads(1)
     group = RankGroup.connect(rank, 2, rendezvous, timeout_s=120.0)

@@ -23,7 +23,7 @@ from typing import Any
 BARE = """
 import torch
 from diffusers import DiffusionPipeline
-from omni_core.worker.loader import SMALL_MODEL
+from omni_core.worker.pipeline.loader import SMALL_MODEL
 DiffusionPipeline.from_pretrained(SMALL_MODEL, dtype=torch.float32)
 """
 

@@ -20,7 +20,7 @@ def make_pipeline() -> Any:
     import torch
     from diffusers import StableDiffusion3Img2ImgPipeline
 
-    from omni_core.worker.loader import SMALL_MODEL
+    from omni_core.worker.pipeline.loader import SMALL_MODEL
 
     return StableDiffusion3Img2ImgPipeline.from_pretrained(SMALL_MODEL, dtype=torch.float32)
 

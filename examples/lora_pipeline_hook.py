@@ -51,7 +51,7 @@ def train_lora(folder: Path, steps: int = 60) -> float:
     from diffusers import StableDiffusion3Pipeline
     from peft import LoraConfig, get_peft_model_state_dict
 
-    from omni_core.worker.loader import SMALL_MODEL
+    from omni_core.worker.pipeline.loader import SMALL_MODEL
 
     torch.manual_seed(0)
     pipeline = StableDiffusion3Pipeline.from_pretrained(SMALL_MODEL, dtype=torch.float32)

@@ -24,9 +24,9 @@ LIFELINES = (
     "omni_core.executors.inline.InlineExecutor",
     "omni_core.worker.worker.DiffusionWorker",
     "omni_core.worker.model_runner.ModelRunner",
-    "omni_core.worker.task.PipelineTask",
-    "omni_core.worker.verified.VerifiedStacking",
-    "omni_core.worker.stacking.StackingPlan",
+    "omni_core.worker.task.task.PipelineTask",
+    "omni_core.worker.stacking.verify.VerifiedStacking",
+    "omni_core.worker.stacking.plan.StackingPlan",
 )
 # What only looks, counts or is bookkeeping between two of them.
 _LEFT_OUT = {

@@ -91,6 +91,10 @@ class WorkerDiedError(ExecutorError):
         self.rank = rank
 
 
+class RankGroupError(ExecutorError):
+    """The ranks of a replica cannot go on together: one is gone, does not answer, or has lost step with the others."""
+
+
 class RPCError(ExecutorError):
     """A call sent to the workers with `collective_rpc` raised there, or could not be sent."""
 

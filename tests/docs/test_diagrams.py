@@ -80,5 +80,5 @@ def test_a_request_still_takes_that_way(tmp_path):
         name for name in names_of(DIAGRAMS / "request_path.svg") if name.rpartition(".")[2][0].islower() or "._" in name
     }
     # Without a core to spare, autoencoders run in the task itself.
-    assert drawn - seen <= {"omni_core.worker.task.PipelineTask.resume_side"}
+    assert drawn - seen <= {"omni_core.worker.task.task.PipelineTask.resume_side"}
     assert seen <= drawn

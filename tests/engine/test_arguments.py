@@ -12,7 +12,7 @@ import pytest
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from omni_core.errors import ConfigError, ModelLoadError, RequestError
-from omni_core.worker.loader import SMALL_MODEL
+from omni_core.worker.pipeline.loader import SMALL_MODEL
 from small_pipelines import CASES, Case
 
 NAMES = ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_img2img", "stable_diffusion_controlnet"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from omni_core.worker import model_runner
-from omni_core.worker.nan_watch import NanWatch
+from omni_core.worker.task.nan_watch import NanWatch
 from small_pipelines import CASES
 
 CASE = CASES["stable_diffusion"]

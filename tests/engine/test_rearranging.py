@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
-from omni_core.worker.foreign_state import foreign_forward
+from omni_core.worker.pipeline.foreign_state import foreign_forward
 from small_pipelines import CASES, rearranging
 
 SEEDS = (3, 4)

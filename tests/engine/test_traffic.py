@@ -20,7 +20,7 @@ from omni_core import (
     hookimpl,
 )
 from omni_core.errors import EngineOverloadedError, RequestError
-from omni_core.worker.task import PipelineTask
+from omni_core.worker.task.task import PipelineTask
 from small_pipelines import images
 
 PIPELINE = images.ddpm()

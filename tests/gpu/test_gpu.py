@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
-from omni_core.worker.random_draws import drawing_from, install_draws
-from omni_core.worker.task_random import TaskRandom
+from omni_core.worker.task.generators import TaskRandom
+from omni_core.worker.task.random_draws import drawing_from, install_draws
 from small_pipelines import CASES, drawing, images
 
 pytestmark = [

@@ -11,7 +11,7 @@ import torch
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import ConfigError, ExecutorError
-from omni_core.worker.rank_group import RankGroup
+from omni_core.worker.parallel.rank_group import RankGroup
 from omni_core.worker.worker import DiffusionWorker
 from small_pipelines import CASES
 from worker.rank_processes import RankProcesses

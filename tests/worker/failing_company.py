@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 
 from omni_core.outputs import StackingStats
-from omni_core.worker.denoiser_call import DenoiserCall
-from omni_core.worker.rank_group import RankGroup
-from omni_core.worker.row_parallel import RowParallel
-from omni_core.worker.stacking import StackingPlan
-from omni_core.worker.verified import Outcome, StackingMode, VerifiedStacking
+from omni_core.worker.parallel.batch_parallel import BatchParallel
+from omni_core.worker.parallel.rank_group import RankGroup
+from omni_core.worker.stacking.call import DenoiserCall
+from omni_core.worker.stacking.plan import StackingPlan
+from omni_core.worker.stacking.verify import Outcome, StackingMode, VerifiedStacking
 
 # In the first column of the rows of the call that goes wrong.
 CULPRIT = 99.0
@@ -137,7 +137,7 @@ class Found:
 def run_company(group: RankGroup, company: Company) -> Found:
     """Run a group that goes wrong, then healthy ones."""
     denoiser = Denoiser(company, group)
-    parallel = RowParallel(group, StackingStats()) if group.world_size > 1 else None
+    parallel = BatchParallel(group, StackingStats()) if group.world_size > 1 else None
     stacking = VerifiedStacking(company.mode, parallel)
     generator = torch.Generator().manual_seed(0)
 

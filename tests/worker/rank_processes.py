@@ -39,7 +39,7 @@ class RankProcesses:
         self._folder = tempfile.TemporaryDirectory(prefix="omni-ranks-")
         # Forked from a process that has imported torch and diffusers: each rank would take seconds to do so.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["omni_core.worker.rank_group", "omni_core.worker.worker", "diffusers"])
+        context.set_forkserver_preload(["omni_core.worker.parallel.rank_group", "omni_core.worker.worker", "diffusers"])
         self.processes: list[Any] = []
         self._connections: list[Connection] = []
         for rank in range(world_size):
@@ -122,7 +122,7 @@ def _serve(
     multiprocessing.set_start_method("fork", force=True)
     import torch
 
-    from omni_core.worker.rank_group import RankGroup
+    from omni_core.worker.parallel.rank_group import RankGroup
 
     torch.set_num_threads(1)
     if device != "cpu":

@@ -15,9 +15,9 @@ import greenlet
 import pytest
 import torch
 
-from omni_core.worker.counted_scheduler import count_steps
-from omni_core.worker.foreign_state import foreign_step
-from omni_core.worker.progress import TaskProgress
+from omni_core.worker.pipeline.counted_scheduler import count_steps
+from omni_core.worker.pipeline.foreign_state import foreign_step
+from omni_core.worker.pipeline.progress import TaskProgress
 
 STEPS = 4
 # One scheduler warns of a thousand numpy scalars each time that it is made.

@@ -29,7 +29,7 @@ LOAD = """
 import json, sys
 from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import ModelLoadError
-from omni_core.worker.loader import load_pipeline
+from omni_core.worker.pipeline.loader import load_pipeline
 messages = {}
 for name, options in json.loads(sys.argv[1]).items():
     try:

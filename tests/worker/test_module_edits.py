@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from omni_core.worker.module_edits import EditableParts, ModuleEdits, parts_of
+from omni_core.worker.pipeline.module_edits import EditableParts, ModuleEdits, parts_of
 
 
 class Attention(torch.nn.Module):

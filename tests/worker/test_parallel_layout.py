@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.worker.parallel_layout import DIMENSIONS, ParallelLayout
+from omni_core.worker.parallel.layout import DIMENSIONS, ParallelLayout
 
 SIZE = st.integers(1, 4)
 LAYOUTS = st.builds(ParallelLayout, SIZE, SIZE, SIZE, SIZE)

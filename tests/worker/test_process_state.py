@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_core.testing.left_behind import CHANGES
-from omni_core.worker.process_state import ProcessState, install_setters
+from omni_core.worker.task.process_state import ProcessState, install_setters
 
 DRAWS: dict[str, Any] = {
     "random": random.random,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omni_core.worker.progress import TaskProgress
+from omni_core.worker.pipeline.progress import TaskProgress
 
 
 class Stages:

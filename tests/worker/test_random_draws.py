@@ -17,10 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omni_core.worker.module_edits import EditableParts
-from omni_core.worker.random_draws import current_random, drawing_from, install_draws
-from omni_core.worker.task_random import TaskRandom
-from omni_core.worker.task_state import StateSwitch, TaskState
+from omni_core.worker.pipeline.module_edits import EditableParts
+from omni_core.worker.task.generators import TaskRandom
+from omni_core.worker.task.random_draws import current_random, drawing_from, install_draws
+from omni_core.worker.task.state import StateSwitch, TaskState
 
 CPU = torch.device("cpu")
 HALVES = torch.full((4, 4), 0.5)

@@ -12,9 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from omni_core.worker.network_interface import listening_on, local_interface
-from omni_core.worker.object_transfer import ForgedError, Seal
-from omni_core.worker.rank_group import RankGroup, RankGroupError
+from omni_core.errors import RankGroupError
+from omni_core.worker.parallel.network_interface import listening_on, local_interface
+from omni_core.worker.parallel.object_transfer import ForgedError, Seal
+from omni_core.worker.parallel.rank_group import RankGroup
 from worker.rank_processes import RankProcesses
 
 

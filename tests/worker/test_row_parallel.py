@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.errors import ConfigError
+from omni_core.errors import ConfigError, RankGroupError
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StackingStats
 from omni_core.request import OmniDiffusionRequest
-from omni_core.worker.rank_group import RankGroup, RankGroupError
-from omni_core.worker.row_parallel import RowParallel
+from omni_core.worker.parallel.batch_parallel import BatchParallel
+from omni_core.worker.parallel.rank_group import RankGroup
 from omni_core.worker.worker import DiffusionWorker
 from small_pipelines import CASES
 from worker.rank_processes import RankProcesses
@@ -36,7 +36,7 @@ def run_calls(
 ) -> tuple[list[list[int]], list[Any], list[bool], dict[str, str]]:
     """Make a call several times: the batches of the module in each, what came of it, whether it is right."""
     module, stats = Toy(compute), StackingStats()
-    parallel = RowParallel(group, stats)
+    parallel = BatchParallel(group, stats)
     generator = torch.Generator().manual_seed(0)
     batches, results, right = [], [], []
     for _ in range(times):
@@ -104,7 +104,7 @@ def test_a_generator_among_the_arguments_is_drawn_from_once(ranks: RankProcesses
         stats = StackingStats()
         with torch.no_grad():
             for _ in range(2):
-                result = RowParallel(group, stats).run(module, (torch.zeros(4, 3),), {"generator": generator})
+                result = BatchParallel(group, stats).run(module, (torch.zeros(4, 3),), {"generator": generator})
         expected = torch.Generator().manual_seed(5)
         torch.rand(4, 3, generator=expected)
         return torch.equal(result, torch.rand(4, 3, generator=expected)), list(stats.refused.values())
@@ -135,7 +135,7 @@ def fails_on(group: RankGroup, rank: int, error: Exception, at: int) -> tuple[li
         return x * 2
 
     module, stats = Toy(compute), StackingStats()
-    parallel = RowParallel(group, stats)
+    parallel = BatchParallel(group, stats)
     results: list[Any] = []
     right = []
     for number in range(4):
@@ -201,7 +201,7 @@ def test_a_call_that_records_gradients_runs_whole(ranks: RankProcesses) -> None:
     def run(group: RankGroup) -> Any:
         module = Toy(lambda x: x * weight)
         weight = torch.ones(1, requires_grad=True)
-        RowParallel(group, StackingStats()).run(module, (torch.rand(4, 2),), {}).sum().backward()
+        BatchParallel(group, StackingStats()).run(module, (torch.rand(4, 2),), {}).sum().backward()
         return module.batches, weight.grad is not None
 
     assert ranks.run(run) == [([4], True)] * 2

@@ -13,21 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_core.worker.denoiser_call import DenoiserCall
-from omni_core.worker.difference import difference
-from omni_core.worker.object_numbers import ObjectNumbers
-from omni_core.worker.row_split import (
+from omni_core.worker.parallel.batch_split import (
+    BatchSplit,
     NotSplitError,
     OutputPart,
-    RowSplit,
     candidate_splits,
     gather_entries,
     row_counts,
 )
+from omni_core.worker.stacking.call import DenoiserCall
+from omni_core.worker.stacking.difference import difference
+from omni_core.worker.stacking.object_numbers import ObjectNumbers
 from worker.test_stacking import TREES, Output, Toy, assert_same_tree, fill
 
 
-def run_in_parts(split: RowSplit, call: DenoiserCall, world_size: int) -> Any:
+def run_in_parts(split: BatchSplit, call: DenoiserCall, world_size: int) -> Any:
     """Do what the ranks do."""
     counts = row_counts(call.rows, world_size)
     parts = []
@@ -42,12 +42,12 @@ def run_in_parts(split: RowSplit, call: DenoiserCall, world_size: int) -> Any:
     return parts[0].whole(matrices, lists)
 
 
-def first_right(call: DenoiserCall, world_size: int, whole: Any) -> RowSplit | None:
+def first_right(call: DenoiserCall, world_size: int, whole: Any) -> BatchSplit | None:
     for split, described in candidate_splits(call):
         try:
             if difference(run_in_parts(split, described, world_size), whole) <= 1.0:
                 return split
-        except Exception:  # as in RowParallel: the next may be right
+        except Exception:  # as in BatchParallel: the next may be right
             continue
     return None
 

@@ -11,11 +11,11 @@ import pytest
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.errors import ConfigError
+from omni_core.errors import ConfigError, RankGroupError
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput
 from omni_core.request import OmniDiffusionRequest
-from omni_core.worker import forward_peers
-from omni_core.worker.rank_group import RankGroup, RankGroupError
+from omni_core.worker.parallel import forward_peers
+from omni_core.worker.parallel.rank_group import RankGroup
 from omni_core.worker.worker import DiffusionWorker
 from small_pipelines import CASES
 from worker.rank_processes import RankProcesses

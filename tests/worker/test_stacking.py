@@ -13,9 +13,9 @@ from diffusers.utils import BaseOutput
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_core.worker.denoiser_call import DenoiserCall
-from omni_core.worker.stacking import NotStackableError, StackingPlan, candidate_plans, split
-from omni_core.worker.verified import VerifiedStacking
+from omni_core.worker.stacking.call import DenoiserCall
+from omni_core.worker.stacking.plan import NotStackableError, StackingPlan, candidate_plans, split
+from omni_core.worker.stacking.verify import VerifiedStacking
 
 
 @dataclass

@@ -23,7 +23,7 @@ from omni_core import OmniDiffusionRequest
 from omni_core.errors import RequestError, closest
 from omni_core.pipeline_info import PipelineInfo, StrengthRule
 from omni_core.request import FIELD_OF_ARGUMENT
-from omni_core.worker.loader import describe
+from omni_core.worker.pipeline.loader import describe
 from small_pipelines import CASES
 from small_pipelines.case import picture
 
@@ -320,7 +320,7 @@ MAKERS: list[Callable[[], Any]] = [CASES[name].build for name in ("stable_diffus
 def test_without_its_source_a_pipeline_has_the_last_word(
     make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from omni_core.worker import function_source
+    from omni_core.worker.pipeline import function_source
 
     def no_source(function: Any) -> str:
         raise OSError("could not get source code")

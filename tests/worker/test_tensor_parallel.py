@@ -8,7 +8,7 @@ from diffusers.hooks import tensor_parallel as diffusers_tensor_parallel
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.worker import worker as worker_module
-from omni_core.worker.rank_group import RankGroup
+from omni_core.worker.parallel.rank_group import RankGroup
 from omni_core.worker.worker import DiffusionWorker
 from small_pipelines import CASES
 from worker.rank_processes import RankProcesses

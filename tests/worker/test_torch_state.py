@@ -16,9 +16,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omni_core.worker.module_edits import EditableParts
-from omni_core.worker.side_thread import SideThread, take_over
-from omni_core.worker.task_state import StateSwitch, TaskState
+from omni_core.worker.pipeline.module_edits import EditableParts
+from omni_core.worker.task.side_thread import SideThread, take_over
+from omni_core.worker.task.state import StateSwitch, TaskState
 
 CPU = torch.device("cpu")
 KINDS = ("cpu", "cuda")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from omni_core.worker.denoiser_call import DenoiserCall
-from omni_core.worker.verified import VerifiedStacking
+from omni_core.worker.stacking.call import DenoiserCall
+from omni_core.worker.stacking.verify import VerifiedStacking
 
 STEPS = 100
 

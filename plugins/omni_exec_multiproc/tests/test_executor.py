@@ -92,7 +92,7 @@ def test_threads_are_shared_between_the_workers(monkeypatch: pytest.MonkeyPatch)
 def test_each_worker_sees_one_accelerator(
     monkeypatch: pytest.MonkeyPatch, visible: str, index: int, expected: str
 ) -> None:
-    from omni_core.worker.accelerator import choose_accelerator
+    from omni_core.worker.parallel.accelerator import choose_accelerator
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     choose_accelerator(config(), index, 4)

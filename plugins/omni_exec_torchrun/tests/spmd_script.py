@@ -170,7 +170,7 @@ def fail_to_start(seen: Seen) -> None:
 def broken_pipeline() -> Any:
     import diffusers
 
-    from omni_core.worker.loader import SMALL_MODEL
+    from omni_core.worker.pipeline.loader import SMALL_MODEL
 
     if RANK == 1:
         raise RuntimeError("no pipeline today")

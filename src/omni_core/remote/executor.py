@@ -26,7 +26,7 @@ from omni_core.remote.sealed import seal_requests
 from omni_core.remote.worker_link import WorkerLink
 from omni_core.request import OmniDiffusionRequest, refuse_used_ids
 from omni_core.timeouts import Deadline, is_done_within
-from omni_core.worker.rank_loop import call_name
+from omni_core.worker.parallel.rank_loop import call_name
 
 # Seconds within which `check_health` answers, whatever the workers do.
 _HEALTH_S = 0.9

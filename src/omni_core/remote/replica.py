@@ -21,7 +21,7 @@ from omni_core.remote.program import Program
 from omni_core.remote.reactor import Reactor, Timer
 from omni_core.remote.watchdog import Watchdog
 from omni_core.remote.worker_link import LinkEvents, WorkerLink
-from omni_core.worker.rank_loop import call_name
+from omni_core.worker.parallel.rank_loop import call_name
 
 log = get_logger(__name__)
 

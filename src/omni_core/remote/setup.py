@@ -10,10 +10,10 @@ from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
 from omni_core.log import configure_logging
 from omni_core.remote.program import Program
-from omni_core.worker.accelerator import choose_accelerator
+from omni_core.worker.parallel.accelerator import choose_accelerator
 
 if TYPE_CHECKING:
-    from omni_core.worker.rank_group import RankGroup
+    from omni_core.worker.parallel.rank_group import RankGroup
 
 
 @dataclass(frozen=True, slots=True)

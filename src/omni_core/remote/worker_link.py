@@ -19,7 +19,7 @@ from omni_core.remote.messages import INTERRUPT, PING, STARTED, open_reply, seal
 from omni_core.remote.outbox import Outbox
 from omni_core.remote.reactor import Reactor
 from omni_core.remote.reply_lane import LANE, ReplyLane
-from omni_core.worker.rank_loop import call_name
+from omni_core.worker.parallel.rank_loop import call_name
 
 
 @dataclass(frozen=True, slots=True)

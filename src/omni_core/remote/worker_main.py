@@ -20,7 +20,7 @@ from omni_core.remote.messages import INTERRUPT, STARTED, open_call, open_value,
 from omni_core.remote.reply_lane import LANE, send_reply
 from omni_core.remote.sealed import open_requests
 from omni_core.remote.setup import WorkerSetup
-from omni_core.worker.rank_loop import WorkerCall, WorkerReply, call_error, serve
+from omni_core.worker.parallel.rank_loop import WorkerCall, WorkerReply, call_error, serve
 
 # How a worker ends whose driver is gone.
 DRIVER_GONE = 3

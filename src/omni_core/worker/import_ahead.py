@@ -18,7 +18,7 @@ def import_common() -> None:
         with contextlib.suppress(Exception):
             importlib.import_module(module)
     with contextlib.suppress(Exception):
-        from omni_core.worker.random_draws import install_draws
+        from omni_core.worker.task.random_draws import install_draws
 
         install_draws()
     _keep()
@@ -33,7 +33,7 @@ def import_classes(model: str | None) -> None:
         model: What a worker will load: a folder, an import path, a hub id, or None for the small model.
     """
     with contextlib.suppress(Exception):
-        from omni_core.worker.loader import SMALL_MODEL
+        from omni_core.worker.pipeline.loader import SMALL_MODEL
 
         folder = SMALL_MODEL if model is None else Path(model)
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))

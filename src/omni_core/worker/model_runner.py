@@ -9,23 +9,22 @@ from collections.abc import Hashable, Iterable, Sequence
 import torch
 
 from omni_core.error_text import is_ctrl_c
-from omni_core.errors import PipelineError
+from omni_core.errors import PipelineError, RankGroupError
 from omni_core.outputs import ForwardReport, SchedulerOutput, StackingStats, StepOutput
 from omni_core.request import OmniDiffusionRequest, refuse_used_ids
-from omni_core.worker.denoiser_call import DenoiserCall
-from omni_core.worker.denoisers import SuspendablePipeline
-from omni_core.worker.interrupt import Interrupt
-from omni_core.worker.loader import LoadedPipeline
-from omni_core.worker.lockstep import Lockstep
-from omni_core.worker.rank_group import RankGroupError
-from omni_core.worker.replica_ranks import ReplicaRanks
-from omni_core.worker.row_parallel import RowParallel
-from omni_core.worker.served_kinds import ServedKinds
-from omni_core.worker.side_thread import SideThread, has_room_for_side_thread
-from omni_core.worker.task import PipelineTask, suspend_autoencoder_call, suspend_denoiser_call
-from omni_core.worker.task_state import StateSwitch
-from omni_core.worker.turns import Turns
-from omni_core.worker.verified import StackingMode, VerifiedStacking
+from omni_core.worker.parallel.batch_parallel import BatchParallel
+from omni_core.worker.parallel.lockstep import Lockstep
+from omni_core.worker.parallel.replica_ranks import ReplicaRanks
+from omni_core.worker.pipeline.denoisers import SuspendablePipeline
+from omni_core.worker.pipeline.loader import LoadedPipeline
+from omni_core.worker.stacking.call import DenoiserCall
+from omni_core.worker.stacking.verify import StackingMode, VerifiedStacking
+from omni_core.worker.task.interrupt import Interrupt
+from omni_core.worker.task.served_kinds import ServedKinds
+from omni_core.worker.task.side_thread import SideThread, has_room_for_side_thread
+from omni_core.worker.task.state import StateSwitch
+from omni_core.worker.task.task import PipelineTask, suspend_autoencoder_call, suspend_denoiser_call
+from omni_core.worker.task.turns import Turns
 
 EDITS = "the pipeline puts attention processors or hooks into the model"
 
@@ -61,11 +60,11 @@ class ModelRunner:
         self._turns = Turns(self._suspendable)
         self._interrupt = Interrupt()
         self._lockstep: Lockstep | None = None
-        self._rows: RowParallel | None = None
+        self._rows: BatchParallel | None = None
         self._splits_sequence = ranks is not None and ranks.layout.sequence > 1
         if ranks is not None and ranks.everyone.world_size > 1:
             self._lockstep = Lockstep(ranks.everyone, self._interrupt)
-            self._rows = RowParallel(ranks.everyone, StackingStats(), ranks.rows, ranks.peers)
+            self._rows = BatchParallel(ranks.everyone, StackingStats(), ranks.rows, ranks.peers)
         self._stacking = VerifiedStacking(stacking, self._rows)
         self._served = ServedKinds(self._stacking, self._turns)
         self._switch = StateSwitch(loaded.device)
@@ -263,7 +262,7 @@ class ModelRunner:
             ForwardReport(tuple(task.request.request_id for task in tasks), total, time.perf_counter() - began)
         )
 
-    def _run_on_ranks(self, task: PipelineTask, call: DenoiserCall, rows: RowParallel) -> None:
+    def _run_on_ranks(self, task: PipelineTask, call: DenoiserCall, rows: BatchParallel) -> None:
         """Run one task's call on all ranks. Not inside of the task, so that no pipeline handles the loss of a rank."""
         if self._splits_sequence and task.state.edits.changes_processors:
             task.resume_with_error(PipelineError(NOT_SPLIT_BY_SEQUENCE))

@@ -20,12 +20,12 @@ from omni_core.log import get_logger
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StackingStats, StepOutput
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import OmniDiffusionRequest, refuse_used_ids
-from omni_core.worker.loader import load_pipeline, resolve_device
 from omni_core.worker.model_runner import ModelRunner
-from omni_core.worker.parallel_layout import ParallelLayout
-from omni_core.worker.rank_group import RankGroup
-from omni_core.worker.replica_ranks import ReplicaRanks
-from omni_core.worker.shared_forwards import enable, refuse_impossible
+from omni_core.worker.parallel.layout import ParallelLayout
+from omni_core.worker.parallel.rank_group import RankGroup
+from omni_core.worker.parallel.replica_ranks import ReplicaRanks
+from omni_core.worker.parallel.shared_forwards import enable, refuse_impossible
+from omni_core.worker.pipeline.loader import load_pipeline, resolve_device
 
 log = get_logger(__name__)
 

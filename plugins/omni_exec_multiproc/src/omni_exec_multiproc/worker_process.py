@@ -13,7 +13,7 @@ from omni_core.remote.worker_main import run_worker
 from omni_exec_multiproc.messages import Setup
 
 if TYPE_CHECKING:
-    from omni_core.worker.rank_group import RankGroup
+    from omni_core.worker.parallel.rank_group import RankGroup
 
 
 def run_spawned(parent: int, *files: int) -> None:
@@ -48,7 +48,7 @@ def make_worker(setup: Setup) -> Any:
     """Return the worker that the first message describes."""
 
     def connect() -> RankGroup:
-        from omni_core.worker.rank_group import RankGroup
+        from omni_core.worker.parallel.rank_group import RankGroup
 
         config = setup.config
         return RankGroup.connect(

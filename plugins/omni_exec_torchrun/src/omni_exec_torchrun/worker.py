@@ -14,7 +14,7 @@ from omni_core.plugins import default_registry
 from omni_core.remote import setup as remote
 from omni_core.remote.channel import Channel
 from omni_core.remote.worker_main import DRIVER_GONE, run_worker
-from omni_core.worker.network_interface import local_interface
+from omni_core.worker.parallel.network_interface import local_interface
 from omni_exec_torchrun.address import interface_towards
 from omni_exec_torchrun.agent_end import end_with_agent
 from omni_exec_torchrun.arrival import Hello, this_machine
@@ -25,7 +25,7 @@ from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, loa
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-    from omni_core.worker.rank_group import RankGroup
+    from omni_core.worker.parallel.rank_group import RankGroup
 
 # Where the driver listens, as host:port, and the number of the launch: set for the ranks of the driver's own node.
 CONTROL_VARIABLE = "OMNI_TORCHRUN_CONTROL"
@@ -105,7 +105,7 @@ class TorchrunRank:
         def connect_ranks() -> RankGroup:
             from torch.distributed.distributed_c10d import PrefixStore
 
-            from omni_core.worker.rank_group import RankGroup
+            from omni_core.worker.parallel.rank_group import RankGroup
 
             return RankGroup.connect(
                 setup.rank,

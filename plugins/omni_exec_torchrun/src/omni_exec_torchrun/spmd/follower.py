@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_core import OmniDiffusionRequest, OmniRequestOutput
-from omni_core.errors import OmniError, RequestAbortedError, RequestTimeoutError
+from omni_core.errors import OmniError, RankGroupError, RequestAbortedError, RequestTimeoutError
 from omni_core.outputs import SchedulerOutput, StepOutput, StepProgress
-from omni_core.worker.rank_group import RankGroupError
 from omni_exec_torchrun.spmd.fields import request_fields
 from omni_exec_torchrun.spmd.leader import with_identity
 from omni_exec_torchrun.spmd.messages import Announcement, Broken, Call, Ended, Leaving, Reply, Results, Step, Stop

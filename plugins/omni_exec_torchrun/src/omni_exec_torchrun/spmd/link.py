@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from omni_core.errors import StartupError
 from omni_core.serialization import dumps, loads
-from omni_core.worker.rank_group import RankGroup
+from omni_core.worker.parallel.rank_group import RankGroup
 from omni_exec_torchrun import authentication
 from omni_exec_torchrun.address import format_address
 from omni_exec_torchrun.authentication import AuthenticationError, ServerHandshake, tune

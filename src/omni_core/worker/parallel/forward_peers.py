@@ -1,0 +1,121 @@
+"""The ranks that compute one forward together, and what becomes of the others when one of them raises.
+
+With sequence and tensor parallelism there are collectives inside the model. If all ranks raise at the same place, the
+forward has failed, and that is all. If one raises alone, the others wait for it in a collective that it will never
+enter, or have entered one that nobody else did: they cannot go on together.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from omni_core.error_text import is_ctrl_c
+from omni_core.errors import RankGroupError
+from omni_core.worker.parallel.rank_group import RankGroup
+from omni_core.worker.parallel.uneven_sequence import explain_uneven
+
+Result = TypeVar("Result")
+
+# A rank that raised waits so long for the others to say that they raised too, and a few of the longest forwards more.
+PATIENCE_S = 10.0
+_FORWARDS = 3.0
+# Where an error comes from if a collective failed, which is no error of the model.
+_COLLECTIVES = ("torch.distributed.distributed_c10d", "torch.distributed._functional_collectives")
+
+
+class ForwardPeers:
+    """The ranks that compute each forward together with this one.
+
+    They tell each other of errors through torch's store, as the collectives are out of use until it is known that
+    nobody is in one.
+
+    Args:
+        peers: These ranks.
+        collectives: The groups over which the model communicates.
+        device: Where it computes.
+    """
+
+    def __init__(self, peers: RankGroup, collectives: Sequence[RankGroup], device: torch.device) -> None:
+        self._device = device
+        self._peers = peers
+        self._collectives = list(dict.fromkeys(collectives))
+        self._store: Store = PrefixStore(
+            f"omni-forward-{peers.process_group.group_name}", dist.distributed_c10d._get_default_store()
+        )
+        self._longest_s = 0.0
+        self._has_told = False
+
+    def run(self, forward: Callable[[], Result]) -> Result:
+        """Run a forward.
+
+        Raises:
+            RankGroupError: It raised on this rank and not at the same place on all.
+            BaseException: What it raised on all.
+        """
+        began = time.monotonic()
+        try:
+            return forward()
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            # If a collective failed, a rank is gone, and the next exchange of all ranks says so.
+            if not _is_from_collective(error.__traceback__):
+                self._compare(error)
+            explained = explain_uneven(error, self._peers.world_size)
+            if explained is error:
+                raise
+            raise explained from error
+        finally:
+            self._longest_s = max(self._longest_s, time.monotonic() - began)
+
+    def forget_failure(self) -> None:
+        """Take back what was told of a failure. To be called when all ranks have got past it."""
+        if self._has_told:
+            self._has_told = False
+            self._store.delete_key(str(self._peers.rank))
+
+    def _compare(self, error: BaseException) -> None:
+        place = self._place()
+        self._has_told = True
+        self._store.set(str(self._peers.rank), place)
+        others = [str(rank) for rank in range(self._peers.world_size) if rank != self._peers.rank]
+        patience = datetime.timedelta(seconds=PATIENCE_S + _FORWARDS * self._longest_s)
+        try:
+            self._store.wait(others, patience)
+            places = [self._store.get(rank).decode() for rank in others]
+        except (RuntimeError, ValueError) as reason:  # DistStoreError is a RuntimeError
+            raise self._out_of_step(error, "the others did not") from reason
+        if any(other != place for other in places):
+            raise self._out_of_step(error, "the others raised elsewhere")
+
+    def _place(self) -> str:
+        """Return how many collectives each group has been through: ranks in step have the same."""
+        backends = [group.process_group._get_backend(self._device) for group in self._collectives]
+        return repr([backend._get_sequence_number_for_group() for backend in backends])  # type: ignore[attr-defined]
+
+    def _out_of_step(self, error: BaseException, what: str) -> RankGroupError:
+        found = "".join(traceback.format_exception(error))
+        # Its frames refer to process groups, whose connections stay open until nothing does.
+        traceback.clear_frames(error.__traceback__)
+        return RankGroupError(
+            f"Rank {self._peers.rank} of the {self._peers.world_size} that compute a forward together raised in it, "
+            f"and {what}: {type(error).__name__}: {error}",
+            worker_traceback=found,
+        )
+
+
+def _is_from_collective(trace: TracebackType | None) -> bool:
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") in _COLLECTIVES:
+            return True
+        trace = trace.tb_next
+    return False

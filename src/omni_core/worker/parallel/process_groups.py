@@ -1,0 +1,127 @@
+"""Making and ending the process groups of torch that connect the ranks of a replica."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+
+from omni_core.worker.parallel.network_interface import listening_on
+
+# Seconds that ending them may take.
+_END_S = 5.0
+
+
+def make_default(
+    rank: int,
+    world_size: int,
+    rendezvous: str | Store,
+    *,
+    device: torch.device,
+    timeout_s: float,
+    interface: str | None,
+    backend: str = "auto",
+) -> dist.ProcessGroup:
+    """Meet the other ranks: make torch's default process group.
+
+    Args:
+        rank: Number of this rank.
+        world_size: Number of ranks.
+        rendezvous: An init method of `torch.distributed`, or a store.
+        device: Where the ranks compute.
+        timeout_s: Seconds to wait for the others, here and in every collective.
+        interface: Network interface to listen on. None: what the backends choose.
+        backend: "gloo", or "nccl" with gloo beside it. "auto" is the latter where the ranks compute on CUDA.
+
+    Raises:
+        RuntimeError: The others did not come in time.
+        ValueError: The rendezvous means nothing, or the backend cannot be used on the device.
+        OSError: Its file or address cannot be used.
+    """
+    # Its functions have the default group of the time of their import as a default argument. Imported later (by
+    # diffusers), they would hold the group for ever, and its connections would outlive `abort`.
+    importlib.import_module("torch.distributed.nn.functional")
+    if backend == "auto":
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl" and device.type != "cuda":
+        raise ValueError(f"the backend nccl connects NVIDIA GPUs, and this rank computes on {device.type}; use gloo")
+    options: dict[str, Any] = {"init_method" if isinstance(rendezvous, str) else "store": rendezvous}
+    if backend == "nccl":
+        options["device_id"] = torch.device(
+            "cuda", torch.cuda.current_device() if device.index is None else device.index
+        )
+    with listening_on(interface):
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if backend == "nccl" else backend,
+            rank=rank,
+            world_size=world_size,
+            timeout=datetime.timedelta(seconds=timeout_s),
+            **options,
+        )
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def new_part(whole: dist.ProcessGroup, parts: Sequence[Sequence[int]]) -> dist.ProcessGroup:
+    """Return the process group of the ranks that are in one part with this one.
+
+    Args:
+        whole: The group of all ranks, with the backends and the timeout that the part gets too.
+        parts: Its ranks, by their numbers in it. All ranks of it must call.
+    """
+    members = dist.get_process_group_ranks(whole)
+    # Where each process of the program takes part, torch numbers the groups. Else it names them by their ranks, which
+    # is to be avoided: a second group of the same ranks would find in the store what the first one has left there.
+    is_whole_world = len(members) == dist.get_world_size()
+    rank = whole.rank()
+    timeout = whole._get_backend(torch.device("cpu")).options._timeout
+    found: dist.ProcessGroup | None = None
+    for part in parts:
+        if not is_whole_world and rank not in part:
+            continue
+        made = dist.new_group(
+            [members[number] for number in part],
+            timeout=timeout,
+            backend=dist.get_backend_config(whole),
+            use_local_synchronization=not is_whole_world,
+        )
+        if rank in part:
+            found = made
+    assert found is not None, f"rank {rank} is in none of {parts}"
+    return found
+
+
+def end(groups: list[dist.ProcessGroup | None], was_broken: bool) -> None:
+    """End process groups; None is the default one, and with it all. The list is emptied.
+
+    Waits for nobody: what takes longer goes on in a thread.
+    """
+    # In a thread, because NCCL may wait for a peer that is dead.
+    ending = threading.Thread(target=_end, args=(groups, was_broken), name="omni-rank-group-close", daemon=True)
+    ending.start()
+    ending.join(_END_S)
+
+
+def all_gather(received: torch.Tensor, sent: torch.Tensor, group: dist.ProcessGroup) -> None:
+    """Gather `sent` of all ranks in `received`."""
+    # Renamed in torch 2.13, and the old name warns there.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(received, sent, group=group)
+
+
+def _end(groups: list[dist.ProcessGroup | None], was_broken: bool) -> None:
+    while groups:
+        group = groups.pop()
+        with contextlib.suppress(Exception):
+            if was_broken:
+                dist.distributed_c10d._abort_process_group(group)  # there is no public way that waits for nobody
+            else:
+                dist.destroy_process_group(group)

@@ -1,0 +1,116 @@
+"""Sequence parallelism inside of the denoisers: diffusers' context parallelism, Ulysses and ring.
+
+Each rank gets a part of the sequence, and the ranks exchange what attention needs. diffusers does it with hooks on the
+model, by the plan that the model's class has in `_cp_plan`; the output comes out whole on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from omni_core.errors import ConfigError
+from omni_core.log import get_logger
+from omni_core.worker.parallel.enable_parallelism import enable_parallelism
+from omni_core.worker.parallel.replica_ranks import ReplicaRanks
+
+log = get_logger(__name__)
+
+# Ring attention adds up partial results, for which it needs the logarithms of their sums. torch's own choice of a
+# kernel, diffusers' "native", does not give them; its cuDNN kernel does, for numbers of half precision.
+_WITHOUT_SUMS = "native"
+_RING_BACKEND = "_native_cudnn"
+
+
+def enable_sequence_parallelism(
+    pipeline: Any,
+    denoisers: Mapping[str, torch.nn.Module],
+    ranks: ReplicaRanks,
+    device: torch.device,
+    attention_backend: str | None = None,
+) -> None:
+    """Split the sequence of each denoiser that has a plan for it. Others run whole on every rank.
+
+    Args:
+        pipeline: The pipeline that the denoisers belong to.
+        denoisers: The denoisers by name.
+        ranks: The ranks.
+        device: Where this one computes.
+        attention_backend: The attention implementation that is configured, if any.
+
+    Raises:
+        ConfigError: The denoisers cannot be split so; the message says which and why.
+    """
+    from diffusers import ContextParallelConfig
+    from diffusers.models import ParallelConfig
+
+    layout = ranks.layout
+    what = f"ulysses_degree = {layout.ulysses}, ring_degree = {layout.ring}"
+    planned = {name: module for name, module in denoisers.items() if getattr(module, "_cp_plan", None) is not None}
+    whole = {name: type(module).__name__ for name, module in denoisers.items() if name not in planned}
+    if not planned:
+        classes = ", ".join(dict.fromkeys(whole.values())) or "no denoiser"
+        raise ConfigError(
+            f"{what}: {type(pipeline).__name__} cannot split its sequence. It has {classes}, and diffusers has no plan "
+            "for that (a class with one has _cp_plan). Use cfg_parallel_size or data_parallel_size."
+        )
+    for module in planned.values():
+        _refuse_model(what, module, layout.ring, layout.ulysses, attention_backend)
+    config = ContextParallelConfig(ring_degree=layout.ring, ulysses_degree=layout.ulysses)
+    config._rank, config._world_size, config._device = ranks.everyone.rank, ranks.everyone.world_size, device
+    config._ring_mesh = _mesh(ranks, device, "ring")
+    config._ulysses_mesh = _mesh(ranks, device, "ulysses")
+    config._flattened_mesh = _mesh(ranks, device, "ring", "ulysses")
+    config._ring_local_rank = config._ring_mesh.get_local_rank()
+    config._ulysses_local_rank = config._ulysses_mesh.get_local_rank()
+
+    def release() -> None:
+        config._ring_mesh = config._ulysses_mesh = config._flattened_mesh = None
+
+    ranks.everyone.on_release(release)
+    for name, module in planned.items():
+        if layout.ring > 1 and attention_backend is None:
+            module.set_attention_backend(_RING_BACKEND)  # type: ignore[operator]
+        enable_parallelism(f"{what} for {name}", module, ParallelConfig(context_parallel_config=config))
+    if whole:
+        log.info("these run whole on every rank: diffusers has no plan for splitting their sequence", modules=whole)
+
+
+def _mesh(ranks: ReplicaRanks, device: torch.device, *dimensions: Any) -> DeviceMesh:
+    # Each by itself, from groups of our own: diffusers would build one over all ranks of the process, which may serve
+    # other replicas, and counts accelerators for it, of which there are none on a CPU.
+    group = ranks.along(*dimensions).process_group
+    return DeviceMesh.from_group(group, device.type, mesh_dim_names=("_".join(dimensions),))
+
+
+def _refuse_model(what: str, module: torch.nn.Module, ring: int, ulysses: int, attention_backend: str | None) -> None:
+    from diffusers.models.attention import AttentionModuleMixin
+    from diffusers.models.attention_processor import Attention, MochiAttention
+
+    model = type(module).__name__
+    for part in module.modules():
+        if not isinstance(part, (Attention, MochiAttention, AttentionModuleMixin)):
+            continue
+        processor = getattr(part, "processor", None)
+        if processor is not None and not hasattr(processor, "_parallel_config"):
+            raise ConfigError(
+                f"{what}: the attention processor {type(processor).__name__} of {model} knows nothing of sequence "
+                "parallelism. Leave out what puts it there, or use cfg_parallel_size or data_parallel_size."
+            )
+        heads = getattr(part, "heads", None)
+        if isinstance(heads, int) and heads % ulysses:
+            raise ConfigError(
+                f"{what}: {model} has {heads} attention heads, which {ulysses} ranks cannot share evenly. "
+                f"Choose an ulysses_degree that divides {heads}."
+            )
+    if ring > 1 and attention_backend == _WITHOUT_SUMS:
+        raise ConfigError(
+            f"{what}: ring attention does not work with attention_backend = {_WITHOUT_SUMS!r}, which does not tell "
+            f"what ring needs. Leave attention_backend unset for {_RING_BACKEND!r}."
+        )
+    dtype = next((parameter.dtype for parameter in module.parameters()), None)
+    if ring > 1 and dtype not in (torch.float16, torch.bfloat16):
+        raise ConfigError(f"{what}: ring attention needs dtype = 'bfloat16' or 'float16'; {model} has {dtype}.")

@@ -1,0 +1,1 @@
+"""Several denoiser calls as one forward pass: how they are stacked, and how that is verified."""

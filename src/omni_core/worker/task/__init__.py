@@ -1,0 +1,1 @@
+"""One running request: its greenlet, and the state of torch and of the process that belongs to it."""

@@ -1,0 +1,267 @@
+"""One running request: the stock pipeline's own `__call__` in a greenlet that stops at every denoiser call."""
+
+from __future__ import annotations
+
+import contextvars
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import greenlet
+import torch
+
+from omni_core.error_text import is_ctrl_c
+from omni_core.errors import OmniError
+from omni_core.outputs import EndReason, OmniRequestOutput, RequestMetrics, StepProgress
+from omni_core.request import OmniDiffusionRequest
+from omni_core.worker.pipeline.denoisers import SuspendablePipeline
+from omni_core.worker.pipeline.error import pipeline_error
+from omni_core.worker.pipeline.loader import LoadedPipeline
+from omni_core.worker.pipeline.output import output_fields
+from omni_core.worker.pipeline.progress import TaskProgress
+from omni_core.worker.pipeline.running_task import running_task
+from omni_core.worker.stacking.call import DenoiserCall
+from omni_core.worker.task.nan_watch import NanWatch
+from omni_core.worker.task.side_thread import SideThread, take_over
+from omni_core.worker.task.state import StateSwitch, TaskState
+
+# A pipeline that swallows what ends it gets it again at its next denoiser call; after so many it is dropped.
+_MAX_THROWS = 100
+# Handed to a task in place of a result: run the call yourself.
+RUN_ALONE = object()
+
+
+class TaskEnded(BaseException):
+    """Thrown into a pipeline to end it early. Not an `Exception`, so that no handler for errors swallows it."""
+
+
+class PipelineTask:
+    """A request on its way through the pipeline.
+
+    Args:
+        request: What to run.
+        suspendable: Where the request's own copy of the pipeline comes from.
+        loaded: The pipeline that all requests share.
+        side: Where calls of autoencoders run; None runs them in the task.
+        switch: What puts the task's state in place while it runs.
+
+    Attributes:
+        request: What is run.
+        output: The end of the request, once it has ended.
+        call: The denoiser call that it waits for.
+        side_call: The autoencoder call that it waits for.
+        pipeline: The request's own copy of the pipeline, once it runs.
+    """
+
+    def __init__(
+        self,
+        request: OmniDiffusionRequest,
+        suspendable: SuspendablePipeline,
+        loaded: LoadedPipeline,
+        side: SideThread | None,
+        switch: StateSwitch,
+    ) -> None:
+        self.request = request
+        self.output: OmniRequestOutput | None = None
+        self.call: DenoiserCall | None = None
+        self.side_call: Future[Any] | None = None
+        self.pipeline: Any = None
+        self.suspendable = suspendable
+        self.steps = TaskProgress(request.preview_every)
+        self._loaded = loaded
+        self._side = side
+        self._reported = (0, 0)
+        self._metrics = RequestMetrics()
+        self._calls = 0
+        self._rows = 0
+        self._started_at = 0.0
+        self._first_call_at: float | None = None
+        self._last_call_at: float | None = None
+        self._nan = NanWatch()
+        self._switch = switch
+        self._state: TaskState | None = None
+        self._greenlet = _TaskGreenlet(self)
+        self._greenlet.gr_context = contextvars.copy_context()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the pipeline was called yet."""
+        return self._state is not None
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether it has begun and not ended, and waits for nothing that this worker knows of."""
+        return self.is_started and self.output is None and self.call is None and self.side_call is None
+
+    @property
+    def state(self) -> TaskState:
+        """The state in which the task waits; up to date once it is not in place."""
+        assert self._state is not None
+        return self._state
+
+    def resume(self, result: Any = RUN_ALONE, rows: int = 0) -> None:
+        """Run on to the next denoiser call, or to the end: then `output` is set.
+
+        Args:
+            result: What the call that the task waits for gives. `RUN_ALONE`: the task runs it itself.
+            rows: Rows of the forward pass that gave the result.
+        """
+        if not self.is_started:
+            self._started_at = time.monotonic()
+            self._switch.leave()  # it begins in the worker's own state, not in that of another task
+            self.suspendable.refresh()
+            self._state = TaskState(
+                self._loaded.device,
+                self.request.seed,
+                self.suspendable.cached_modules,
+                self.suspendable.editable_parts,
+            )
+            self._enter(self._greenlet.switch)
+            return
+        if self.call is not None:
+            self._calls += 1
+            self._rows += rows or self.call.rows
+            self._last_call_at = time.monotonic()
+        self.call = self.side_call = None
+        self._enter(lambda: self._greenlet.switch(result))
+
+    def resume_with_error(self, error: BaseException) -> None:
+        """Run on with what the call that the task waits for raised."""
+        self.call = None
+        self._enter(lambda: self._greenlet.throw(error))
+
+    def resume_side(self) -> None:
+        """Run on with what the side thread gave, which is there: result or error."""
+        side_call, self.side_call = self.side_call, None
+        assert side_call is not None
+        error = side_call.exception()
+        if error is None:
+            result = side_call.result()
+            self._enter(lambda: self._greenlet.switch(result))
+        else:
+            self._enter(lambda: self._greenlet.throw(error))
+
+    def end(self, reason: EndReason) -> None:
+        """End the request where it stands; `finally` blocks of the pipeline run. Sets `output`."""
+        self._stop()
+        self.output = self.ended_output(reason)
+
+    def ended_output(self, reason: EndReason) -> OmniRequestOutput:
+        """Return the output of a request that ends where it stands."""
+        return OmniRequestOutput.ended(self.request, reason, self._final_metrics())
+
+    def fail(self, error: OmniError) -> None:
+        """End the request where it stands, as one that failed, whatever it came to here. Sets `output`."""
+        self._stop()
+        self.output = OmniRequestOutput.failed(self.request, error, self._final_metrics())
+
+    def _stop(self) -> None:
+        for _ in range(_MAX_THROWS):
+            if not self.is_started or self._greenlet.dead:
+                break
+            self._enter(lambda: self._greenlet.throw(TaskEnded))
+        self.call = self.side_call = None
+
+    def progress(self) -> StepProgress | None:
+        """Return how far the request is, or None if nothing has changed since it was last asked for."""
+        now = self.steps.position
+        if now == self._reported:
+            return None
+        self._reported = now
+        return StepProgress(self.request.request_id, *now, preview=self.steps.take_preview())
+
+    def _enter(self, switch: Callable[[], Any]) -> None:
+        self._switch.enter(self.state)
+        switch()
+
+    def _run(self) -> None:
+        request = self.request
+        try:
+            arguments = self._loaded.info.arguments(request)
+            if self._loaded.info.takes_generator:
+                arguments["generator"] = torch.Generator().manual_seed(request.seed)
+            if "return_dict" in self._loaded.info.parameters:
+                arguments["return_dict"] = True
+            pipeline = self.pipeline = self.suspendable.copy()
+            self.steps.watch(pipeline, arguments)
+            with self._nan.watching():
+                returned = pipeline(**arguments)
+            fields = output_fields(returned)
+            self._nan.judge(fields, self.steps.sample)
+        except TaskEnded:
+            return  # `end` sets the output
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            self.output = OmniRequestOutput.failed(request, pipeline_error(request, error), self._final_metrics())
+            return
+        self.output = OmniRequestOutput(
+            request.request_id, request.seed, "finished", output=fields, metrics=self._final_metrics()
+        )
+
+    def _final_metrics(self) -> RequestMetrics:
+        metrics = self._metrics
+        if self.is_started:
+            now = time.monotonic()
+            first = self._first_call_at or now
+            last = self._last_call_at or now
+            metrics.encode_s = first - self._started_at
+            metrics.denoise_s = last - first
+            metrics.decode_s = now - last
+            metrics.num_steps = self.steps.position[0]
+            metrics.num_calls = self._calls
+            metrics.mean_rows = self._rows / self._calls if self._calls else 0.0
+        return metrics
+
+    def call_denoiser(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Suspend until somebody gives the result, or lets the task run the module. Called inside the task."""
+        if self._first_call_at is None:
+            self._first_call_at = time.monotonic()
+        self._nan.forget()
+        self.call = DenoiserCall.unexamined(module, args, kwargs)
+        result = self._suspend()
+        if result is RUN_ALONE:
+            result = module(*args, **kwargs)
+            self._last_call_at = time.monotonic()
+        self._nan.note_denoised(result)
+        return result
+
+    def call_autoencoder(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Suspend until the side thread has run a method of an autoencoder. Called inside the task."""
+        if self._side is None or torch.is_grad_enabled() or self.state.process.is_changed:
+            result = method(*args, **kwargs)
+        else:
+            # With the task's context variables, such as numpy's error handling.
+            context = contextvars.copy_context()
+            self.side_call = self._side.submit(context.run, (method, *args), kwargs)
+            try:
+                result = self._suspend()
+            finally:
+                take_over(context)
+        if method.__name__ == "decode":
+            self._nan.note_decoded(result)
+        return result
+
+    def _suspend(self) -> Any:
+        hub = self._greenlet.parent
+        assert hub is not None
+        return hub.switch()
+
+
+class _TaskGreenlet(greenlet.greenlet):
+    def __init__(self, task: PipelineTask) -> None:
+        super().__init__(task._run)
+        self.task = task
+
+
+def suspend_denoiser_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a denoiser call of the current task at its turn; outside of a task (a pipeline's own threads), at once."""
+    task = running_task()
+    return module(*args, **kwargs) if task is None else task.call_denoiser(module, args, kwargs)
+
+
+def suspend_autoencoder_call(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an autoencoder's method for the current task beside the others; outside of a task, at once."""
+    task = running_task()
+    return method(*args, **kwargs) if task is None else task.call_autoencoder(method, args, kwargs)
