@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from omni_core.errors import RankGroupError
-from omni_core.worker.parallel.network_interface import listening_on, local_interface
 from omni_core.worker.parallel.object_transfer import ForgedError, Seal
+from omni_core.worker.parallel.process_groups import listening_on, local_interface
 from omni_core.worker.parallel.rank_group import RankGroup
 from worker.rank_processes import RankProcesses
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from omni_core.error_text import is_ctrl_c
 from omni_core.worker.parallel.rank_group import RankGroup
 from omni_core.worker.stacking.call import DenoiserCall
-from omni_core.worker.stacking.call_errors import is_out_of_memory
-from omni_core.worker.stacking.row_limit import RowLimit
+from omni_core.worker.stacking.row_limit import RowLimit, is_out_of_memory
 from omni_core.worker.stacking.verify import VerifiedStacking
 from worker.failing_company import ERRORS, MEMORY, Company, Found, run_company
 from worker.rank_processes import RankProcesses

@@ -34,9 +34,9 @@ from omni_core.worker.parallel.batch_split import (
 from omni_core.worker.parallel.forward_peers import ForwardPeers
 from omni_core.worker.parallel.rank_group import RankGroup
 from omni_core.worker.stacking.call import DenoiserCall, copy_containers, generator_states
-from omni_core.worker.stacking.call_errors import is_out_of_memory
 from omni_core.worker.stacking.difference import IncomparableError, agreed_difference
 from omni_core.worker.stacking.refusals import note_not_split
+from omni_core.worker.stacking.row_limit import is_out_of_memory
 from omni_core.worker.stacking.runner import CallRunner, Result
 
 _OK, _RAISED, _OUT_OF_MEMORY = 0, 1, 2

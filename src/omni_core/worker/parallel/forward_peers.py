@@ -21,9 +21,10 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from omni_core.error_text import is_ctrl_c
 from omni_core.errors import RankGroupError
 from omni_core.worker.parallel.rank_group import RankGroup
-from omni_core.worker.parallel.uneven_sequence import explain_uneven
 
 Result = TypeVar("Result")
+# Where diffusers finds that a sequence cannot be split evenly.
+_MODULE, _FUNCTION = "diffusers.hooks.context_parallel", "shard"
 
 # A rank that raised waits so long for the others to say that they raised too, and a few of the longest forwards more.
 PATIENCE_S = 10.0
@@ -119,3 +120,26 @@ def _is_from_collective(trace: TracebackType | None) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def explain_uneven(error: BaseException, parts: int) -> BaseException:
+    """Return what to raise in place of `error`: an explanation, if it says that a sequence cannot be split evenly.
+
+    Args:
+        error: What a forward raised.
+        parts: Into how many parts its sequence is split.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not isinstance(error, AssertionError) or not frames:
+        return error
+    # By the place, as diffusers has no error of its own for it.
+    last = frames[-1]
+    if (last.f_globals.get("__name__"), last.f_code.co_name) != (_MODULE, _FUNCTION):
+        return error
+    tensor, dim = last.f_locals.get("tensor"), last.f_locals.get("dim")
+    length = f"{tensor.shape[dim]} tokens" if tensor is not None and isinstance(dim, int) else "tokens"
+    return ValueError(
+        f"The {parts} ranks that share a sequence (ulysses_degree times ring_degree) cannot split one of {length} "
+        f"evenly. Choose a size (height, width, num_frames, max_sequence_length) that gives a multiple of {parts} "
+        "for the picture and for the prompt, or run it without sequence parallelism."
+    )

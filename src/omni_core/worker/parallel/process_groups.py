@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib
+import os
+import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from omni_core.worker.parallel.network_interface import listening_on
+_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 # Seconds that ending them may take.
 _END_S = 5.0
@@ -125,3 +128,23 @@ def _end(groups: list[dist.ProcessGroup | None], was_broken: bool) -> None:
                 dist.distributed_c10d._abort_process_group(group)  # there is no public way that waits for nobody
             else:
                 dist.destroy_process_group(group)
+
+
+def local_interface(init_method: str) -> str | None:
+    """Return the loopback interface if ranks that meet by `init_method` must be on one machine, else None."""
+    url = urlsplit(init_method)
+    if url.scheme != "file" and (url.hostname or "") not in ("localhost", "127.0.0.1", "::1"):
+        return None
+    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+
+
+@contextlib.contextmanager
+def listening_on(interface: str | None) -> Iterator[None]:
+    """Let gloo and NCCL listen on `interface`, unless the environment says where, or it is None."""
+    names = [] if interface is None else [name for name in _VARIABLES if name not in os.environ]
+    try:
+        os.environ.update(dict.fromkeys(names, interface or ""))
+        yield
+    finally:
+        for name in names:
+            del os.environ[name]

@@ -13,9 +13,15 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from omni_core.errors import RankGroupError
-from omni_core.worker.parallel.network_interface import listening_on, local_interface
 from omni_core.worker.parallel.object_transfer import ForgedError, NotSent, Seal, bytes_tensor, pickled
-from omni_core.worker.parallel.process_groups import all_gather, end, make_default, new_part
+from omni_core.worker.parallel.process_groups import (
+    all_gather,
+    end,
+    listening_on,
+    local_interface,
+    make_default,
+    new_part,
+)
 from omni_core.worker.pipeline.loader import resolve_device
 
 # A broadcast object up to this size travels in one message, with its length.

@@ -7,9 +7,8 @@ import torch
 from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import ConfigError
 from omni_core.worker.parallel.layout import ParallelLayout
+from omni_core.worker.parallel.model_parallel import enable_sequence_parallelism, enable_tensor_parallelism
 from omni_core.worker.parallel.replica_ranks import ReplicaRanks
-from omni_core.worker.parallel.sequence_parallel import enable_sequence_parallelism
-from omni_core.worker.parallel.tensor_parallel import enable_tensor_parallelism
 from omni_core.worker.pipeline.denoisers import find_denoisers
 from omni_core.worker.pipeline.loader import LoadedPipeline
 

@@ -9,7 +9,7 @@ import operator
 from typing import Any
 
 from omni_core.worker.pipeline.lookalike import is_lookalike, lookalike
-from omni_core.worker.pipeline.running_task import running_task
+from omni_core.worker.pipeline.stand_ins import running_task
 
 
 def count_steps(scheduler: Any) -> Any:

@@ -21,8 +21,13 @@ from omni_core.worker.pipeline.counted_scheduler import count_steps
 from omni_core.worker.pipeline.foreign_state import foreign_forward, foreign_step
 from omni_core.worker.pipeline.lookalike import is_lookalike, lookalike
 from omni_core.worker.pipeline.module_edits import EditableParts, parts_of
-from omni_core.worker.pipeline.running_task import running_task
-from omni_core.worker.pipeline.stand_ins import AutoencoderCall, DenoiserCall, autoencoder_stand_in, denoiser_stand_in
+from omni_core.worker.pipeline.stand_ins import (
+    AutoencoderCall,
+    DenoiserCall,
+    autoencoder_stand_in,
+    denoiser_stand_in,
+    running_task,
+)
 
 # Lists, tuples and dicts of a pipeline are looked into up to this length: none has so many components.
 _MOST_ENTRIES = 64

@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import greenlet
 import torch
 
 from omni_core.worker.pipeline.lookalike import is_lookalike, lookalike, real_class
@@ -105,3 +106,12 @@ def _of_class(kind: type[torch.nn.Module], module: torch.nn.Module) -> torch.nn.
 
 def _dtype(module: torch.nn.Module) -> torch.dtype | None:
     return next((parameter.dtype for parameter in module.parameters()), None)
+
+
+def running_task() -> Any:
+    """Return the `PipelineTask` whose pipeline the caller runs in, or None outside of one, as in a thread of its own.
+
+    What stands in for a part of a pipeline asks this when it is called, instead of holding the task: so a copy of it,
+    however it was made, belongs to the request that uses it.
+    """
+    return getattr(greenlet.getcurrent(), "task", None)

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from omni_core.error_text import described_error
 from omni_core.worker.stacking.call import is_plain
-from omni_core.worker.stacking.call_errors import is_out_of_memory
+from omni_core.worker.stacking.row_limit import is_out_of_memory
 
 # How far a result computed in company may be from the one computed alone: the largest difference as a part of the
 # largest value, and the norm of the difference as a part of the norm. Several times what rounding comes to in stock

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from omni_core.error_text import said
+
+# How torch and its libraries say in a plain RuntimeError that memory ran out.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 # Turns for which fewer rows are run, once it is known that memory runs out; doubled each time that it does again.
 _TURNS = 16
 _MOST_TURNS = 1024
@@ -55,3 +67,10 @@ class RowLimit:
         self.rows = max(1, rows // 2, self._worked)
         self._turns = min(2 * self._turns or (_TURNS if is_known else 1), _MOST_TURNS)
         self._left = self._turns - 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a device or of the host: the same work in smaller parts may succeed."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in said(error) for words in _OUT_OF_MEMORY)

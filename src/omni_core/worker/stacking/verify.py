@@ -25,11 +25,10 @@ from omni_core.worker.stacking.call import (
     generator_states,
     tensor_versions,
 )
-from omni_core.worker.stacking.call_errors import is_out_of_memory
 from omni_core.worker.stacking.difference import IncomparableError, agreed_difference
 from omni_core.worker.stacking.plan import StackingPlan, UnequalTablesError, candidate_plans, split
 from omni_core.worker.stacking.refusals import note_mismatch, note_not_stacked
-from omni_core.worker.stacking.row_limit import RowLimit
+from omni_core.worker.stacking.row_limit import RowLimit, is_out_of_memory
 from omni_core.worker.stacking.runner import CallRunner
 from omni_core.worker.stacking.trust import DOUBTS, Doubt, Trust
 

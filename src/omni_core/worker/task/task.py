@@ -20,7 +20,7 @@ from omni_core.worker.pipeline.error import pipeline_error
 from omni_core.worker.pipeline.loader import LoadedPipeline
 from omni_core.worker.pipeline.output import output_fields
 from omni_core.worker.pipeline.progress import TaskProgress
-from omni_core.worker.pipeline.running_task import running_task
+from omni_core.worker.pipeline.stand_ins import running_task
 from omni_core.worker.stacking.call import DenoiserCall
 from omni_core.worker.task.nan_watch import NanWatch
 from omni_core.worker.task.side_thread import SideThread, take_over

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from omni_core.errors import ConfigError, StartupError
-from omni_core.worker.parallel.network_interface import listening_on, local_interface
+from omni_core.worker.parallel.process_groups import listening_on, local_interface
 from omni_core.worker.parallel.rank_group import RankGroup
 from omni_exec_torchrun.secret import load_secret
 

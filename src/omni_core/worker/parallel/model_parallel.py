@@ -1,7 +1,8 @@
-"""Sequence parallelism inside of the denoisers: diffusers' context parallelism, Ulysses and ring.
+"""Sequence and tensor parallelism inside of the denoisers, by the plans that the classes of their models have.
 
-Each rank gets a part of the sequence, and the ranks exchange what attention needs. diffusers does it with hooks on the
-model, by the plan that the model's class has in `_cp_plan`; the output comes out whole on every rank.
+Sequence: each rank gets a part of the sequence, and the ranks exchange what attention needs (Ulysses and ring,
+diffusers' context parallelism), by hooks on the model and `_cp_plan`; the output comes out whole on every rank.
+Tensor: each rank holds a part of the weights, by `_tp_plan`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from omni_core.errors import ConfigError
 from omni_core.log import get_logger
-from omni_core.worker.parallel.enable_parallelism import enable_parallelism
 from omni_core.worker.parallel.replica_ranks import ReplicaRanks
 
 log = get_logger(__name__)
@@ -114,3 +114,67 @@ def _refuse_model(what: str, module: torch.nn.Module, ring: int, ulysses: int, a
     dtype = next((parameter.dtype for parameter in module.parameters()), None)
     if ring > 1 and dtype not in (torch.float16, torch.bfloat16):
         raise ConfigError(f"{what}: ring attention needs dtype = 'bfloat16' or 'float16'; {model} has {dtype}.")
+
+
+def enable_tensor_parallelism(
+    pipeline: Any, denoisers: Mapping[str, torch.nn.Module], ranks: ReplicaRanks, device: torch.device
+) -> None:
+    """Split the weights of each denoiser that has a plan for it. Others run whole on every rank.
+
+    Args:
+        pipeline: The pipeline that the denoisers belong to.
+        denoisers: The denoisers by name, on their device.
+        ranks: The ranks.
+        device: Where this one computes.
+
+    Raises:
+        ConfigError: The denoisers cannot be split so; the message says which and why.
+    """
+    from diffusers.models import ParallelConfig, TensorParallelConfig
+
+    what = f"tensor_parallel_size = {ranks.layout.tensor}"
+    planned = {name: module for name, module in denoisers.items() if getattr(module, "_tp_plan", None) is not None}
+    whole = {name: type(module).__name__ for name, module in denoisers.items() if name not in planned}
+    if not planned:
+        classes = ", ".join(dict.fromkeys(whole.values())) or "no denoiser"
+        raise ConfigError(
+            f"{what}: {type(pipeline).__name__} cannot split its weights. It has {classes}, and diffusers has no plan "
+            "for that (a class with one has _tp_plan). Use cfg_parallel_size or data_parallel_size."
+        )
+    group = ranks.along("tensor").process_group
+    mesh = DeviceMesh.from_group(group, device.type, mesh_dim_names=("tensor",))
+    config = TensorParallelConfig(tp_degree=ranks.layout.tensor, mesh=mesh)
+    config.setup(ranks.everyone.rank, ranks.everyone.world_size, device, mesh)
+    for name, module in planned.items():
+        enable_parallelism(f"{what} for {name}", module, ParallelConfig(tensor_parallel_config=config))
+    if whole:
+        log.info("these run whole on every rank: diffusers has no plan for splitting their weights", modules=whole)
+
+
+def enable_parallelism(what: str, module: torch.nn.Module, config: Any) -> None:
+    """Let diffusers apply a `ParallelConfig` to a model.
+
+    Args:
+        what: What it is, for the message of an error.
+        module: A model of diffusers.
+        config: With its meshes set up.
+
+    Raises:
+        ConfigError: It cannot be done with this model; the message says why.
+    """
+
+    def resolved(_config: Any) -> Any:
+        module._parallel_config = config
+        return config
+
+    # The method that would make the meshes. It takes all ranks of the process for its own, and divides by the number of
+    # accelerators.
+    module.__dict__["_resolve_parallel_config"] = resolved
+    try:
+        module.enable_parallelism(config=config)  # type: ignore[operator]
+    except Exception as error:
+        raise ConfigError(
+            f"{what} cannot be done for {type(module).__name__}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        del module.__dict__["_resolve_parallel_config"]
