@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from omni_core.cli.artifacts import artifacts_of
+from omni_core.media.artifacts import artifacts_of
 
 PICTURE = Image.new("RGB", (4, 3))
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omni_core.cli import pictures, run
+from omni_core.cli import run
+from omni_core.media import pictures
 
 PAINTER = ("--model", "cli_test_models:Painter")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from omni_core.cli import atomic, names, pictures, videos
+from omni_core.cli import atomic, names
+from omni_core.media import formats, pictures, videos
 
 KINDS = {
     "picture": ("--model", "cli_test_models:Painter"),
@@ -27,7 +28,7 @@ FITTING = {
     "video with sound": {".npz", ".safetensors"},
     "arrays": {".npz", ".safetensors"},
 }
-ENDINGS = (*names.ENDINGS, ".PNG", ".Gif", ".NPZ")
+ENDINGS = (*formats.ENDINGS, ".PNG", ".Gif", ".NPZ")
 
 
 def fill_folder():
@@ -153,6 +154,6 @@ def test_what_cannot_be_written_is_refused_before_anything_is_loaded(omni, monke
 
 
 def test_latents_need_a_file_for_arrays(omni):
-    for ending in names.ENDINGS:
+    for ending in formats.ENDINGS:
         result = omni("generate", "a", "--output-type", "latent", "-o", f"keep{ending}", *KINDS["picture"])
-        assert (result.exit_code == 2) == (ending not in names.ARRAYS), result.stderr
+        assert (result.exit_code == 2) == (ending not in formats.ARRAYS), result.stderr

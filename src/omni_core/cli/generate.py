@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from omni_core import __version__
-from omni_core.cli import exit_codes, videos
+from omni_core.cli import exit_codes
 from omni_core.cli.app import COMMANDS, registry_of, tell
 from omni_core.cli.interruption import watch_interruption
-from omni_core.cli.names import ARRAYS, Target
+from omni_core.cli.names import Target
 from omni_core.cli.options import (
     REQUEST_SECTION,
     SectionedCommand,
@@ -27,6 +27,7 @@ from omni_core.cli.saving import SaveOptions
 from omni_core.cli.values import files_of
 from omni_core.errors import OmniError
 from omni_core.log import configure_logging
+from omni_core.media import formats, videos
 from omni_core.request import OmniDiffusionRequest
 
 _HELP = f"""{COMMANDS["generate"]}
@@ -77,11 +78,12 @@ def plan(values: Mapping[str, Any]) -> Job:
         click.UsageError: Flags contradict each other, or outputs cannot be written as asked.
     """
     target = Target.parse(values["output"])
-    videos.refuse_without_pyav(target.ending)
+    if (missing := videos.missing_package(target.ending)) is not None:
+        raise click.UsageError(missing)
     config = config_from(command, values)
     fields = given_fields(command.params, values, REQUEST_SECTION)
     output_type = fields.get("output_type")
-    if output_type == "latent" and target.ending not in (None, *ARRAYS):
+    if output_type == "latent" and target.ending not in (None, *formats.ARRAYS):
         raise click.UsageError(f"--output-type latent gives arrays, which {target.ending} cannot hold; use .npz.")
     prompts: list[str | None] = [_valid_text(prompt) for prompt in values["prompts"]]
     if not prompts and config.model is None and "prompt_embeds" not in fields.get("extra_args", {}):

@@ -12,12 +12,8 @@ from pathlib import Path
 
 import click
 
-# What each kind of output can be written as.
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
-VIDEOS = (".mp4", ".webm", ".webp", ".gif")
-AUDIO = (".wav",)
-ARRAYS = (".npz", ".safetensors")
-ENDINGS = tuple(dict.fromkeys((*PICTURES, *VIDEOS, *AUDIO, *ARRAYS)))
+from omni_core.media.formats import ARRAYS, AUDIO, ENDINGS, PICTURES, VIDEOS
+
 _FORMATS = "; ".join(
     f"{kind}: {', '.join(endings)}"
     for kind, endings in (("pictures", PICTURES), ("videos", VIDEOS), ("sound", AUDIO), ("arrays", ARRAYS))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omni_core.cli import exit_codes, sound
+from omni_core.cli import exit_codes
 from omni_core.cli.interruption import Interruption
 from omni_core.cli.progress import Reporter, describe_metrics, label_of, make_reporter
 from omni_core.cli.saving import SavedFile, SaveOptions, Saver
@@ -21,6 +21,7 @@ from omni_core.engine.engine import DiffusionEngine
 from omni_core.engine.handle import RequestHandle
 from omni_core.errors import OmniError
 from omni_core.hookspecs import hookimpl
+from omni_core.media import sound
 from omni_core.outputs import OmniRequestOutput
 from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omni_core.cli import arrays, names, pictures, sound, videos
-from omni_core.cli.artifacts import Artifact, artifacts_of
 from omni_core.cli.atomic import write_atomically, write_new
 from omni_core.cli.names import FileNames, Target
-from omni_core.cli.provenance import Provenance
+from omni_core.media import arrays, formats, pictures, sound, videos
+from omni_core.media.artifacts import Artifact, artifacts_of
+from omni_core.media.provenance import Provenance
 from omni_core.outputs import OmniRequestOutput
 from omni_core.request import OmniDiffusionRequest
 
-_FITTING = {"picture": names.PICTURES, "video": names.VIDEOS, "audio": names.AUDIO, "arrays": names.ARRAYS}
+_FITTING = {"picture": formats.PICTURES, "video": formats.VIDEOS, "audio": formats.AUDIO, "arrays": formats.ARRAYS}
 
 
 @dataclass(frozen=True, slots=True)

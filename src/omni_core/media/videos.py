@@ -9,9 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from omni_core.cli.provenance import Provenance
+from omni_core.media.provenance import Provenance
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,12 +33,11 @@ def default_ending() -> str:
     return ".mp4" if have_pyav() else ".webp"
 
 
-def refuse_without_pyav(ending: str | None) -> None:
-    """Raise click.UsageError if files with this ending need PyAV and it is not there."""
-    if ending in NEEDS_PYAV and not have_pyav():
-        raise click.UsageError(
-            f"Writing {ending} needs PyAV: pip install 'omni-core[video]'. Animated .webp and .gif need nothing more."
-        )
+def missing_package(ending: str | None) -> str | None:
+    """Return what has to be installed for files with this ending; None if nothing has to be."""
+    if ending not in NEEDS_PYAV or have_pyav():
+        return None
+    return f"Writing {ending} needs PyAV: pip install 'omni-core[video]'. Animated .webp and .gif need nothing more."
 
 
 def write_video(path: Path, frames: Sequence[Image.Image], fps: float, provenance: Provenance) -> None:

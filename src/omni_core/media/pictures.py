@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omni_core.cli.provenance import Provenance
+from omni_core.media.provenance import Provenance
 
 if TYPE_CHECKING:
     from PIL import Image

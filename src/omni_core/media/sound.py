@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omni_core.cli.artifacts import RATE_FIELDS
+from omni_core.media.artifacts import RATE_FIELDS
 
 # Played at where nobody knows better; the user is told.
 ASSUMED_RATE = 44_100

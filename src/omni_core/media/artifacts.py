@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omni_core.cli.names import ARRAYS
+from omni_core.media.formats import ARRAYS
 
 Kind = Literal["picture", "video", "audio", "arrays"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omni_core.cli.artifacts import is_tensor, to_numpy
-from omni_core.cli.provenance import Provenance
+from omni_core.media.artifacts import is_tensor, to_numpy
+from omni_core.media.provenance import Provenance
 
 
 def default_ending(arrays: Mapping[str, Any]) -> str:

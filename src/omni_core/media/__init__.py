@@ -1,0 +1,1 @@
+"""What pipelines make, as files: pictures, videos, sound and arrays, each saying how it was made."""
