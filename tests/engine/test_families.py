@@ -44,6 +44,7 @@ def test_there_are_many_kinds_of_pipelines() -> None:
     assert len({case.family for case in CASES.values()}) >= 30
 
 
+@pytest.mark.parametrize("case", one_of_each_family(), indirect=True)
 def test_the_same_as_the_bare_pipeline(case: Case) -> None:
     expected = [bare(case.build(), case, seed) for seed in (5, 6)]
     with DiffusionEngine(pipeline=case.build()) as engine:

@@ -272,7 +272,13 @@ SPLIT = [
 ]
 
 
-@pytest.mark.parametrize("name", SPLIT)
+# Those that differ most in their arguments; the rest by night.
+BY_DAY = ("dit", "stable_diffusion_xl", "flux", "z_image")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in BY_DAY else pytest.mark.nightly) for name in SPLIT]
+)
 def test_requests_give_what_one_rank_gives(ranks: RankProcesses, name: str) -> None:
     requests = [request(name, number) for number in range(3)]
     expected, _ = run_requests(RankGroup.alone(), name, requests)

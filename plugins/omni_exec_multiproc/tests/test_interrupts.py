@@ -189,11 +189,15 @@ def test_a_caller_that_reads_hears_of_its_workers_end(engine: DiffusionEngine, w
     assert executor.collective_rpc(calls.give_back, BOUND_S, (1,)) == [1] * len(pids(engine))
 
 
-def test_short_replies_give_shared_memory_back(engine: DiffusionEngine) -> None:
+def test_short_replies_give_shared_memory_back(engine: DiffusionEngine, wait_until: Callable[..., None]) -> None:
     links = [link for replica in engine.executor._replicas for link in replica.handles]  # type: ignore[attr-defined]
+    most = 0
     for _ in range(20):
         engine.collective_rpc(calls.size_of, args=(np.zeros(1 << 20, np.uint8),))
-    assert max(link._work._pool.num_in_use for link in links) <= 4
+        most = max(most, *(link._work._pool.num_in_use for link in links))
+    assert most < 20  # they come back while calls go on, how soon hangs on the machine,
+    # and all but that of the last call though no call follows.
+    wait_until(lambda: all(link._work._pool.num_in_use - len(link._work._came_back) <= 1 for link in links))
 
 
 class InterruptsItsPickling:

@@ -34,7 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--nightly` and `--without-torch`."""
     parser.addoption("--nightly", action="store_true", help="run every case, those too for which others stand by day")
     parser.addoption("--without-torch", action="store_true", help="make tests fail that import torch or diffusers")
-    parser.addini("by_night", "names of tests, or of single cases, that are run with --nightly alone", type="linelist")
+    parser.addini(
+        "by_night",
+        "tests that are run with --nightly alone: names of tests or of single cases, with Class:: or without",
+        type="linelist",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,13 +56,13 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests of the suite that measure time, and leave out what is for the night."""
-    names = config.getini("by_night")
+    names = set(config.getini("by_night"))
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
         if getattr(item, "originalname", "") in _TIMED:
             item.add_marker("alone")
-        if item.name in names or getattr(item, "originalname", "") in names:
+        if not names.isdisjoint(_names(item)):
             item.add_marker("nightly")
         by_night = item.get_closest_marker("nightly") is not None
         by_night |= item.get_closest_marker("sampled") is not None and not is_in_sample(item)
@@ -66,6 +70,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+def _names(item: pytest.Item) -> set[str]:
+    """Return what a test may be called: one case of it or all, with its class before it or without."""
+    names = {item.name, str(getattr(item, "originalname", ""))}
+    kind = getattr(item, "cls", None)
+    return names if kind is None else names | {f"{kind.__name__}::{name}" for name in names}
 
 
 def is_in_sample(item: pytest.Item) -> bool:
