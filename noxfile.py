@@ -72,7 +72,7 @@ LIGHT = Job(
             "tests/test_scheduler.py",
             "tests/test_serial_thread.py",
             "tests/plugins/test_registry.py",
-            "tests/remote",
+            "tests/wire",
             "tests/cli/test_names.py",
             "tests/cli/test_options.py",
             "tests/cli/test_values.py",

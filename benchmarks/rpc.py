@@ -191,7 +191,7 @@ class ZmqPeer:
 
 
 def serve_channel(connection: socket.socket) -> None:
-    from omni_core.remote.channel import Channel, ChannelClosedError, Frame
+    from omni_core.wire.channel import Channel, ChannelClosedError, Frame
     from omni_core.serialization import dumps, loads
 
     answers, channel = Answers(), Channel(connection)
@@ -208,7 +208,7 @@ class DirectPeer:
     name = "channel, caller reads"
 
     def __init__(self, workers: int) -> None:
-        from omni_core.remote.channel import Channel
+        from omni_core.wire.channel import Channel
 
         self._channels = []
         self._processes = []
@@ -220,7 +220,7 @@ class DirectPeer:
             self._channels.append(Channel(ours))
 
     def _send(self, index: int, nbytes: int) -> None:
-        from omni_core.remote.channel import Frame
+        from omni_core.wire.channel import Frame
         from omni_core.serialization import dumps
 
         self._number += 1

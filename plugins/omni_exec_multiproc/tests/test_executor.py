@@ -77,7 +77,7 @@ def test_workers_are_other_processes_with_an_environment_of_their_own(pair: Diff
 def test_threads_are_shared_between_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)))
-    from omni_core.remote.executor import worker_config
+    from omni_core.replicas.executor import worker_config
 
     assert worker_config(config(), "multiproc", 2).num_threads == 3
     assert worker_config(config(), "multiproc", 8).num_threads == 1

@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from omni_core.errors import ConfigError, ExecutorError
-from omni_core.remote.reactor import Reactor
+from omni_core.wire.reactor import Reactor
 from omni_exec_torchrun.address import address_towards, format_address, parse_address
 from omni_exec_torchrun.authentication import (
     FIRST_SIZE,
@@ -367,7 +367,7 @@ def test_without_files_it_goes_on() -> None:
     """Connections that cannot be taken do not keep a worker out, nor the thread busy."""
     code = """
         import resource, sys, threading
-        from omni_core.remote.reactor import Reactor
+        from omni_core.wire.reactor import Reactor
         from omni_exec_torchrun.control_port import ControlPort
         resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
         def on_peer(*peer):

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from omni_core.remote.start import occupy_standard_files
+from omni_core.wire.start import occupy_standard_files
 
 
 def open_missing() -> None:

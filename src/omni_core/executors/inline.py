@@ -13,7 +13,7 @@ from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
 from omni_core.serial_thread import SerialThread, ThreadClosedError
 from omni_core.timeouts import MOST_SECONDS, is_done_within, wait_seconds
-from omni_core.worker.parallel.rank_loop import call_error, call_name
+from omni_core.calls import call_error, call_name
 
 # Seconds that closing waits for the denoiser call that is running; the thread is a daemon and holds nothing up.
 _CLOSE_TIMEOUT_S = 30.0

@@ -17,8 +17,8 @@ from omni_core import (
 )
 from omni_core.errors import ConfigError, ExecutorError, OmniError, RPCError, RPCTimeoutError
 from omni_core.executor import WORKER_OPTIONS
-from omni_core.remote.requests import with_refused, without_unpicklable
-from omni_core.worker.parallel.rank_loop import call_name
+from omni_core.wire.requests import with_refused, without_unpicklable
+from omni_core.calls import call_name
 from omni_exec_http.calls import Calls, StepThread
 from omni_exec_http.client import Exchange, wait_readable
 from omni_exec_http.link import QUICK_S, Link

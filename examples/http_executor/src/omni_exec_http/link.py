@@ -11,7 +11,7 @@ from typing import Any
 
 from omni_core import SchedulerOutput, StepOutput
 from omni_core.errors import ExecutorError, OmniError, RPCError
-from omni_core.worker.parallel.rank_loop import WorkerCall, WorkerReply
+from omni_core.calls import WorkerCall, WorkerReply
 from omni_exec_http.body import decode, encode
 from omni_exec_http.client import Client, Exchange, TransportError, wait_readable
 from omni_exec_http.process import ServerProcess

@@ -10,7 +10,7 @@ from typing import Any
 
 from omni_core import OmniDiffusionConfig
 from omni_core.errors import ExecutorError, StartupError
-from omni_core.worker.parallel.rank_loop import WorkerReply
+from omni_core.calls import WorkerReply
 from omni_exec_http.body import decode, encode
 from omni_exec_http.client import Client, Exchange, TransportError, wait_readable
 from omni_exec_http.link import OK, Link

@@ -11,7 +11,7 @@ from typing import Any
 
 from omni_core import PluginRegistry
 from omni_core.errors import RPCError
-from omni_core.worker.parallel.rank_loop import WorkerCall, WorkerReply, call_error, serve
+from omni_core.calls import WorkerCall, WorkerReply, call_error, serve
 from omni_exec_http.body import Part, decode, encode
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from omni_core.errors import StartupError
 from omni_core.log import get_logger
-from omni_core.remote.executor import RemoteExecutor, worker_config
-from omni_core.remote.reactor import Reactor
-from omni_core.remote.replica import ReplicaEvents
+from omni_core.replicas.executor import RemoteExecutor, worker_config
+from omni_core.wire.reactor import Reactor
+from omni_core.replicas.replica import ReplicaEvents
 from omni_exec_multiproc.fork_client import ForkClient
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.replica import ProcessReplica

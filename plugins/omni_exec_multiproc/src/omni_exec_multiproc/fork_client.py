@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from omni_core.log import get_logger
-from omni_core.remote.output import WorkerOutput
-from omni_core.remote.process_end import describe_exit, end_process
-from omni_core.remote.reactor import Reactor
-from omni_core.remote.start import start_python
+from omni_core.wire.output import WorkerOutput
+from omni_core.wire.process_end import describe_exit, end_process
+from omni_core.wire.reactor import Reactor
+from omni_core.wire.start import start_python
 from omni_exec_multiproc.fork_messages import FORK, HELLO, receive
 from omni_exec_multiproc.starter import OnEnded, OnStarted, Started
 from omni_exec_multiproc.surroundings import Surroundings

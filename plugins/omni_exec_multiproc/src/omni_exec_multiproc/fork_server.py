@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from omni_core.remote.process_end import die_with_parent
+from omni_core.wire.process_end import die_with_parent
 from omni_core.worker.import_ahead import import_classes, import_common
 from omni_exec_multiproc.fork_messages import FORK, HELLO, NUM_FORK_FDS, peer_of, receive
 from omni_exec_multiproc.surroundings import take_over

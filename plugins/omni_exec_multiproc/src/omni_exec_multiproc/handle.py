@@ -7,12 +7,12 @@ import os
 import signal
 import socket
 
-from omni_core.remote.channel import Channel
-from omni_core.remote.output import WorkerOutput
-from omni_core.remote.process_end import describe_exit
-from omni_core.remote.reactor import Reactor
+from omni_core.wire.channel import Channel
+from omni_core.wire.output import WorkerOutput
+from omni_core.wire.process_end import describe_exit
+from omni_core.wire.reactor import Reactor
 from omni_core.remote.reply_lane import make_lane
-from omni_core.remote.worker_link import LinkEvents, WorkerLink
+from omni_core.wire.worker import LinkEvents, WorkerLink
 from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.starter import Started, Starter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omni_core.remote.setup import WorkerSetup
+from omni_core.wire.setup import WorkerSetup
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from omni_core.remote.options import RemoteOptions
+from omni_core.replicas.options import RemoteOptions
 
 
 class MultiprocOptions(RemoteOptions):

@@ -6,9 +6,9 @@ import secrets
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
-from omni_core.remote.rank_meeting import RankMeeting
-from omni_core.remote.reactor import Reactor
-from omni_core.remote.replica import Replica, ReplicaEvents
+from omni_core.wire.rank_meeting import RankMeeting
+from omni_core.wire.reactor import Reactor
+from omni_core.replicas.replica import Replica, ReplicaEvents
 from omni_exec_multiproc.handle import WorkerHandle
 from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from omni_core.remote.start import start_python
+from omni_core.wire.start import start_python
 
 RUN_SPAWNED = "omni_exec_multiproc.worker_process:run_spawned"
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omni_core.remote.start import import_path
+from omni_core.wire.start import import_path
 
 # Files that hold surroundings: those of `Surroundings.fds`.
 NUM_FDS = 2

@@ -27,9 +27,9 @@ from typing import Any
 
 import omni_core
 from omni_core.errors import StartupError
-from omni_core.remote.private_folder import make_private
-from omni_core.remote.process_end import end_process
-from omni_core.remote.start import occupy_standard_files, start_python
+from omni_core.wire.private_folder import make_private
+from omni_core.wire.process_end import end_process
+from omni_core.wire.start import occupy_standard_files, start_python
 from omni_exec_multiproc.fork_messages import peer_of
 from omni_exec_multiproc.starter import has_fork_server
 

@@ -6,10 +6,10 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from omni_core.plugins import default_registry
-from omni_core.remote import setup as remote
-from omni_core.remote.channel import Channel
-from omni_core.remote.process_end import die_with_parent
-from omni_core.remote.worker_main import run_worker
+from omni_core.wire import setup as remote
+from omni_core.wire.channel import Channel
+from omni_core.wire.process_end import die_with_parent
+from omni_core.wire.worker_main import run_worker
 from omni_exec_multiproc.messages import Setup
 
 if TYPE_CHECKING:

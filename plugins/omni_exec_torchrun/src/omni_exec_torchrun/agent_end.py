@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from omni_core.remote.process_end import die_with_parent
+from omni_core.wire.process_end import die_with_parent
 
 # Set by our launcher, and by it only: process id of the agent. Then standard input is its lifeline.
 AGENT_VARIABLE = "OMNI_TORCHRUN_AGENT_PID"

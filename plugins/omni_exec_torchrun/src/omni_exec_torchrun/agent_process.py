@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from omni_core.remote.start import start_python
+from omni_core.wire.start import start_python
 from omni_exec_torchrun.launch_settings import LaunchSettings
 
 RUN_AGENT = "omni_exec_torchrun.elastic:main"

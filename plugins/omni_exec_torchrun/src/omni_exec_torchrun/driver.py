@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from omni_core.errors import ConfigError
-from omni_core.remote.executor import RemoteExecutor, worker_config
-from omni_core.remote.reactor import Reactor
-from omni_core.remote.replica import ReplicaEvents
+from omni_core.replicas.executor import RemoteExecutor, worker_config
+from omni_core.wire.reactor import Reactor
+from omni_core.replicas.replica import ReplicaEvents
 from omni_exec_torchrun.arrival import Arrivals
 from omni_exec_torchrun.control_port import ControlPort
 from omni_exec_torchrun.group import LaunchGroup

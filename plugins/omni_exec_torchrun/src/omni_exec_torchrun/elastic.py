@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from omni_core.remote.process_end import describe_exit, die_with_parent
-from omni_core.remote.start import find_interpreter, import_path
+from omni_core.wire.process_end import describe_exit, die_with_parent
+from omni_core.wire.start import find_interpreter, import_path
 from omni_exec_torchrun.agent_end import AGENT_VARIABLE, watch_lifeline
 from omni_exec_torchrun.agent_events import EventWriter
 from omni_exec_torchrun.forked_rank import can_fork, run_rank

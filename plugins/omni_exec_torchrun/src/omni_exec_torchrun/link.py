@@ -6,10 +6,10 @@ import contextlib
 import os
 import signal
 
-from omni_core.remote.channel import Channel
-from omni_core.remote.process_end import describe_exit
-from omni_core.remote.reactor import Reactor
-from omni_core.remote.worker_link import LinkEvents, WorkerLink
+from omni_core.wire.channel import Channel
+from omni_core.wire.process_end import describe_exit
+from omni_core.wire.reactor import Reactor
+from omni_core.wire.worker import LinkEvents, WorkerLink
 from omni_exec_torchrun.arrival import Arrival
 from omni_exec_torchrun.options import TorchrunOptions
 

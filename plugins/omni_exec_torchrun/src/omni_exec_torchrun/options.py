@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from omni_core.errors import ConfigError
-from omni_core.remote.options import RemoteOptions
+from omni_core.replicas.options import RemoteOptions
 from omni_core.validation import Seconds
 from omni_exec_torchrun.launch_settings import parse_nnodes
 

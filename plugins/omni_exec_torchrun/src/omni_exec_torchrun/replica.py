@@ -8,9 +8,9 @@ from typing import Protocol
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
-from omni_core.remote.rank_meeting import RankMeeting
-from omni_core.remote.reactor import Reactor
-from omni_core.remote.replica import Replica, ReplicaEvents
+from omni_core.wire.rank_meeting import RankMeeting
+from omni_core.wire.reactor import Reactor
+from omni_core.replicas.replica import Replica, ReplicaEvents
 from omni_exec_torchrun.arrival import Arrival
 from omni_exec_torchrun.link import RankLink
 from omni_exec_torchrun.messages import Setup

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from omni_core.errors import ConfigError
-from omni_core.remote.private_folder import private_folder
+from omni_core.wire.private_folder import private_folder
 
 SECRET_VARIABLE = "OMNI_TORCHRUN_SECRET"  # noqa: S105  # a name
 SECRET_FILE_VARIABLE = "OMNI_TORCHRUN_SECRET_FILE"  # noqa: S105

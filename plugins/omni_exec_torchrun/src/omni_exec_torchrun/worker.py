@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from omni_core.errors import OmniError, StartupError
 from omni_core.plugins import default_registry
-from omni_core.remote import setup as remote
-from omni_core.remote.channel import Channel
-from omni_core.remote.worker_main import DRIVER_GONE, run_worker
+from omni_core.wire import setup as remote
+from omni_core.wire.channel import Channel
+from omni_core.wire.worker_main import DRIVER_GONE, run_worker
 from omni_core.worker.parallel.process_groups import local_interface
 from omni_exec_torchrun.address import interface_towards
 from omni_exec_torchrun.agent_end import end_with_agent

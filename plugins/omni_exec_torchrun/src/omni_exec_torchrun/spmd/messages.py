@@ -7,7 +7,7 @@ from typing import Literal
 
 from omni_core.errors import OmniError
 from omni_core.outputs import EndReason
-from omni_core.worker.parallel.rank_loop import WorkerReply
+from omni_core.calls import WorkerReply
 from omni_exec_torchrun.spmd.ledger import Fields
 
 Kind = Literal["request", "call"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from omni_core.remote.private_folder import make_private, private_folder
+from omni_core.wire.private_folder import make_private, private_folder
 
 
 class RankMeeting:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_core.remote.shared_memory import Block, BlockPool, BlockViews, Bytes, close_files, make_memory
+from omni_core.wire.shared_memory import Block, BlockPool, BlockViews, Bytes, close_files, make_memory
 
 # Mark of a frame, number of its buffers, its number, bytes of its data; numbers of: blocks given back, given up.
 _HEADER = struct.Struct("<4sIQQII")

@@ -10,7 +10,7 @@ import pytest
 from omni_core import OmniDiffusionRequest, OmniRequestOutput, SchedulerOutput, StepOutput, serialization
 from omni_core.errors import PipelineError, RequestError
 from omni_core.outputs import RequestMetrics
-from omni_core.remote.sealed import open_outputs, open_requests, seal_outputs, seal_requests
+from omni_core.wire.sealed import open_outputs, open_requests, seal_outputs, seal_requests
 
 
 def sent(value: Any) -> Any:

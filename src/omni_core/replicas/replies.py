@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import Any
 
-from omni_core.remote.worker_link import WorkerLink
+from omni_core.wire.worker import WorkerLink
 from omni_core.timeouts import Deadline
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_core.errors import OmniError, WorkerDiedError
-from omni_core.remote.channel import Channel, ChannelClosedError, Frame, NoRoomError, SendTimeoutError
-from omni_core.remote.messages import INTERRUPT, PING, STARTED, open_reply, seal, seal_call
-from omni_core.remote.outbox import Outbox
-from omni_core.remote.reactor import Reactor
+from omni_core.wire.channel import Channel, ChannelClosedError, Frame, NoRoomError, SendTimeoutError
+from omni_core.wire.messages import INTERRUPT, PING, STARTED, open_reply, seal, seal_call
+from omni_core.wire.outbox import Outbox
+from omni_core.wire.reactor import Reactor
 from omni_core.remote.reply_lane import LANE, ReplyLane
-from omni_core.worker.parallel.rank_loop import call_name
+from omni_core.calls import call_name
 
 
 @dataclass(frozen=True, slots=True)

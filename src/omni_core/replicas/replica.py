@@ -15,13 +15,13 @@ from omni_core.errors import ExecutorError, OmniError, RPCError, StartupError, W
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
-from omni_core.remote.messages import seal_call
-from omni_core.remote.options import RemoteOptions
-from omni_core.remote.program import Program
-from omni_core.remote.reactor import Reactor, Timer
-from omni_core.remote.watchdog import Watchdog
-from omni_core.remote.worker_link import LinkEvents, WorkerLink
-from omni_core.worker.parallel.rank_loop import call_name
+from omni_core.wire.messages import seal_call
+from omni_core.replicas.options import RemoteOptions
+from omni_core.wire.program import Program
+from omni_core.wire.reactor import Reactor, Timer
+from omni_core.replicas.watchdog import Watchdog
+from omni_core.wire.worker import LinkEvents, WorkerLink
+from omni_core.calls import call_name
 
 log = get_logger(__name__)
 

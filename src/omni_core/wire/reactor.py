@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from omni_core.errors import ExecutorError
 from omni_core.log import get_logger
 from omni_core.own_threads import begin_own_thread
-from omni_core.remote.start import occupy_standard_files
+from omni_core.wire.start import occupy_standard_files
 from omni_core.timeouts import is_done_within, wait_seconds
 
 log = get_logger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from omni_core.remote import reactor as reactor_module
-from omni_core.remote.reactor import Reactor, run_in
-from omni_core.remote.watchdog import Watchdog
+from omni_core.wire.reactor import Reactor, run_in
+from omni_core.replicas.watchdog import Watchdog
 
 BOUND_S = 20.0
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_core.remote.shared_memory import (
+from omni_core.wire.shared_memory import (
     Block,
     BlockPool,
     BlockViews,

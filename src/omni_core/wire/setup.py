@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
 from omni_core.log import configure_logging
-from omni_core.remote.program import Program
+from omni_core.wire.program import Program
 from omni_core.worker.parallel.accelerator import choose_accelerator
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import collections
 import threading
 from collections.abc import Callable
 
-from omni_core.remote.channel import Channel, ChannelClosedError, Frame, NoRoomError, raw_memory
+from omni_core.wire.channel import Channel, ChannelClosedError, Frame, NoRoomError, raw_memory
 
 
 class Outbox:

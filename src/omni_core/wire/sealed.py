@@ -15,7 +15,7 @@ from omni_core import serialization
 from omni_core.error_text import described_error
 from omni_core.errors import OmniError, PipelineError, RequestError, RPCError
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
-from omni_core.remote.requests import cannot_be_sent
+from omni_core.wire.requests import cannot_be_sent
 from omni_core.request import OmniDiffusionRequest
 
 

@@ -9,7 +9,7 @@ import os
 import re
 
 from omni_core.log import get_logger
-from omni_core.remote.reactor import Reactor
+from omni_core.wire.reactor import Reactor
 
 log = get_logger(__name__)
 

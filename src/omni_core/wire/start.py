@@ -28,7 +28,7 @@ import json, os
 with os.fdopen(int(sys.argv[1]), "rb") as file:
     told = json.load(file)
 sys.path[:] = told["path"]
-from omni_core.remote.start import begin
+from omni_core.wire.start import begin
 begin(told)
 """
 # Bytes of the environment with which a process is started. Systems take 128 KiB at least, arguments included, for all

@@ -18,15 +18,15 @@ from omni_core.engine_place import refuse_worker_processes
 from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
 from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
-from omni_core.remote.reactor import Reactor, run_in
-from omni_core.remote.replica import Replica, ReplicaEvents
-from omni_core.remote.replies import gather, read_until_done, reading, wait_for_all
-from omni_core.remote.requests import with_refused
-from omni_core.remote.sealed import seal_requests
-from omni_core.remote.worker_link import WorkerLink
+from omni_core.wire.reactor import Reactor, run_in
+from omni_core.replicas.replica import Replica, ReplicaEvents
+from omni_core.replicas.replies import gather, read_until_done, reading, wait_for_all
+from omni_core.wire.requests import with_refused
+from omni_core.wire.sealed import seal_requests
+from omni_core.wire.worker import WorkerLink
 from omni_core.request import OmniDiffusionRequest, refuse_used_ids
 from omni_core.timeouts import Deadline, is_done_within
-from omni_core.worker.parallel.rank_loop import call_name
+from omni_core.calls import call_name
 
 # Seconds within which `check_health` answers, whatever the workers do.
 _HEALTH_S = 0.9

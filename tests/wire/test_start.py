@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from omni_core.errors import StartupError
-from omni_core.remote.start import find_interpreter, start_python
+from omni_core.wire.start import find_interpreter, start_python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -22,7 +22,7 @@ PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
 SITUATION
-from omni_core.remote.start import occupy_standard_files, start_python
+from omni_core.wire.start import occupy_standard_files, start_python
 occupy_standard_files()  # as whatever has a reactor does
 read, write = os.pipe()
 process = start_python("start_calls:tell", (write, "a", 1), fds=(write,), output=OUTPUT)

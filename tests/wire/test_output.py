@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from omni_core.remote.output import WorkerOutput
-from omni_core.remote.reactor import Reactor, run_in
+from omni_core.wire.output import WorkerOutput
+from omni_core.wire.reactor import Reactor, run_in
 
 
 class Heard(logging.Handler):
@@ -38,7 +38,7 @@ def reactor():
 
 def relay(reactor, *chunks):
     """Return the records that come of what a worker writes in these pieces, and its last lines."""
-    logger = logging.getLogger("omni_core.remote.output")
+    logger = logging.getLogger("omni_core.wire.output")
     heard, level = Heard(), logger.level
     logger.addHandler(heard)
     logger.setLevel(logging.INFO)

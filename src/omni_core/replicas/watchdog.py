@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from omni_core.remote.reactor import Reactor
-from omni_core.remote.worker_link import WorkerLink
+from omni_core.wire.reactor import Reactor
+from omni_core.wire.worker import WorkerLink
 
 # Seconds between two looks, at most.
 _LONGEST_TICK_S = 5.0

@@ -15,12 +15,12 @@ from typing import Any
 from omni_core.engine_place import loading_in_worker_process
 from omni_core.errors import OmniError, RPCError, StartupError
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
-from omni_core.remote.channel import Channel, ChannelClosedError, Frame
-from omni_core.remote.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
+from omni_core.wire.channel import Channel, ChannelClosedError, Frame
+from omni_core.wire.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
 from omni_core.remote.reply_lane import LANE, send_reply
-from omni_core.remote.sealed import open_requests
-from omni_core.remote.setup import WorkerSetup
-from omni_core.worker.parallel.rank_loop import WorkerCall, WorkerReply, call_error, serve
+from omni_core.wire.sealed import open_requests
+from omni_core.wire.setup import WorkerSetup
+from omni_core.calls import WorkerCall, WorkerReply, call_error, serve
 
 # How a worker ends whose driver is gone.
 DRIVER_GONE = 3

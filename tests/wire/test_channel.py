@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_core.remote.channel import Channel, ChannelClosedError, Frame, NoRoomError, SendTimeoutError
+from omni_core.wire.channel import Channel, ChannelClosedError, Frame, NoRoomError, SendTimeoutError
 
 needs_memfd = pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux only")
 BOUND_S = 30.0
@@ -222,7 +222,7 @@ def test_the_receiver_forgets_blocks_that_were_given_up(pair: Pair) -> None:
 def test_a_frame_without_buffers_also_says_which_blocks_were_given_up(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omni_core.remote.shared_memory._MOST_IDLE_BLOCKS", 1)
+    monkeypatch.setattr("omni_core.wire.shared_memory._MOST_IDLE_BLOCKS", 1)
     sender, receiver = pair
     cross(sender, receiver, Frame(1, b"", [pattern(70_000)] * 3))
     gc.collect()
@@ -439,7 +439,7 @@ def test_a_buffer_that_is_not_contiguous_is_refused_before_anything_is_sent(pair
 
 ECHO = """
 import socket, sys
-from omni_core.remote.channel import Channel, ChannelClosedError
+from omni_core.wire.channel import Channel, ChannelClosedError
 channel = Channel(socket.socket(fileno=int(sys.argv[1])))
 try:
     while True:
@@ -449,7 +449,7 @@ except ChannelClosedError:
 """
 SEND_LARGE = """
 import socket, sys
-from omni_core.remote.channel import Channel, Frame
+from omni_core.wire.channel import Channel, Frame
 channel = Channel(socket.socket(fileno=int(sys.argv[1])), shared_memory_bytes=0)
 channel.send(Frame(1, bytes(100_000_000)))
 """

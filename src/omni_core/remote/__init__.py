@@ -1,1 +1,0 @@
-"""What executors need whose workers are processes: how the driver reaches, watches and replaces them."""
