@@ -85,6 +85,25 @@ def test_sources_and_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(sources) == set(OmniDiffusionConfig.model_fields)
 
 
+def test_a_file_that_cannot_be_read_is_told_and_not_passed_over(tmp_path: Path) -> None:
+    Path("omni.toml").mkdir()
+    with pytest.raises(ConfigError, match=r"omni\.toml cannot be read: it is a folder"):
+        OmniDiffusionConfig()
+    Path("omni.toml").rmdir()
+    Path("omni.toml").symlink_to(tmp_path / "missing.toml")
+    with pytest.raises(ConfigError, match=r"omni\.toml cannot be read: it is a link to no file"):
+        OmniDiffusionConfig()
+    Path("omni.toml").unlink()
+    Path("omni.toml").write_text("max_num_seqs = 2\nmax_num_seqs = 3\n")
+    with pytest.raises(ConfigError, match=r"at line 2.*: max_num_seqs = 3"):
+        OmniDiffusionConfig()
+
+
+def test_a_file_of_an_editor_of_windows(tmp_path: Path) -> None:
+    Path("omni.toml").write_bytes(b"\xef\xbb\xbfmax_num_seqs = 3\r\n")
+    assert OmniDiffusionConfig().max_num_seqs == 3
+
+
 def test_another_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("max_num_seqs = 5")

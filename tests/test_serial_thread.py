@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
 import weakref
+from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
 
 from omni_core.serial_thread import SerialThread, ThreadClosedError
+
+BOUND_S = 10.0
 
 
 def test_calls_run_in_order_and_in_one_thread() -> None:
@@ -106,3 +111,45 @@ def test_an_idle_thread_holds_nothing() -> None:
     gc.collect()
     assert held() is None
     assert thread.close(10)
+
+
+@pytest.mark.parametrize("call", ["close", "submit", "submit, then close"])
+def test_a_signal_handler_may_call_in_the_middle_of_a_call(call: str) -> None:
+    """It runs in the thread that it interrupts, and must not wait for that."""
+    thread = SerialThread("interrupted")
+    done: list[Any] = []
+
+    class Interrupted:
+        """The queue, in which the handler runs before the first thing is put."""
+
+        def __init__(self, calls: Any) -> None:
+            self.calls = calls
+            self.handlers = [self.handle]
+
+        def put(self, item: Any) -> None:
+            while self.handlers:
+                self.handlers.pop()()
+            self.calls.put(item)
+
+        def handle(self) -> None:
+            if "submit" in call:
+                done.append(thread.submit(lambda: 1).result(BOUND_S))
+            if "close" in call:
+                done.append(thread.close(BOUND_S))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.calls, name)
+
+    thread._calls = Interrupted(thread._calls)  # type: ignore[assignment]
+
+    def interrupted() -> None:
+        future = thread.submit(lambda: 2)
+        with contextlib.suppress(CancelledError):
+            done.append(future.result(BOUND_S))
+
+    caller = threading.Thread(target=interrupted, daemon=True)
+    caller.start()
+    caller.join(BOUND_S)
+    assert not caller.is_alive()
+    assert done == {"close": [True], "submit": [1, 2], "submit, then close": [1, True]}[call]
+    assert thread.close(BOUND_S)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextvars
+import io
 import os
 import re
 import types
@@ -97,16 +99,45 @@ class File(TomlConfigSettingsSource):
 
     def __init__(self, settings_cls: type[BaseSettings], path: Path) -> None:
         self._path = path
+        if path.is_dir():
+            raise ConfigError(f"The configuration file {path} cannot be read: it is a folder. Rename one of them.")
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(f"The configuration file {path} cannot be read: it is a link to no file.")
         try:
             super().__init__(settings_cls, path)
         except (ValueError, OSError) as error:  # tomllib.TOMLDecodeError is a ValueError
-            raise ConfigError(f"The configuration file {path} cannot be read: {error}") from error
+            raise ConfigError(f"The configuration file {path} cannot be read: {error}{_line(path, error)}") from error
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        # Editors of Windows put a mark before the text, which TOML does not know.
+        read: dict[str, Any] = super()._read_file(_WithoutMark(file_path))
+        return read
 
     def __call__(self) -> dict[str, Any]:
         """Return the values by field."""
         found = super().__call__()
         recorded.get().append((f"file {self._path}", found))
         return found
+
+
+class _WithoutMark:
+    """A file of UTF-8 as it is without a byte order mark."""
+
+    def __init__(self, path: Any) -> None:
+        self._path = path
+
+    def open(self, mode: str) -> io.BytesIO:
+        """Return what is in it, as bytes."""
+        return io.BytesIO(self._path.read_bytes().removeprefix(codecs.BOM_UTF8))
+
+
+def _line(path: Path, error: Exception) -> str:
+    """Return the line that a fault of TOML names by its number, to be put behind that."""
+    number = re.search(r"at line (\d+)", str(error))
+    try:
+        return f": {path.read_text(encoding='utf-8-sig').splitlines()[int(number[1]) - 1].strip()}" if number else ""
+    except (OSError, ValueError, IndexError):
+        return ""
 
 
 def unknown_variables(fields: Mapping[str, FieldInfo], environment: Mapping[str, str]) -> Iterator[str]:

@@ -135,7 +135,7 @@ class DiffusionExecutor(ABC):
         self._pipeline = context.pipeline
         self._sleep_state = SleepState()
         self._change_listeners: list[Callable[[], None]] = []
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()  # a signal handler may close in the middle of this
         self._closed = False
         # Guarded by `_close_lock`: none is made once it is closed.
         self._step_threads: dict[int, SerialThread] = {}

@@ -30,7 +30,7 @@ class SerialThread:
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call in the middle of a call of its own thread
         self._last: Callable[[], Any] = _nothing
         self._running: Future[Any] | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -72,6 +72,8 @@ class SerialThread:
             if not self.is_alive:
                 raise ThreadClosedError(f"the thread {self._thread.name} is closed")
             self._calls.put((future, call))
+            if self._closed.is_set():  # by a signal handler, just now: nobody may take it any more
+                future.cancel()
         return future
 
     def close(self, timeout: float | None = None, last: Callable[[], Any] | None = None) -> bool:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from omni_core import (
@@ -158,6 +159,44 @@ def test_who_waits_in_the_engines_thread_is_told_so(what: str, where: str) -> No
     assert raised
     assert {type(error) for error in raised} == {EngineError}
     assert "(in an observer or a callback)" in str(raised[0])
+
+
+CALLS_IN_A_PIPELINE: dict[str, tuple[Callable[[DiffusionEngine, Any], object], str]] = {
+    "step": (lambda engine, other: engine.step([picture(3)]), "EngineError: engine.step() waits"),
+    "result": (lambda engine, other: other.result(), "EngineError: handle.result() waits"),
+    "events": (lambda engine, other: list(other.events()), "EngineError: handle.events() waits"),
+    "sleep(2)": (lambda engine, other: engine.sleep(2), "sleep(level=2) was called by a request that runs"),
+    "check_health": (lambda engine, other: engine.check_health(), ""),
+    "stats": (lambda engine, other: engine.stats(), ""),
+    "a call": (lambda engine, other: engine.collective_rpc("check_health"), ""),
+    "abort": (lambda engine, other: other.abort(), ""),
+    "submit": (lambda engine, other: engine.submit(picture(3)), ""),
+}
+
+
+def picture(seed: int, **fields: Any) -> OmniDiffusionRequest:
+    return OmniDiffusionRequest(prompt="a", seed=seed, num_inference_steps=4, height=32, width=32, **fields)
+
+
+@pytest.mark.parametrize("what", CALLS_IN_A_PIPELINE)
+def test_a_callback_of_a_pipeline_that_waits_is_told_so_and_holds_up_nobody(what: str) -> None:
+    call, refusal = CALLS_IN_A_PIPELINE[what]
+    others: list[RequestHandle] = []
+
+    def callback(_pipeline: Any, step: int, _timestep: Any, kwargs: Any) -> Any:
+        if step == 1:
+            call(engine, others[0])
+        return kwargs
+
+    model = "omni_core.testing.pipelines:picture"
+    with DiffusionEngine(OmniDiffusionConfig(model=model, log_level="error")) as engine:
+        [wanted] = engine.step([picture(1)], PATIENCE_S)
+        others += engine.submit_all([picture(1), picture(2, extra_args={"callback_on_step_end": callback})])
+        ends = [handle.result(PATIENCE_S) for handle in others]
+        assert (refusal in str(ends[1].error)) if refusal else ends[1].finish_reason == "finished", ends[1].error
+        if what != "abort":
+            assert np.array_equal(np.asarray(ends[0].images[0]), np.asarray(wanted.images[0]))
+        assert engine.step([picture(1)], PATIENCE_S)[0].finish_reason == "finished"
 
 
 def test_another_engine_may_be_waited_for_in_a_callback() -> None:

@@ -423,6 +423,9 @@ def test_an_unknown_name_says_what_there_is(world):
     for part in ("'multiprc'", "Did you mean 'multiproc'?", "fast, multiproc", "zeta:z (broken)"):
         assert part in str(caught.value)
     assert "pip install" not in str(caught.value)
+    with pytest.raises(ExecutorNotFoundError, match="Did you mean 'multiproc'") as caught:
+        registry.resolve_executor("Multiproc")
+    assert "pip install" not in str(caught.value)
     with pytest.raises(ExecutorNotFoundError, match=r"with a colon: executor_class='pkg\.mod:Class'"):
         registry.resolve_executor("pkg.mod.Class")
     with pytest.raises(ExecutorNotFoundError, match="The distribution acme offers: acme:multiproc, acme:fast"):

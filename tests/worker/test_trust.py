@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from omni_core.worker.stacking.call import DenoiserCall
+from omni_core.worker.stacking.difference import difference
 from omni_core.worker.stacking.verify import VerifiedStacking
 
 STEPS = 100
@@ -22,6 +23,7 @@ class Model(torch.nn.Module):
         self.compute = compute
         self.batches: list[int] = []
         self.kept: torch.Tensor | None = None
+        self.maps: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         self.batches.append(len(x))
@@ -34,6 +36,45 @@ def right(_: Model, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tenso
 
 def first_timestep(model: Model, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
     return right(model, x, timestep[:1].expand(len(x)), prompt)
+
+
+def last_timestep(model: Model, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    return right(model, x, timestep[-1:].expand(len(x)), prompt)
+
+
+def last_row_decides(model: Model, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """As where experts take turns at some timestep."""
+    return right(model, x, timestep, prompt) + (0.3 if timestep[-1] < 50 else 0)
+
+
+def mixes_beside_infinities(
+    model: Model, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
+) -> torch.Tensor:
+    result = right(model, x, timestep, prompt) - x.mean(0) * 0.1 * (len(x) > 1)
+    return torch.cat([result[:, :3], torch.full_like(result[:, :1], float("-inf"))], 1)
+
+
+def mixes_beside_a_large_channel(
+    model: Model, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor
+) -> torch.Tensor:
+    result = right(model, x, timestep, prompt) - x.mean(0) * 0.5 * (len(x) > 1)
+    return torch.cat([result[:, :3], torch.full_like(result[:, :1], -1e6)], 1)
+
+
+def leaves_a_map(model: Model, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    model.kept = x * 0.5
+    return right(model, x, timestep, prompt)
+
+
+def leaves_a_map_in_a_list(model: Model, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    model.maps = [x * 0.5]
+    return right(model, x, timestep, prompt)
+
+
+def leaves_a_table(model: Model, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """The same whatever the request, as tables of positions are."""
+    model.kept = torch.arange(4.0)
+    return right(model, x, timestep, prompt) + model.kept * 0
 
 
 def first_prompt(model: Model, x: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
@@ -130,7 +171,7 @@ COMPANIES = {
 
 
 @pytest.mark.parametrize("company", COMPANIES)
-@pytest.mark.parametrize("compute", [first_timestep, first_prompt, above_some_rows])
+@pytest.mark.parametrize("compute", [first_timestep, last_timestep, first_prompt, above_some_rows])
 def test_what_differs_for_the_first_time_is_verified_again(compute: Callable[..., torch.Tensor], company: str) -> None:
     assert serve(compute, *COMPANIES[company]).wrong == set()
 
@@ -170,6 +211,73 @@ def test_right_models_are_stacked_and_seldom_looked_at(company: str) -> None:
     # Up to three sizes, two tensors that may begin to differ, and samples with the 4th, 16th and 64th call.
     assert 3 <= served.stacking.stats.checks <= 8
     assert max(served.model.batches) == 6
+
+
+@pytest.mark.parametrize("compute", [mixes_beside_infinities, mixes_beside_a_large_channel])
+def test_what_is_wrong_is_not_hidden_by_larger_numbers(compute: Callable[..., torch.Tensor]) -> None:
+    stacking, model = VerifiedStacking("verified"), Model(compute)
+    calls = [
+        DenoiserCall.describe(model, (torch.rand(1, 4), torch.tensor([9.0]), torch.rand(1, 4)), {}, False)
+        for _ in range(3)
+    ]
+    outcomes = stacking.run(calls, lambda _index: None)
+    assert outcomes is not None
+    for outcome, call in zip(outcomes, calls, strict=True):
+        assert torch.equal(outcome.result, model(*call.args))
+    assert "times the tolerance" in next(iter(stacking.stats.refused.values()))
+
+
+def test_infinities_at_the_same_places_are_no_difference() -> None:
+    one = torch.tensor([[1.0, float("inf"), float("-inf"), float("nan")]])
+    assert difference(one, one.clone()) == 0.0
+    for place, value in ((1, float("-inf")), (1, 1e30), (0, float("inf")), (3, 1.0)):
+        other = one.clone()
+        other[0, place] = value
+        assert difference(one, other) == difference(other, one) == float("inf")
+
+
+@pytest.mark.parametrize("requests", [2, 4])
+def test_whichever_row_a_model_takes_for_all_a_sample_finds_it(requests: int) -> None:
+    begins = [number // requests * STEPS + number % requests * 20 for number in range(40 * requests)]
+    served = serve(last_row_decides, begins, [index / 999 for index in range(len(begins))])
+    assert served.wrong, "or this shows nothing"
+    assert served.stacking.stats.mismatches
+    assert served.wrong <= served.told
+
+
+@pytest.mark.parametrize("compute", [leaves_a_map, leaves_a_map_in_a_list])
+def test_a_model_that_leaves_something_of_each_request_is_named(compute: Callable[..., torch.Tensor]) -> None:
+    served = serve(compute, TOGETHER, DIFFERENT)
+    assert served.stacked == 0
+    assert "leaves something of each request in Model." in served.stateful[0]
+
+
+def test_a_model_that_leaves_what_is_the_same_for_all_is_stacked() -> None:
+    served = serve(leaves_a_table, TOGETHER, DIFFERENT)
+    assert (served.wrong, served.stateful) == (set(), [])
+    assert served.stacked > 0
+
+
+@torch.inference_mode()
+def test_tables_of_inference_mode_are_looked_at_each_time() -> None:
+    """They count no versions."""
+
+    class Table(torch.nn.Module):
+        def forward(self, x: torch.Tensor, timestep: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+            return x * table[0] + table[1]
+
+    stacking, model = VerifiedStacking("verified"), Table()
+    tables = [torch.ones(2, 4) for _ in range(3)]
+    for step in range(3):
+        calls = [
+            DenoiserCall.describe(model, (torch.rand(1, 4), torch.tensor([9.0]), table), {}, False) for table in tables
+        ]
+        outcomes = stacking.run(calls, lambda _index: None)
+        for index, call in enumerate(calls):
+            result = model(*call.args) if outcomes is None else outcomes[index].result
+            assert torch.allclose(result, model(*call.args))
+        for number, table in enumerate(tables):
+            table.mul_(number + step)
 
 
 def test_a_model_that_draws_is_refused() -> None:

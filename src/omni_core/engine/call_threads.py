@@ -23,7 +23,7 @@ class CallThreads:
 
     def __init__(self) -> None:
         self._threads: set[threading.Thread] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     async def run(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Return what `function(*args, **kwargs)` returns, or raise what it raises.

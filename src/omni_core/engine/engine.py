@@ -146,7 +146,7 @@ class DiffusionEngine(FormerEngine):
             EngineClosedError: The engine is closed.
             TimeoutError: They did not end in time; they are aborted.
         """
-        refuse_to_wait("engine.step()", self._core.thread_owners, "Use engine.submit() there")
+        refuse_to_wait("engine.step()", self._core.thread_owners, "Use engine.submit() there", for_request=True)
         handles = self.submit_all(requests)
         try:
             return wait_all(handles, timeout)

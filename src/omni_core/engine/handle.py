@@ -103,7 +103,10 @@ class RequestHandle:
         seconds = wait_seconds(timeout)
         if seconds != 0 and not self.done():
             refuse_to_wait(
-                "handle.result()", self._thread_owners, "Use add_done_callback, or wait in a thread of your own"
+                "handle.result()",
+                self._thread_owners,
+                "Use add_done_callback, or wait in a thread of your own",
+                for_request=True,
             )
         with self._changed:
             if not self._changed.wait_for(self.done, seconds):
@@ -130,7 +133,10 @@ class RequestHandle:
             self._refuse_forked()  # an iterator may have been carried over
             if seconds != 0 and len(self._events) <= position:
                 refuse_to_wait(
-                    "handle.events()", self._thread_owners, "Use subscribe, or follow it in a thread of your own"
+                    "handle.events()",
+                    self._thread_owners,
+                    "Use subscribe, or follow it in a thread of your own",
+                    for_request=True,
                 )
             with self._changed:
                 if not self._changed.wait_for(lambda: len(self._events) > position, seconds):  # noqa: B023

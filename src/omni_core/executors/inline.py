@@ -10,6 +10,7 @@ from omni_core.engine_place import wait_for_load
 from omni_core.errors import ExecutorError, RPCError, RPCTimeoutError
 from omni_core.executor import WORKER_OPTIONS, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
+from omni_core.own_threads import begin_own_thread
 from omni_core.request import OmniDiffusionRequest
 from omni_core.serial_thread import SerialThread, ThreadClosedError
 from omni_core.timeouts import MOST_SECONDS, is_done_within, wait_seconds
@@ -37,6 +38,8 @@ class InlineExecutor(DiffusionExecutor):
         wait_for_load(loading, min(self.config.startup_timeout_s, MOST_SECONDS), self._thread.ident)
 
     def _make_worker(self) -> None:
+        # Here pipelines run, and call what their requests bring: `callback_on_step_end`, say.
+        begin_own_thread("runs the pipelines", self, runs_requests=True)
         from omni_core.worker.worker import worker_class
 
         self._worker = worker_class(self.config)(self.config, hooks=self.plugins, pipeline=self._pipeline)

@@ -277,7 +277,8 @@ def _not_found(choice: str, records: Sequence[PluginRecord]) -> ExecutorNotFound
 def _not_installed(choice: str, names: Sequence[str]) -> str | None:
     """Return the distribution of the published executor that is meant, or likely so; None if it is not that."""
     if published(choice):
-        return published(choice)
+        # In another spelling it may be here, and is proposed then.
+        return None if normalise(choice) in map(normalise, names) else published(choice)
     near = closest(choice, [*names, *PUBLISHED])
     return published(near) if near is not None and near not in names else None
 

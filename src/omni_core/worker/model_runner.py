@@ -18,6 +18,7 @@ from omni_core.worker.parallel.replica_ranks import ReplicaRanks
 from omni_core.worker.pipeline.denoisers import SuspendablePipeline
 from omni_core.worker.pipeline.loader import LoadedPipeline
 from omni_core.worker.stacking.call import DenoiserCall
+from omni_core.worker.stacking.shared_model import ModelState
 from omni_core.worker.stacking.verify import StackingMode, VerifiedStacking
 from omni_core.worker.task.interrupt import Interrupt
 from omni_core.worker.task.served_kinds import ServedKinds
@@ -204,15 +205,19 @@ class ModelRunner:
             self._side.close()
 
     def _run_wave(self, tasks: list[PipelineTask], step_output: StepOutput) -> None:
-        tasks = self._turns.choose(tasks, self._tasks.values())
+        wave = tasks
+        tasks = self._turns.choose(wave, self._tasks.values())
         started = False
-        for task in tasks:
-            if not task.is_started:
-                began = time.perf_counter()
-                step_output.started.append(task.request.request_id)
-                task.resume()
-                step_output.start_seconds.append(time.perf_counter() - began)
-                started = True
+        while (task := next((task for task in tasks if not task.is_started), None)) is not None:
+            began = time.perf_counter()
+            step_output.started.append(task.request.request_id)
+            model = ModelState(self._suspendable.parts)
+            task.resume()
+            if (place := model.change()) is not None:
+                self._stacking.on_stateful(f"the pipeline sets {place} for its request, and the model is shared")
+                tasks = self._turns.choose(wave, self._tasks.values())
+            step_output.start_seconds.append(time.perf_counter() - began)
+            started = True
         if started and self._lockstep is not None:
             self._lockstep.settle(tasks)
         waiting = [task for task in tasks if task.call is not None and task.output is None]

@@ -26,6 +26,7 @@ from omni_core.worker.parallel.rank_group import RankGroup
 from omni_core.worker.parallel.replica_ranks import ReplicaRanks
 from omni_core.worker.parallel.shared_forwards import enable, refuse_impossible
 from omni_core.worker.pipeline.loader import load_pipeline, resolve_device
+from omni_core.worker.pipeline.stand_ins import running_task
 
 log = get_logger(__name__)
 
@@ -191,13 +192,18 @@ class DiffusionWorker:
         is woken.
 
         Raises:
-            ExecutorError: Level 2 of a pipeline object that was given: it could not be loaded again. Level 1 with
-                tensor parallelism.
+            ExecutorError: Level 2 of a pipeline object that was given: it could not be loaded again. Level 2 within a
+                request. Level 1 with tensor parallelism.
         """
         if level >= 2 and self._given_pipeline is not None:
             raise ExecutorError(
                 "sleep(level=2) drops the weights, but this pipeline was given as an object and cannot be loaded "
                 "again. Use level=1, or set model."
+            )
+        if level >= 2 and running_task() is not None:
+            raise ExecutorError(
+                "sleep(level=2) was called by a request that runs, in a callback perhaps: it would drop the pipeline "
+                "that calls it. Call it in a thread of your own."
             )
         if level == 1 and self.config.tensor_parallel_size > 1:
             raise ExecutorError(

@@ -96,7 +96,7 @@ class SharedServer:
 
 
 _entered: list[SharedServer] = []
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ denoising of others.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import functools
@@ -31,6 +32,8 @@ from omni_core.worker.pipeline.stand_ins import (
 
 # Lists, tuples and dicts of a pipeline are looked into up to this length: none has so many components.
 _MOST_ENTRIES = 64
+# What a pipeline may keep its own notes of a run in. What is in them is shared.
+_CONTAINERS = (list, dict, set, bytearray, collections.deque)
 
 
 def find_denoisers(pipeline: Any) -> dict[str, torch.nn.Module]:
@@ -51,6 +54,7 @@ class SuspendablePipeline:
         on_autoencoder_call: What the methods of an autoencoder's stand-in do instead of running.
 
     Attributes:
+        parts: The denoisers and all modules inside of them, each once.
         editable_parts: Where the pipeline may change its denoisers while it runs.
         cached_modules: The denoisers on which a step cache is enabled.
         shared_state: Why requests must not run at the same time, if it is so: something has been put into the model
@@ -63,7 +67,7 @@ class SuspendablePipeline:
         self._on_autoencoder_call = on_autoencoder_call
         # By the module's id: it, its class at that time, and its stand-in.
         self._stand_ins: dict[int, tuple[torch.nn.Module, type[Any], torch.nn.Module]] = {}
-        self._parts: list[torch.nn.Module] = []
+        self.parts: list[torch.nn.Module] = []
         self.editable_parts = EditableParts(())
         self.refresh()
 
@@ -80,8 +84,8 @@ class SuspendablePipeline:
                     found = (value, type(value), self._stand_in(value))
                 self._stand_ins[id(value)] = found
         parts = parts_of(denoisers.values())
-        if list(map(id, parts)) != list(map(id, self._parts)):
-            self._parts = parts
+        if list(map(id, parts)) != list(map(id, self.parts)):
+            self.parts = parts
             self.editable_parts = EditableParts(parts)
         self.cached_modules = tuple(
             module for module in denoisers.values() if getattr(module, "is_cache_enabled", False)
@@ -124,6 +128,8 @@ class SuspendablePipeline:
             own = {key: self._own(entry, known) for key, entry in entries.items()}
             if any(own[key] is not entry for key, entry in entries.items()):
                 return own if type(value) is dict else type(value)(own.values())
+        if type(value) in _CONTAINERS:  # a history, say, which the pipeline clears when it begins
+            return known.setdefault(id(value), copy.copy(value))
         return value
 
     def adopt(self, value: Any) -> Any:

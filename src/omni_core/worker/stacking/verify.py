@@ -18,6 +18,7 @@ from omni_core.error_text import described_error, is_ctrl_c
 from omni_core.errors import RankGroupError
 from omni_core.log import get_logger
 from omni_core.outputs import StackingStats
+from omni_core.worker.pipeline.module_edits import parts_of
 from omni_core.worker.stacking.call import (
     DenoiserCall,
     clone_tensors,
@@ -30,6 +31,7 @@ from omni_core.worker.stacking.plan import StackingPlan, UnequalTablesError, can
 from omni_core.worker.stacking.refusals import note_mismatch, note_not_stacked
 from omni_core.worker.stacking.row_limit import RowLimit, is_out_of_memory
 from omni_core.worker.stacking.runner import CallRunner
+from omni_core.worker.stacking.shared_model import ModelState, left_by_each
 from omni_core.worker.stacking.trust import DOUBTS, Doubt, Trust
 
 log = get_logger(__name__)
@@ -329,20 +331,30 @@ class VerifiedStacking:
         """Run calls one by one, and say why such calls must not be stacked, if that shows; agreed on by all ranks."""
         outcomes = []
         drew = changed = False
+        parts = parts_of([calls[0].module])
+        left = []
         first = clone_tensors((calls[0].args, calls[0].kwargs))
         for index, call in enumerate(calls):
             enter(index)
             before, inputs = generator_states(call.leaves), tensor_versions(call.leaves)
+            model = ModelState(parts)
             outcomes.append(self._alone(call))
+            left.append(model.tensors_left())
             drew = drew or not torch.equal(before, generator_states(call.leaves))
             changed = changed or tensor_versions(call.leaves) != inputs
-        drew, changed = map(bool, self._runner.agree_all("how the calls went", [float(drew), float(changed)]))
+        place = left_by_each(left)
+        told = [float(drew), float(changed), float(place is not None)]
+        drew, changed, leaves = map(bool, self._runner.agree_all("how the calls went", told))
         if changed:
             return outcomes, "it changes its input in place"
         if drew:
             return outcomes, "it draws random numbers, which must come from each request's own generator"
         if not _any_failed(outcomes) and not self._repeats(calls[0].module, first, outcomes[0], enter):
             reason = "it keeps something from one call to the next: the same call gave another result later"
+            self.on_stateful(reason)
+            return outcomes, reason
+        if leaves:
+            reason = f"it leaves something of each request in {place or 'itself'}, which the pipeline may read"
             self.on_stateful(reason)
             return outcomes, reason
         return outcomes, None
