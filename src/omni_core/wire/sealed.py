@@ -17,6 +17,7 @@ from omni_core.errors import OmniError, PipelineError, RequestError, RPCError
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.wire.requests import cannot_be_sent
 from omni_core.request import OmniDiffusionRequest
+from omni_core.calls import WorkerCall, WorkerReply
 
 
 @dataclass(slots=True)
@@ -66,6 +67,30 @@ def open_requests(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, l
         )
         refused.append(_failed(sealed, reason))
     return dataclasses.replace(scheduler_output, new_requests=opened), refused
+
+
+class StepOpener:
+    """Opens the new requests of steps in a worker process; those that cannot be read come out with the step's reply."""
+
+    def __init__(self) -> None:
+        # Of the step that runs: the number of its call, and the outputs of its requests that could not be read.
+        self._refused: tuple[int, list[OmniRequestOutput]] = (-1, [])
+
+    def open(self, call: WorkerCall) -> WorkerCall:
+        """Return a call that has come, to be made."""
+        if call.args and isinstance(call.args[0], SchedulerOutput):
+            step, refused = open_requests(call.args[0])
+            call.args = (step, *call.args[1:])
+            self._refused = (call.call_id, refused)
+        return call
+
+    def complete(self, reply: WorkerReply) -> WorkerReply:
+        """Return a reply, with the outputs of what could not be read."""
+        call_id, refused = self._refused
+        if refused and reply.call_id == call_id and isinstance(reply.value, StepOutput):
+            reply.value.finished.extend(refused)
+            self._refused = (-1, [])
+        return reply
 
 
 def seal_outputs(value: Any) -> Any:

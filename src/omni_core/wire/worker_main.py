@@ -14,11 +14,10 @@ from typing import Any
 
 from omni_core.engine_place import loading_in_worker_process
 from omni_core.errors import OmniError, RPCError, StartupError
-from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.wire.channel import Channel, ChannelClosedError, Frame
 from omni_core.wire.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
-from omni_core.remote.reply_lane import LANE, send_reply
-from omni_core.wire.sealed import open_requests
+from omni_core.wire.reply_lane import LANE, send_reply
+from omni_core.wire.sealed import StepOpener
 from omni_core.wire.setup import WorkerSetup
 from omni_core.calls import WorkerCall, WorkerReply, call_error, serve
 
@@ -79,8 +78,7 @@ class _Transport:
     def __init__(self, channel: Channel, lane: socket.socket | None) -> None:
         self._channel = channel
         self._lane = lane
-        # Requests of the step that runs which could not be read: the number of its call, and their outputs.
-        self._refused: tuple[int, list[OmniRequestOutput]] = (STARTED, [])
+        self._opener = StepOpener()
 
     def receive(self) -> WorkerCall | WorkerReply | None:
         try:
@@ -88,18 +86,10 @@ class _Transport:
         except ChannelClosedError:
             return None
         call = open_call(frame)
-        if isinstance(call, WorkerCall) and call.args and isinstance(call.args[0], SchedulerOutput):
-            step, refused = open_requests(call.args[0])
-            call.args = (step, *call.args[1:])
-            self._refused = (call.call_id, refused)
-        return call
+        return self._opener.open(call) if isinstance(call, WorkerCall) else call
 
     def reply(self, reply: WorkerReply) -> None:
-        call_id, refused = self._refused
-        if refused and reply.call_id == call_id and isinstance(reply.value, StepOutput):
-            reply.value.finished.extend(refused)
-            self._refused = (STARTED, [])
-        frame = seal_reply(reply)
+        frame = seal_reply(self._opener.complete(reply))
         lane = self._lane if frame.number & LANE else None
         if lane is not None and not frame.buffers and send_reply(lane, frame.number, frame.data):
             self._channel.flush_releases()

@@ -18,6 +18,7 @@ from omni_core import (
 from omni_core.errors import ConfigError, ExecutorError, OmniError, RPCError, RPCTimeoutError
 from omni_core.executor import WORKER_OPTIONS
 from omni_core.wire.requests import with_refused, without_unpicklable
+from omni_core.wire.sealed import seal_requests
 from omni_core.calls import call_name
 from omni_exec_http.calls import Calls, StepThread
 from omni_exec_http.client import Exchange, wait_readable
@@ -101,8 +102,9 @@ class HttpExecutor(DiffusionExecutor):
 
     def execute_step(self, replica: int, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
         """Advance the running requests; the future gets what was done."""
-        sendable, refused = without_unpicklable(scheduler_output)
-        return with_refused(self._steps[replica].submit(sendable), refused)
+        # Each request by itself, so that one which cannot be read there fails alone.
+        sealed, refused = seal_requests(scheduler_output)
+        return with_refused(self._steps[replica].submit(sealed), refused)
 
     def interrupt(self, replica: int) -> None:
         """Let a running step return after the wave that is running."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from omni_core import SchedulerOutput, StepOutput
 from omni_core.errors import ExecutorError, OmniError, RPCError
+from omni_core.wire.sealed import open_outputs
 from omni_core.calls import WorkerCall, WorkerReply
 from omni_exec_http.body import decode, encode
 from omni_exec_http.client import Client, Exchange, TransportError, wait_readable
@@ -106,7 +107,7 @@ class Link:
             raise RPCError(f"The reply cannot be read here: {type(error).__name__}: {error}") from error
         if answer.error is not None:
             raise answer.error
-        return answer.value
+        return open_outputs(answer.value)
 
     def give_up(self, exchange: Exchange) -> None:
         """Wait for a reply no longer; when it comes it is dropped."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from omni_core import PluginRegistry
 from omni_core.errors import RPCError
+from omni_core.wire.sealed import StepOpener, seal_outputs
 from omni_core.calls import WorkerCall, WorkerReply, call_error, serve
 from omni_exec_http.body import Part, decode, encode
 
@@ -39,6 +40,7 @@ class Session:
         self._unanswered: dict[int, Future[list[Part]]] = {}
         self._worker: Any = None
         self._running: tuple[int, float] | None = None
+        self._opener = StepOpener()
 
     def run(self) -> None:
         """Make the worker and serve its driver, until that has hung up. In the main thread."""
@@ -114,11 +116,13 @@ class Session:
             call: WorkerCall = decode(body)
         except Exception as error:  # it may need a module that is not here
             return WorkerReply(number, error=call_error("read the call", error))
-        return call
+        return self._opener.open(call)
 
     def reply(self, reply: WorkerReply) -> None:
         """Hand a reply to the connection that waits for it."""
         try:
+            reply = self._opener.complete(reply)
+            reply.value = seal_outputs(reply.value)
             parts = encode(reply, self._max_body_bytes)
         except RPCError as error:
             raise RPCError(f"The result cannot be sent. {error.message}") from error
