@@ -191,8 +191,8 @@ class ZmqPeer:
 
 
 def serve_channel(connection: socket.socket) -> None:
-    from omni_core.wire.channel import Channel, ChannelClosedError, Frame
     from omni_core.serialization import dumps, loads
+    from omni_core.wire.channel import Channel, ChannelClosedError, Frame
 
     answers, channel = Answers(), Channel(connection)
     with contextlib.suppress(ChannelClosedError):
@@ -220,8 +220,8 @@ class DirectPeer:
             self._channels.append(Channel(ours))
 
     def _send(self, index: int, nbytes: int) -> None:
-        from omni_core.wire.channel import Frame
         from omni_core.serialization import dumps
+        from omni_core.wire.channel import Frame
 
         self._number += 1
         self._channels[index].send(Frame(self._number, *dumps(request(nbytes))))

@@ -25,11 +25,11 @@ from omni_core import (
     PipelineInfo,
     RequestMetrics,
 )
+from omni_core.calls import call_error, call_name
 from omni_core.errors import ExecutorError, RPCError, RPCTimeoutError
 from omni_core.executor import WORKER_OPTIONS
 from omni_core.serial_thread import SerialThread
 from omni_core.timeouts import is_done_within
-from omni_core.calls import call_error, call_name
 
 MOST_ANSWERS = 256
 # Calls that leave the model as it is. After any other, such as one that loads a LoRA, old answers may be wrong.

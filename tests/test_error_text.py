@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from omni_core.calls import WorkerCall, answer, call_error
 from omni_core.error_text import described_error, said
 from omni_core.errors import RPCError
-from omni_core.calls import WorkerCall, answer, call_error
 
 
 class Unspeakable(Exception):

@@ -82,7 +82,7 @@ class DiffusionExecutor(ABC):
     A subclass writes five methods: `_init_executor`, `collective_rpc`, `execute_model`, `check_health` and
     `shutdown`. Everything else is derived from them::
 
-        class RemoteExecutor(DiffusionExecutor):
+        class WireExecutor(DiffusionExecutor):
             def _init_executor(self):
                 self.client = connect(self.options.address)
 

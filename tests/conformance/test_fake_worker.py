@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from omni_core import DiffusionEngine, DiffusionExecutor, OmniDiffusionConfig, OmniDiffusionRequest
+from omni_core.calls import WorkerCall, WorkerReply, serve
 from omni_core.errors import RequestAbortedError, RPCError
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.testing.fake_worker import FakeWorker
-from omni_core.calls import WorkerCall, WorkerReply, serve
 from omni_core.worker.worker import DiffusionWorker
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from omni_core.remote import reactor as reactor_module
-from omni_core.wire.reactor import Reactor, run_in
+from omni_core.replicas.loop import run_in
 from omni_core.replicas.watchdog import Watchdog
+from omni_core.wire import reactor as reactor_module
+from omni_core.wire.reactor import Reactor
 
 BOUND_S = 20.0
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tqdm import tqdm
 
+from omni_core.replicas.loop import run_in
 from omni_core.wire.output import WorkerOutput
-from omni_core.wire.reactor import Reactor, run_in
+from omni_core.wire.reactor import Reactor
 
 
 class Heard(logging.Handler):

@@ -19,12 +19,13 @@ import numpy as np
 import psutil
 import pytest
 
-import omni_core.remote
+import omni_core.replicas
+import omni_core.wire
 from omni_core import DiffusionEngine, OmniDiffusionConfig, PluginRegistry, hookimpl
 from omni_core.errors import OmniError, RPCTimeoutError, WorkerDiedError
 
 MODEL = "omni_core.testing.pipelines:class_conditional"
-REMOTE = str(Path(omni_core.remote.__file__).parent)
+DRIVER_CODE = tuple(str(Path(package.__path__[0])) for package in (omni_core.replicas, omni_core.wire))
 BOUND_S = 60.0
 
 
@@ -58,7 +59,7 @@ class InterruptAt:
         sys.settrace(None)
 
     def _enter_frame(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(REMOTE):
+        if not frame.f_code.co_filename.startswith(DRIVER_CODE):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         heeds = False
@@ -82,8 +83,7 @@ def _instruction(frame: FrameType) -> str:
     return dis.opname[frame.f_code.co_code[frame.f_lasti]]
 
 
-@pytest.mark.parametrize("turn", range(8))  # the two callers take turns at reading, as it happens
-def test_an_interrupt_at_any_step_of_a_call_loses_no_other_reply(engine: DiffusionEngine, turn: int) -> None:
+def test_an_interrupt_at_any_step_of_a_call_loses_no_other_reply(engine: DiffusionEngine) -> None:
     executor = engine.executor
     before = pids(engine)
     expected = len(before)
@@ -116,7 +116,7 @@ def test_signals_amid_calls_of_several_threads(engine: DiffusionEngine) -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal is_armed
         # Not within the standard library's locks: what is interrupted in there is no concern of this test.
-        if is_armed and frame is not None and frame.f_code.co_filename.startswith(REMOTE):
+        if is_armed and frame is not None and frame.f_code.co_filename.startswith(DRIVER_CODE):
             is_armed = False
             raise KeyboardInterrupt
 
@@ -180,7 +180,7 @@ def test_long_and_short_replies_mix(engine: DiffusionEngine) -> None:
     assert [len(reply) for reply in mixed] == [1 << 18, *[1] * (len(pids(engine)) - 1)]
 
 
-def test_a_caller_that_reads_hears_of_its_workers_end(engine: DiffusionEngine, wait_until: Callable[..., None]) -> None:
+def test_a_caller_hears_of_its_workers_end(engine: DiffusionEngine, wait_until: Callable[..., None]) -> None:
     """Also where a child of the worker keeps its connections open."""
     executor = engine.executor
     with pytest.raises(WorkerDiedError):
@@ -190,7 +190,7 @@ def test_a_caller_that_reads_hears_of_its_workers_end(engine: DiffusionEngine, w
 
 
 def test_short_replies_give_shared_memory_back(engine: DiffusionEngine, wait_until: Callable[..., None]) -> None:
-    links = [link for replica in engine.executor._replicas for link in replica.handles]  # type: ignore[attr-defined]
+    links = [link for replica in engine.executor._replicas for link in replica.workers]  # type: ignore[attr-defined]
     most = 0
     for _ in range(20):
         engine.collective_rpc(calls.size_of, args=(np.zeros(1 << 20, np.uint8),))

@@ -110,7 +110,7 @@ def test_the_rank_that_died_is_named_though_it_had_replied(
 ) -> None:
     call = engine.executor.collective_rpc(calls.wait_on_rank, None, (0, str(tmp_path / "here")), non_block=True)
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
-    assert engine.executor._replicas[0].handles[1].call(calls.pid).result(30)  # type: ignore[attr-defined]
+    assert engine.executor._replicas[0].workers[1].call(calls.pid).result(30)  # type: ignore[attr-defined]
     os.kill(pids(engine)[1], signal.SIGKILL)
     with pytest.raises(WorkerDiedError, match=r"The worker 1 of replica 0.*was killed by SIGKILL") as told:
         call.result(30)

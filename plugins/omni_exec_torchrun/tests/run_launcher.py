@@ -6,7 +6,8 @@ import json
 import sys
 from typing import Any
 
-from omni_core.wire.reactor import Reactor, run_in
+from omni_core.replicas.loop import run_in
+from omni_core.wire.reactor import Reactor
 from omni_exec_torchrun.launch_settings import LaunchSettings
 from omni_exec_torchrun.launcher import Launcher
 

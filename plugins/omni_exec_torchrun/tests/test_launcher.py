@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from omni_core.errors import ConfigError
-from omni_core.wire.reactor import Reactor, run_in
+from omni_core.replicas.loop import run_in
+from omni_core.wire.reactor import Reactor
 from omni_exec_torchrun.launch_settings import LaunchSettings, parse_nnodes
 from omni_exec_torchrun.launcher import Launcher
 
@@ -269,7 +270,8 @@ def test_nothing_is_left_of_a_killed_driver(tmp_path: Path, wait_until: WaitUnti
     code = f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from omni_core.wire.reactor import Reactor, run_in
+        from omni_core.replicas.loop import run_in
+from omni_core.wire.reactor import Reactor
         from omni_exec_torchrun.launch_settings import LaunchSettings
         from omni_exec_torchrun.launcher import Launcher
         reactor = Reactor("omni-test")

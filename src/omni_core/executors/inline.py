@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, ClassVar
 
+from omni_core.calls import call_error, call_name
 from omni_core.engine_place import wait_for_load
 from omni_core.errors import ExecutorError, RPCError, RPCTimeoutError
 from omni_core.executor import WORKER_OPTIONS, DiffusionExecutor
@@ -14,7 +15,6 @@ from omni_core.own_threads import begin_own_thread
 from omni_core.request import OmniDiffusionRequest
 from omni_core.serial_thread import SerialThread, ThreadClosedError
 from omni_core.timeouts import MOST_SECONDS, is_done_within, wait_seconds
-from omni_core.calls import call_error, call_name
 
 # Seconds that closing waits for the denoiser call that is running; the thread is a daemon and holds nothing up.
 _CLOSE_TIMEOUT_S = 30.0

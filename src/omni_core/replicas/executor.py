@@ -1,4 +1,4 @@
-"""What all executors with worker processes have in common: calls, health, and an end that leaves nothing behind."""
+"""What all executors with replicas have in common: calls, health, and an end that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from omni_core.calls import call_name
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine_place import refuse_worker_processes
 from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
 from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
-from omni_core.wire.reactor import Reactor, run_in
+from omni_core.replicas.loop import Loop, run_in
 from omni_core.replicas.replica import Replica, ReplicaEvents
-from omni_core.replicas.replies import gather, read_until_done, reading, wait_for_all
-from omni_core.wire.requests import with_refused
-from omni_core.wire.sealed import seal_requests
-from omni_core.wire.worker import WorkerLink
+from omni_core.replicas.replies import gather, wait_for_all, with_refused
+from omni_core.replicas.worker import Worker
 from omni_core.request import OmniDiffusionRequest, refuse_used_ids
 from omni_core.timeouts import Deadline, is_done_within
-from omni_core.calls import call_name
 
 # Seconds within which `check_health` answers, whatever the workers do.
 _HEALTH_S = 0.9
@@ -36,30 +34,39 @@ _TERMINATE_S = 1.0
 _KILL_S = 5.0
 
 
-class RemoteExecutor(DiffusionExecutor):
-    """Runs `data_parallel_size` replicas of `ranks_per_replica` workers each, in processes of their own.
+class ReplicaExecutor(DiffusionExecutor):
+    """Runs `data_parallel_size` replicas of `ranks_per_replica` workers each, and replaces those that end.
 
     A worker that ends, hangs or raises in a step is replaced with its replica; the engine runs its requests again.
-    A subclass says how replicas are made (`make_replicas`) and what else is to be let go of (`release`).
+    A subclass says what its loop is (`make_loop`), how replicas are made (`make_replicas`), and what else is to be let
+    go of (`release`).
     """
 
     supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS | PARALLEL_OPTIONS | {"step_timeout_s"}
     runs_diffusion_worker: ClassVar[bool] = True
     can_interrupt: ClassVar[bool] = True
     # None before the start and after the end.
-    _reactor: Reactor | None = None
+    _loop: Loop | None = None
 
     @abstractmethod
-    def make_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[Replica]:
-        """Return the replicas, not started yet. In the reactor's thread.
+    def make_loop(self) -> Loop:
+        """Return the loop of this executor, which runs. It is stopped at the end."""
+
+    @abstractmethod
+    def make_replicas(self, loop: Loop, events: ReplicaEvents) -> Sequence[Replica]:
+        """Return the replicas, not started yet. In the loop's thread.
 
         Args:
-            reactor: Where workers are to be watched.
+            loop: What `make_loop` returned.
             events: For the replicas.
         """
 
     def release(self) -> None:  # to be overridden where there is something
-        """Let go of what `make_replicas` has made besides; all workers have ended. In the reactor's thread."""
+        """Let go of what `make_replicas` has made besides; all workers have ended. In the loop's thread."""
+
+    def prepare_step(self, scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
+        """Return what is sent of a step, and the outputs of those new requests that cannot be."""
+        return scheduler_output, []
 
     def _init_executor(self) -> None:
         self._replicas: list[Replica] = []
@@ -67,8 +74,8 @@ class RemoteExecutor(DiffusionExecutor):
         self.refuse_hooks_given_in_code()
         self._num_workers = self.config.data_parallel_size * self.config.ranks_per_replica
         self._heard = threading.Condition()
-        self._reactor = Reactor(f"omni-{self.name}", owner=self)
-        run_in(self._reactor, self._start_all)
+        self._loop = self.make_loop()
+        run_in(self._loop, self._start_all)
         deadline = time.monotonic() + self.config.startup_timeout_s + _KILL_S
         for replica in self._replicas:
             if not is_done_within(replica.first_start, max(0.0, deadline - time.monotonic())):
@@ -76,16 +83,16 @@ class RemoteExecutor(DiffusionExecutor):
             replica.first_start.result()
 
     def _start_all(self) -> None:
-        assert self._reactor is not None
+        assert self._loop is not None
         events = ReplicaEvents(self._changed, self._note_heard, lambda: self.sleep_level)
-        self._replicas += self.make_replicas(self._reactor, events)
+        self._replicas += self.make_replicas(self._loop, events)
         for replica in self._replicas:
             replica.start()
 
     def execute_step(self, replica: int, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
         """Advance the running requests of a replica, wave by wave, on all its ranks."""
-        sealed, refused = seal_requests(scheduler_output)
-        future = self._replicas[replica].execute_step(sealed)
+        sent, refused = self.prepare_step(scheduler_output)
+        future = self._replicas[replica].execute_step(sent)
         return with_refused(future, refused) if refused else future
 
     def interrupt(self, replica: int) -> None:
@@ -159,12 +166,7 @@ class RemoteExecutor(DiffusionExecutor):
             self._wait_until_ready(deadline)
         if non_block:
             return gather(self._call_all(method, args, kwargs), unique_reply_rank)
-        links = [link for replica in self._replicas for link in replica.handles]
-        with reading(links) as reader:
-            futures = self._call_all(method, args, kwargs, reader=reader)
-            if reader is not None:
-                read_until_done(links, futures, deadline)
-        results, late = wait_for_all(futures, deadline)
+        results, late = wait_for_all(self._call_all(method, args, kwargs), deadline)
         if late:
             names = ", ".join(map(str, late))
             raise RPCTimeoutError(
@@ -174,39 +176,34 @@ class RemoteExecutor(DiffusionExecutor):
         return results if unique_reply_rank is None else results[unique_reply_rank]
 
     def _call_all(
-        self,
-        method: str | Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None,
-        *,
-        reader: object | None = None,
+        self, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
     ) -> list[Future[Any]]:
         futures: list[Future[Any]] = []
         for replica in self._replicas:
-            futures += replica.call(method, args, kwargs, reader=reader)
+            futures += replica.call(method, args, kwargs)
             replica.interrupt()
         return futures
 
     def check_health(self) -> None:
         """Return if a replica can serve: its processes answer, though they may be busy."""
-        if self._reactor is None:
+        if self._loop is None:
             raise ExecutorError("The executor was shut down.")
         ready = [replica for replica in self._replicas if replica.is_ready]
         if not ready:
             reasons = "; ".join(str(replica.error or replica.state) for replica in self._replicas)
             raise ExecutorError(f"No replica can serve: {reasons}")
-        handles = [handle for replica in ready for handle in replica.handles]
-        asked_at = time.monotonic()
-        for handle in handles:
-            handle.ping(again=True)
+        workers = [worker for replica in ready for worker in replica.workers]
+        asked_at = self._loop.time()
+        for worker in workers:
+            worker.ping(again=True)
         # One that died meanwhile is being replaced, and does not answer any more.
         with self._heard:
             self._heard.wait_for(
-                lambda: all(_answered(handle, asked_at) or not handle.is_alive for handle in handles), _HEALTH_S
+                lambda: all(_answered(worker, asked_at) or not worker.is_alive for worker in workers), _HEALTH_S
             )
-        silent = [handle.name for handle in handles if handle.is_alive and not _answered(handle, asked_at)]
-        if not any(handle.is_alive for handle in handles):
-            raise ExecutorError(f"No replica can serve: the {handles[0].name} and all others have just died.")
+        silent = [worker.name for worker in workers if worker.is_alive and not _answered(worker, asked_at)]
+        if not any(worker.is_alive for worker in workers):
+            raise ExecutorError(f"No replica can serve: the {workers[0].name} and all others have just died.")
         if silent:
             raise ExecutorError(f"No answer within {_HEALTH_S:g} s from: {', '.join(silent)}.")
 
@@ -215,19 +212,19 @@ class RemoteExecutor(DiffusionExecutor):
         now = time.monotonic()
         stats = []
         for replica in self._replicas:
-            handles = {handle.rank: handle for handle in list(replica.handles)}
+            workers = {worker.rank: worker for worker in list(replica.workers)}
             for rank in range(self.config.ranks_per_replica):
-                stats.append(_stats(replica, handles.get(rank), rank, now))
+                stats.append(_stats(replica, workers.get(rank), rank, now))
         return stats
 
     def worker_pids(self) -> list[list[int]]:
         """Return the process ids of each replica's workers, by rank."""
-        return [[handle.pid for handle in replica.handles if handle.pid is not None] for replica in self._replicas]
+        return [[worker.pid for worker in replica.workers if worker.pid is not None] for replica in self._replicas]
 
     def shutdown(self) -> None:
         """End all workers: at the end of the step that they do, or by a signal."""
-        reactor, self._reactor = self._reactor, None
-        if reactor is None:
+        loop, self._loop = self._loop, None
+        if loop is None:
             return
         try:
             for then, seconds in (
@@ -235,23 +232,23 @@ class RemoteExecutor(DiffusionExecutor):
                 (partial(self._signal, signal.SIGTERM), _TERMINATE_S),
                 (partial(self._signal, signal.SIGKILL), _KILL_S),
             ):
-                run_in(reactor, then)
+                run_in(loop, then)
                 if self._wait_until_gone(seconds):
                     break
         except BaseException:  # Ctrl-C, by who will not wait for the workers
-            run_in(reactor, partial(self._signal, signal.SIGKILL))
+            run_in(loop, partial(self._signal, signal.SIGKILL))
             self._wait_until_gone(_KILL_S)
             raise
         finally:
             try:
-                run_in(reactor, self._forget_all)
+                run_in(loop, self._forget_all)
             finally:
-                reactor.stop()
+                loop.stop()
 
     def _refuse_to_wait_here(self, what: str) -> None:
-        if self._reactor is None:
+        if self._loop is None:
             raise ExecutorError("The executor was shut down.")
-        if self._reactor.is_current:
+        if self._loop.is_current:
             raise ExecutorError(
                 f"The call {what!r} was made in the thread that watches the workers, as in a hook that tells of their "
                 "death: it cannot wait here. Make it in a thread of your own, or with non_block=True."
@@ -276,15 +273,15 @@ class RemoteExecutor(DiffusionExecutor):
 
     def _signal(self, which: signal.Signals) -> None:
         for replica in self._replicas:
-            for handle in replica.all_handles:
-                handle.kill(which)
+            for worker in replica.all_workers:
+                worker.kill(which)
 
     def _wait_until_gone(self, seconds: float) -> bool:
         with self._heard:
             return self._heard.wait_for(self._are_gone, seconds)
 
     def _are_gone(self) -> bool:
-        return all(handle.has_exited for replica in self._replicas for handle in replica.all_handles)
+        return all(worker.has_exited for replica in self._replicas for worker in replica.all_workers)
 
     def _forget_all(self) -> None:
         for replica in self._replicas:
@@ -318,25 +315,25 @@ def worker_config(config: OmniDiffusionConfig, executor: str, num_local: int) ->
     return config.replace(**changes)
 
 
-def _answered(handle: WorkerLink, asked_at: float) -> bool:
-    return handle.heard_at is not None and handle.heard_at >= asked_at
+def _answered(worker: Worker, asked_at: float) -> bool:
+    return worker.heard_at is not None and worker.heard_at >= asked_at
 
 
-def _stats(replica: Replica, handle: WorkerLink | None, rank: int, now: float) -> WorkerStats:
+def _stats(replica: Replica, worker: Worker | None, rank: int, now: float) -> WorkerStats:
     state: Any = {"ready": "idle", "closed": "failed"}.get(replica.state, replica.state)
-    if handle is None or handle.pid is None:
+    if worker is None or worker.pid is None:
         return WorkerStats(replica.index, rank, None, state, restarts=replica.num_restarts)
-    if state == "idle" and handle.num_pending:
+    if state == "idle" and worker.num_pending:
         state = "busy"
     return WorkerStats(
         replica.index,
         rank,
-        handle.pid,
+        worker.pid,
         state,
-        uptime_s=0.0 if handle.ready_at is None else now - handle.ready_at,
+        uptime_s=0.0 if worker.ready_at is None else now - worker.ready_at,
         restarts=replica.num_restarts,
-        memory_bytes=_resident_bytes(handle.pid),
-        last_heartbeat_s=None if handle.heard_at is None else now - handle.heard_at,
+        memory_bytes=_resident_bytes(worker.pid),
+        last_heartbeat_s=None if worker.heard_at is None else now - worker.heard_at,
     )
 
 

@@ -1,4 +1,4 @@
-"""The `executor_options` that all executors with worker processes have."""
+"""The `executor_options` that all executors with replicas have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from omni_core.validation import Seconds
 
 
-class RemoteOptions(BaseModel):
+class ReplicaOptions(BaseModel):
     """How workers are watched and replaced; every option has a default that suits most."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,8 +29,4 @@ class RemoteOptions(BaseModel):
         5.0,
         description="Seconds that the other ranks of a replica have to reply after one has raised; then they are "
         "taken to wait for it in a collective, and the replica is replaced.",
-    )
-    send_timeout_s: Seconds = Field(
-        10.0,
-        description="Seconds after which a worker that takes no message and gives no sign of life is taken for dead.",
     )

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omni_core.calls import call_name
 from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import ExecutorError, OmniError, RPCError, StartupError, WorkerDiedError
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
-from omni_core.wire.messages import seal_call
-from omni_core.replicas.options import RemoteOptions
-from omni_core.wire.program import Program
-from omni_core.wire.reactor import Reactor, Timer
+from omni_core.replicas.loop import Loop, Timer
+from omni_core.replicas.options import ReplicaOptions
 from omni_core.replicas.watchdog import Watchdog
-from omni_core.wire.worker import LinkEvents, WorkerLink
-from omni_core.calls import call_name
+from omni_core.replicas.worker import Worker, WorkerEvents
 
 log = get_logger(__name__)
 
@@ -35,7 +32,7 @@ _CAUSE_WAIT_S = 0.4
 
 @dataclass(frozen=True, slots=True)
 class ReplicaEvents:
-    """What a replica tells its executor, and asks it, in the reactor's thread.
+    """What a replica tells its executor, and asks it, in the loop's thread.
 
     Attributes:
         on_change: Told when `is_ready` or `error` has changed.
@@ -51,25 +48,22 @@ class ReplicaEvents:
 class Replica(ABC):
     """Keeps the workers of one replica running. A subclass knows how they are started.
 
-    All methods but `call`, `execute_step`, `interrupt` and the properties belong to the reactor's thread.
+    All methods but `call`, `execute_step`, `interrupt` and the properties belong to the loop's thread.
 
     Args:
-        reactor: Where the workers are watched.
+        loop: In whose thread the workers are watched.
         config: The configuration for the workers.
         options: Of the executor.
         events: What the executor is told and asked.
         index: Its index.
         hooks: Plugins to tell of deaths and restarts.
-
-    Raises:
-        ConfigError: Something that the configuration names in `__main__` cannot be sent to workers.
     """
 
     def __init__(
         self,
-        reactor: Reactor,
+        loop: Loop,
         config: OmniDiffusionConfig,
-        options: RemoteOptions,
+        options: ReplicaOptions,
         events: ReplicaEvents,
         *,
         index: int,
@@ -78,17 +72,16 @@ class Replica(ABC):
         self.index = index
         self.world_size = config.ranks_per_replica
         self.state: State = "starting"
-        self.handles: list[WorkerLink] = []
+        self.workers: list[Worker] = []
         self.num_restarts = 0
         self.error: OmniError | None = None
         self.first_start: Future[None] = Future()
-        self._reactor = reactor
+        self._loop = loop
         self._config = config
-        self._program = Program.of_this_process(config)
         self._options = options
         self._hooks = hooks
         self._events = events
-        # A rank has raised in a step, and the reactor's thread has not heard of it yet.
+        # A rank has raised in a step, and the loop's thread has not heard of it yet.
         self._is_condemned = False
         # Steps that have failed and wait for their cause.
         self._unsettled: list[Callable[[], None]] = []
@@ -100,40 +93,40 @@ class Replica(ABC):
         self._lost_between: WorkerDiedError | None = None
         self._start_timer: Timer | None = None
         # Workers that were killed and whose end has not been seen.
-        self._leaving: list[WorkerLink] = []
-        self._watchdog = Watchdog(reactor, lambda: self.handles, config.step_timeout_s, options.heartbeat_timeout_s)
+        self._leaving: list[Worker] = []
+        self._watchdog = Watchdog(loop, lambda: self.workers, config.step_timeout_s, options.heartbeat_timeout_s)
 
     @abstractmethod
     def start_workers(self) -> None:
-        """Start a worker for each rank; put each into `handles`, now or once it is there.
+        """Start a worker for each rank; put each into `workers`, now or once it is there.
 
-        Their events are `link_events`. Those of the last start are gone, or about to be.
+        Their events are `worker_events`. Those of the last start are gone, or about to be.
         """
 
     def clean_up(self) -> None:  # noqa: B027  # to be overridden where there is something
         """Let go of what the workers of the last start had in common."""
 
     @property
-    def link_events(self) -> LinkEvents:
-        """What the links of the workers tell this replica."""
-        return LinkEvents(self._rank_ready, self._rank_dead, self._events.on_heard)
+    def worker_events(self) -> WorkerEvents:
+        """What the workers tell this replica."""
+        return WorkerEvents(self._rank_ready, self._rank_dead, self._events.on_heard)
 
     @property
     def is_ready(self) -> bool:
         """Whether the workers take calls."""
         # Callers hear of a death before the state changes; what they then ask for must not go to the dead.
-        return self.state == "ready" and not self._is_condemned and all(handle.is_alive for handle in self.handles)
+        return self.state == "ready" and not self._is_condemned and all(worker.is_alive for worker in self.workers)
 
     @property
-    def all_handles(self) -> list[WorkerLink]:
+    def all_workers(self) -> list[Worker]:
         """The workers, and those that are about to be gone."""
-        return [*self.handles, *self._leaving]
+        return [*self.workers, *self._leaving]
 
     def start(self) -> None:
         """Start a worker for each rank."""
         if self.state == "closed":
             return
-        self._start_timer = self._reactor.call_later(self._config.startup_timeout_s, self._start_took_too_long)
+        self._start_timer = self._loop.call_later(self._config.startup_timeout_s, self._start_took_too_long)
         try:
             self.start_workers()
         except (
@@ -148,8 +141,6 @@ class Replica(ABC):
         method: str | Callable[..., Any],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-        *,
-        reader: object | None = None,
     ) -> list[Future[Any]]:
         """Send a call to all ranks. From any thread.
 
@@ -157,7 +148,6 @@ class Replica(ABC):
             method: Name of a method of the worker, or a callable that gets the worker as its first argument.
             args: Further positional arguments.
             kwargs: Keyword arguments.
-            reader: Who reads the replies, if it is the caller: see `WorkerLink.call`.
 
         Returns:
             A future for each rank. If one of them fails and others do not reply, because they wait for it in a
@@ -167,26 +157,25 @@ class Replica(ABC):
             RPCError: An argument cannot be pickled.
             WorkerDiedError: The replica is being replaced.
         """
-        # Read once: the reactor's thread may lose and replace them at any moment.
-        handles = self.handles
-        if not handles or not self.is_ready:
+        # Read once: the loop's thread may lose and replace them at any moment.
+        workers = self.workers
+        if not workers or not self.is_ready:
             raise self.unavailable()
-        packed = seal_call(0, method, args, kwargs)
-        sent: list[list[int]] = [[] for _ in handles]
+        packed = workers[0].pack(method, args, kwargs)
+        sent: list[list[int]] = [[] for _ in workers]
         try:
             futures = [
-                handle.post(packed, call_name(method), parts, reader=reader)
-                for handle, parts in zip(handles, sent, strict=True)
+                worker.post(packed, call_name(method), parts) for worker, parts in zip(workers, sent, strict=True)
             ]
         except BaseException:  # of a signal handler
             if any(sent) and not all(sent):
-                self._reactor.call_soon(
-                    lambda: handles[0].declare_dead("was made a call that an interrupt has kept from other ranks")
+                self._loop.call_soon(
+                    lambda: workers[0].declare_dead("was made a call that an interrupt has kept from other ranks")
                 )
             raise
         if len(futures) > 1:
             for future in futures:
-                future.add_done_callback(lambda done: self._release_others(done, handles, futures))
+                future.add_done_callback(lambda done: self._release_others(done, workers, futures))
         self._watchdog.look_after()
         return futures
 
@@ -206,9 +195,9 @@ class Replica(ABC):
             outcome.set_exception(lost)  # those that are here now know nothing of these requests
             return outcome
         self._was_at_work = False
-        for handle in self.handles[:1]:
-            handle.begin_step()
-        self._watchdog.step_since = time.monotonic()
+        for worker in self.workers[:1]:
+            worker.begin_step()
+        self._watchdog.step_since = self._loop.time()
         try:
             futures = self.call("execute_step", (scheduler_output,))
         except RPCError:
@@ -247,8 +236,8 @@ class Replica(ABC):
     def interrupt(self) -> None:
         """Let a long step return early. From any thread."""
         if self._watchdog.step_since is not None:
-            for handle in self.handles[:1]:
-                handle.interrupt()  # it tells the other ranks
+            for worker in self.workers[:1]:
+                worker.interrupt()  # it tells the other ranks
 
     def unavailable(self) -> WorkerDiedError:
         """Return the error that says why there is nobody to call."""
@@ -258,29 +247,29 @@ class Replica(ABC):
 
     def drop_closed(self) -> None:
         """Forget the workers that have ended and were let go of."""
-        self._leaving = [handle for handle in self._leaving if not handle.is_closed]
+        self._leaving = [worker for worker in self._leaving if not worker.is_closed]
 
     def close(self) -> None:
         """Start nothing any more, and ask the workers to end once they have done what they do."""
         self.state = "closed"
         if self._start_timer is not None:
             self._start_timer.cancel()
-        for handle in self.handles:
-            handle.interrupt()
-            handle.finish()
+        for worker in self.workers:
+            worker.interrupt()
+            worker.finish()
 
     def forget(self) -> None:
         """Let go of what is left. All processes were killed."""
         for settle in list(self._unsettled):
             self._settle(settle)
-        for handle in self.all_handles:
-            handle.abandon("the executor was shut down")
-        self.handles, self._leaving = [], []
+        for worker in self.all_workers:
+            worker.abandon("the executor was shut down")
+        self.workers, self._leaving = [], []
         self.clean_up()
 
     def _rank_ready(self) -> None:
-        is_complete = len(self.handles) == self.world_size and all(
-            handle.ready_at is not None for handle in self.handles
+        is_complete = len(self.workers) == self.world_size and all(
+            worker.ready_at is not None for worker in self.workers
         )
         if self.state == "closed" or not is_complete:
             return
@@ -288,14 +277,14 @@ class Replica(ABC):
             self._start_timer.cancel()
         level = self._events.sleep_level()
         if level:
-            for handle in self.handles:
-                handle.call("sleep", kwargs={"level": level})
+            for worker in self.workers:
+                worker.call("sleep", kwargs={"level": level})
         was_lost = self.first_start.done()
         self.state, self.error = "ready", None
         if was_lost:
             self.num_restarts += 1
-            for handle in self.handles:
-                self._notify("omni_worker_restarted", replica=self.index, rank=handle.rank)
+            for worker in self.workers:
+                self._notify("omni_worker_restarted", replica=self.index, rank=worker.rank)
         else:
             self.first_start.set_result(None)
         self._events.on_change()
@@ -312,8 +301,8 @@ class Replica(ABC):
             self._lose_workers(f"was ended with its replica, which {what}")
             self._lost(error)
 
-    def _rank_dead(self, dead: WorkerLink, what: str, load_error: OmniError | None) -> None:
-        if self.state == "closed" or dead not in self.handles:
+    def _rank_dead(self, dead: Worker, what: str, load_error: OmniError | None) -> None:
+        if self.state == "closed" or dead not in self.workers:
             return
         error: OmniError = load_error or dead.death()
         if dead.ready_at is not None and not self._was_at_work:
@@ -326,17 +315,17 @@ class Replica(ABC):
             error = StartupError(f"The {dead.name}, {what} while it loaded the pipeline.", worker_traceback=said)
         self._lost(error)
 
-    def _lose_workers(self, why: str, dead: WorkerLink | None = None) -> None:
+    def _lose_workers(self, why: str, dead: Worker | None = None) -> None:
         if self._start_timer is not None:
             self._start_timer.cancel()
         self.state = "restarting"
-        handles, self.handles = self.handles, []
+        workers, self.workers = self.workers, []
         self._is_condemned = False
-        self._leaving.extend(handle for handle in handles if not handle.is_closed)
-        for handle in handles:
-            if handle is not dead:
+        self._leaving.extend(worker for worker in workers if not worker.is_closed)
+        for worker in workers:
+            if worker is not dead:
                 # The last to answer may be one that has not died by itself: its callers hear of the one that has.
-                handle.declare_dead(why, None if dead is None else dead.death())
+                worker.declare_dead(why, None if dead is None else dead.death())
         self.clean_up()
 
     def _lost(self, error: OmniError) -> None:
@@ -361,14 +350,14 @@ class Replica(ABC):
         )
         if self.state == "failed":
             log.error("a replica keeps dying", replica=self.index, failures=self._failures, next_try_in_s=delay)
-        self._reactor.call_later(delay, self.start)
+        self._loop.call_later(delay, self.start)
         self._events.on_change()
 
     def _start_took_too_long(self) -> None:
         what = f"did not come to an end within startup_timeout_s = {self._config.startup_timeout_s:g} s and was killed"
-        for handle in list(self.handles):
-            if handle.ready_at is None:
-                handle.declare_dead(what)
+        for worker in list(self.workers):
+            if worker.ready_at is None:
+                worker.declare_dead(what)
                 return
         self.start_failed(what)
 
@@ -390,10 +379,10 @@ class Replica(ABC):
 
         def wait() -> None:
             self._unsettled.append(settle)
-            self._reactor.call_later(_CAUSE_WAIT_S, lambda: self._settle(settle))
+            self._loop.call_later(_CAUSE_WAIT_S, lambda: self._settle(settle))
 
         self._is_condemned = True
-        self._reactor.call_soon(wait)
+        self._loop.call_soon(wait)
 
     def _settle(self, settle: Callable[[], None]) -> None:
         if settle in self._unsettled:
@@ -404,16 +393,16 @@ class Replica(ABC):
         """Return what a step's failure means; a replica in which a rank raised is in no state that is known."""
         if isinstance(error, WorkerDiedError):
             return error
-        handles = self.handles
-        if rank < len(handles):
+        workers = self.workers
+        if rank < len(workers):
             self._is_condemned = True
-            handle = handles[rank]
+            worker = workers[rank]
 
             def replace() -> None:
-                handle.declare_dead(f"raised in a step and was replaced: {error}")
+                worker.declare_dead(f"raised in a step and was replaced: {error}")
                 self._is_condemned = False
 
-            self._reactor.call_soon(replace)
+            self._loop.call_soon(replace)
         message = error.message if isinstance(error, OmniError) else str(error)
         return WorkerDiedError(
             f"Rank {rank} of replica {self.index} raised in a step, and the replica is replaced: {message}",
@@ -422,24 +411,24 @@ class Replica(ABC):
             worker_traceback=getattr(error, "worker_traceback", None),
         )
 
-    def _release_others(self, done: Future[Any], handles: list[WorkerLink], futures: list[Future[Any]]) -> None:
+    def _release_others(self, done: Future[Any], workers: list[Worker], futures: list[Future[Any]]) -> None:
         """If a rank has raised, the others may wait for it for ever: give them a moment."""
         if done.cancelled() or done.exception() is None or isinstance(done.exception(), WorkerDiedError):
             return
         grace_s = self._options.collective_grace_s
 
         def look() -> None:
-            for handle, future in zip(handles, futures, strict=True):
-                if not future.done() and handle.is_alive:
-                    handle.declare_dead(
+            for worker, future in zip(workers, futures, strict=True):
+                if not future.done() and worker.is_alive:
+                    worker.declare_dead(
                         f"waited {grace_s:g} s (collective_grace_s) for another rank, which had raised, and was killed"
                     )
                     return
 
         def wait() -> None:
-            self._reactor.call_later(grace_s, look)
+            self._loop.call_later(grace_s, look)
 
-        self._reactor.call_soon(wait)
+        self._loop.call_soon(wait)
 
     def _notify(self, hook: str, **arguments: Any) -> None:
         if self._hooks is not None:

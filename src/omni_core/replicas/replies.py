@@ -1,59 +1,14 @@
-"""Waiting for the replies of several workers."""
+"""The replies of several workers to one call."""
 
 from __future__ import annotations
 
-import contextlib
-import select
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import Any
 
-from omni_core.wire.worker import WorkerLink
+from omni_core.outputs import OmniRequestOutput, StepOutput
 from omni_core.timeouts import Deadline
-
-
-@contextlib.contextmanager
-def reading(links: Sequence[WorkerLink]) -> Iterator[object | None]:
-    """Let the calling thread read the replies of all workers itself, or of none if one's are not to be had.
-
-    Of some alone would not do: one that is not read may be the last to reply, and nobody would wake the caller.
-
-    Yields:
-        What to give `WorkerLink.call` and `read_until_done` as the reader; None if the reactor's thread reads.
-    """
-    reader = object()
-    try:
-        yield reader if all(link.begin_reading(reader) for link in links) else None
-    finally:
-        for link in links:
-            link.end_reading(reader)
-
-
-def read_until_done(links: Sequence[WorkerLink], futures: Sequence[Future[Any]], deadline: Deadline) -> None:
-    """Read replies until the futures are done, or one has failed, or the rest must be waited for in another way.
-
-    Args:
-        links: Workers whose replies the calling thread reads.
-        futures: What it waits for, one for each.
-        deadline: When to return at the latest.
-    """
-    if len(links) == 1 and deadline.seconds is None:
-        links[0].read()
-        return
-    poll = select.poll()
-    waiting = {link.lane_fileno(): link for link in links}
-    for fd in waiting:
-        poll.register(fd, select.POLLIN)
-    while waiting and not any(future.done() and future.exception() is not None for future in futures):
-        left = deadline.left()
-        ready = poll.poll(None if left is None else left * 1e3)
-        if not ready:
-            return
-        for fd, _ in ready:
-            if not waiting.pop(fd).read():
-                return
-            poll.unregister(fd)
 
 
 def wait_for_all(futures: Sequence[Future[Any]], deadline: Deadline) -> tuple[list[Any], list[int]]:
@@ -97,3 +52,20 @@ def gather(futures: list[Future[Any]], unique_reply_rank: int | None) -> Future[
     for future in futures:
         future.add_done_callback(note)
     return gathered
+
+
+def with_refused(future: Future[StepOutput], refused: list[OmniRequestOutput]) -> Future[StepOutput]:
+    """Return a future of a step's output with those of requests added that were not sent."""
+    completed: Future[StepOutput] = Future()
+
+    def add(done: Future[StepOutput]) -> None:
+        error = done.exception()
+        if error is not None:
+            completed.set_exception(error)
+            return
+        step_output = done.result()
+        step_output.finished.extend(refused)
+        completed.set_result(step_output)
+
+    future.add_done_callback(add)
+    return completed

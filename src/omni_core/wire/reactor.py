@@ -11,18 +11,15 @@ import selectors
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 
-from omni_core.errors import ExecutorError
 from omni_core.log import get_logger
 from omni_core.own_threads import begin_own_thread
+from omni_core.replicas.loop import Loop
+from omni_core.timeouts import wait_seconds
 from omni_core.wire.start import occupy_standard_files
-from omni_core.timeouts import is_done_within, wait_seconds
 
 log = get_logger(__name__)
 
-# Seconds after which `run_in` looks whether anybody is there to do what it waits for.
-_LOOK_S = 1.0
 # Seconds by which the thread must be late for what it waits for to be given as much more time.
 _LATE_S = 1.0
 
@@ -38,7 +35,7 @@ class Timer:
         self.action = None
 
 
-class Reactor:
+class Reactor(Loop):
     """Calls back when a file can be read, when a time has come, or when another thread asks for it.
 
     Everything runs in its one thread, so what only callbacks touch needs no lock. It sleeps while nothing happens.
@@ -154,34 +151,6 @@ class Reactor:
         while self._timers and self._timers[0][2].action is None:
             heapq.heappop(self._timers)
         return wait_seconds(self._timers[0][0] - time.monotonic()) if self._timers else None
-
-
-def run_in(reactor: Reactor, action: Callable[[], object]) -> None:
-    """Run something in the reactor's thread, and wait for it. What it raises comes out.
-
-    Raises:
-        ExecutorError: The thread has ended.
-    """
-    if reactor.is_current:
-        action()
-        return
-    done: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-
-    reactor.call_soon(run)
-    is_running = True
-    while not is_done_within(done, _LOOK_S):
-        if not is_running:
-            raise ExecutorError("The thread that watches the workers has ended.")
-        is_running = reactor.is_running  # once more, for what it did before its end
-    done.result()
 
 
 def _guarded(action: Callable[[], object]) -> None:

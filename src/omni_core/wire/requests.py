@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import Future
 
 from omni_core import serialization
 from omni_core.errors import RequestError, RPCError
-from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
+from omni_core.outputs import OmniRequestOutput, SchedulerOutput
 from omni_core.request import OmniDiffusionRequest
 
 
@@ -31,20 +30,3 @@ def cannot_be_sent(request: OmniDiffusionRequest, error: RPCError) -> OmniReques
         "can be pickled, or executor_class='inline'."
     )
     return OmniRequestOutput.failed(request, reason)
-
-
-def with_refused(future: Future[StepOutput], refused: list[OmniRequestOutput]) -> Future[StepOutput]:
-    """Return a future of a step's output with those of requests added that were not sent."""
-    completed: Future[StepOutput] = Future()
-
-    def add(done: Future[StepOutput]) -> None:
-        error = done.exception()
-        if error is not None:
-            completed.set_exception(error)
-            return
-        step_output = done.result()
-        step_output.finished.extend(refused)
-        completed.set_result(step_output)
-
-    future.add_done_callback(add)
-    return completed

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_core import serialization
+from omni_core.calls import WorkerCall, WorkerReply
 from omni_core.error_text import described_error
 from omni_core.errors import OmniError, PipelineError, RequestError, RPCError
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
-from omni_core.wire.requests import cannot_be_sent
 from omni_core.request import OmniDiffusionRequest
-from omni_core.calls import WorkerCall, WorkerReply
+from omni_core.wire.requests import cannot_be_sent
 
 
 @dataclass(slots=True)

@@ -6,35 +6,30 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from omni_core.calls import WorkerCall, WorkerReply, call_error, serve
 from omni_core.engine_place import loading_in_worker_process
 from omni_core.errors import OmniError, RPCError, StartupError
 from omni_core.wire.channel import Channel, ChannelClosedError, Frame
 from omni_core.wire.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
-from omni_core.wire.reply_lane import LANE, send_reply
 from omni_core.wire.sealed import StepOpener
 from omni_core.wire.setup import WorkerSetup
-from omni_core.calls import WorkerCall, WorkerReply, call_error, serve
 
 # How a worker ends whose driver is gone.
 DRIVER_GONE = 3
 
 
-def run_worker(
-    work: Channel, control: Channel, make_worker: Callable[[Any], Any], lane: socket.socket | None = None
-) -> None:
+def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any]) -> None:
     """Load the model, then serve calls until the driver has no more. Does not return: it ends the process.
 
     Args:
         work: The connection for calls.
         control: The connection for what cannot wait.
         make_worker: Makes the worker, of the first message.
-        lane: For replies that callers read themselves, where there is such a connection.
     """
     # Ctrl-C in a terminal reaches every process there; only the driver decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -50,7 +45,7 @@ def run_worker(
             status = 1
         else:
             listener.worker = worker
-            serve(worker, _Transport(work, lane))
+            serve(worker, _Transport(work))
             worker.close()
     except ChannelClosedError:
         status = DRIVER_GONE
@@ -75,9 +70,8 @@ def _draw_own_numbers() -> None:
 class _Transport:
     """Calls come over one channel, one after another."""
 
-    def __init__(self, channel: Channel, lane: socket.socket | None) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._lane = lane
         self._opener = StepOpener()
 
     def receive(self) -> WorkerCall | WorkerReply | None:
@@ -89,14 +83,7 @@ class _Transport:
         return self._opener.open(call) if isinstance(call, WorkerCall) else call
 
     def reply(self, reply: WorkerReply) -> None:
-        frame = seal_reply(self._opener.complete(reply))
-        lane = self._lane if frame.number & LANE else None
-        if lane is not None and not frame.buffers and send_reply(lane, frame.number, frame.data):
-            self._channel.flush_releases()
-            return
-        self._channel.send(frame)
-        if lane is not None:
-            send_reply(lane, frame.number)
+        self._channel.send(seal_reply(self._opener.complete(reply)))
 
 
 class _ControlThread:

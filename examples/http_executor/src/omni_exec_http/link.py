@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from omni_core import SchedulerOutput, StepOutput
+from omni_core.calls import WorkerCall, WorkerReply
 from omni_core.errors import ExecutorError, OmniError, RPCError
 from omni_core.wire.sealed import open_outputs
-from omni_core.calls import WorkerCall, WorkerReply
 from omni_exec_http.body import decode, encode
 from omni_exec_http.client import Client, Exchange, TransportError, wait_readable
 from omni_exec_http.process import ServerProcess

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from omni_core import OmniDiffusionConfig
-from omni_core.errors import ExecutorError, StartupError
 from omni_core.calls import WorkerReply
+from omni_core.errors import ExecutorError, StartupError
 from omni_exec_http.body import decode, encode
 from omni_exec_http.client import Client, Exchange, TransportError, wait_readable
 from omni_exec_http.link import OK, Link

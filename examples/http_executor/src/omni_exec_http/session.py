@@ -10,9 +10,9 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from omni_core import PluginRegistry
+from omni_core.calls import WorkerCall, WorkerReply, call_error, serve
 from omni_core.errors import RPCError
 from omni_core.wire.sealed import StepOpener, seal_outputs
-from omni_core.calls import WorkerCall, WorkerReply, call_error, serve
 from omni_exec_http.body import Part, decode, encode
 
 

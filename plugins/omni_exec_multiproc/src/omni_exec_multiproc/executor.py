@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from omni_core.errors import StartupError
 from omni_core.log import get_logger
-from omni_core.replicas.executor import RemoteExecutor, worker_config
-from omni_core.wire.reactor import Reactor
+from omni_core.replicas.executor import worker_config
 from omni_core.replicas.replica import ReplicaEvents
+from omni_core.wire.executor import WireExecutor
+from omni_core.wire.reactor import Reactor
 from omni_exec_multiproc.fork_client import ForkClient
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.replica import ProcessReplica
@@ -19,7 +20,7 @@ from omni_exec_multiproc.warm import SharedServer, current
 log = get_logger(__name__)
 
 
-class MultiprocExecutor(RemoteExecutor):
+class MultiprocExecutor(WireExecutor):
     """Runs `data_parallel_size` replicas of `ranks_per_replica` worker processes each.
 
     A worker that ends, hangs or raises in a step is replaced with its replica; the engine runs its requests again.
@@ -31,7 +32,7 @@ class MultiprocExecutor(RemoteExecutor):
         self._starter: Starter | None = None
         super()._init_executor()
 
-    def make_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[ProcessReplica]:
+    def make_wire_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[ProcessReplica]:
         """Return the replicas, not started yet."""
         starter = self._starter = self._make_starter(reactor)
         config = worker_config(self.config, "multiproc", self.config.data_parallel_size * self.config.ranks_per_replica)

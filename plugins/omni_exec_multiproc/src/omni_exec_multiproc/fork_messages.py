@@ -15,8 +15,8 @@ from omni_exec_multiproc.surroundings import NUM_FDS
 
 HELLO = b"hello "
 FORK = b"fork"
-# The files that come with FORK: the worker's two channels and lane, its output, and its surroundings.
-NUM_FORK_FDS = 4 + NUM_FDS
+# The files that come with FORK: the worker's two channels, its output, and its surroundings.
+NUM_FORK_FDS = 3 + NUM_FDS
 _LONGEST = 65536
 _CREDENTIALS = struct.Struct("3i")
 

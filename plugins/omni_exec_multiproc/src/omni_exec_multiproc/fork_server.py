@@ -209,13 +209,13 @@ class _Server:
                 file: Any = key.fileobj
                 os.close(file) if isinstance(file, int) else file.close()
             self._selector.close()
-            work, control, lane, output, *surroundings = fds
+            work, control, output, *surroundings = fds
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
             take_over(surroundings)
             gc.unfreeze()
-            run_connected(work, control, lane)
+            run_connected(work, control)
         except BaseException:
             traceback.print_exc()
         finally:

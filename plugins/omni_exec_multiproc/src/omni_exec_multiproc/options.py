@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from omni_core.replicas.options import RemoteOptions
+from omni_core.wire.options import WireOptions
 
 
-class MultiprocOptions(RemoteOptions):
+class MultiprocOptions(WireOptions):
     """Options of the executor `multiproc`; every one has a default that suits most."""
 
     start_method: Literal["auto", "forkserver", "spawn"] = Field(

@@ -6,13 +6,14 @@ import secrets
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
+from omni_core.replicas.replica import Replica, ReplicaEvents
+from omni_core.wire.program import Program
 from omni_core.wire.rank_meeting import RankMeeting
 from omni_core.wire.reactor import Reactor
-from omni_core.replicas.replica import Replica, ReplicaEvents
-from omni_exec_multiproc.handle import WorkerHandle
 from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.starter import Starter
+from omni_exec_multiproc.worker import ProcessWorker
 
 
 class ProcessReplica(Replica):
@@ -40,6 +41,8 @@ class ProcessReplica(Replica):
         hooks: Hooks | None,
     ) -> None:
         super().__init__(reactor, config, options, events, index=index, hooks=hooks)
+        self._reactor = reactor
+        self._program = Program.of_this_process(config)
         self._starter = starter
         self._process_options = options
         self._meeting: RankMeeting | None = None
@@ -47,27 +50,32 @@ class ProcessReplica(Replica):
     def start_workers(self) -> None:
         """Start a process for each rank."""
         self._meeting = RankMeeting() if self.world_size > 1 else None
-        handles: list[WorkerHandle] = []
+        workers: list[ProcessWorker] = []
         try:
             for rank in range(self.world_size):
-                handle = WorkerHandle(
-                    self._reactor, self._starter, self._process_options, self.link_events, replica=self.index, rank=rank
+                worker = ProcessWorker(
+                    self._reactor,
+                    self._starter,
+                    self._process_options,
+                    self.worker_events,
+                    replica=self.index,
+                    rank=rank,
                 )
-                handles.append(handle)
+                workers.append(worker)
         except OSError:
-            for handle in handles:
-                handle.abandon("was not started, as another rank could not be")
+            for worker in workers:
+                worker.abandon("was not started, as another rank could not be")
             raise
-        self.handles = [*handles]
+        self.workers = [*workers]
         num_local = self._config.data_parallel_size * self.world_size
         key = secrets.token_bytes(32)
-        for handle in handles:
-            local_index = self.index * self.world_size + handle.rank
-            handle.start(
+        for worker in workers:
+            local_index = self.index * self.world_size + worker.rank
+            worker.start(
                 Setup(
                     self._config,
                     self.index,
-                    handle.rank,
+                    worker.rank,
                     self.world_size,
                     local_index,
                     num_local,
@@ -85,7 +93,7 @@ class ProcessReplica(Replica):
 
     def note_exit(self, pid: int, exit_code: int) -> None:
         """Take note of the end of a process."""
-        for handle in self.all_handles:
-            if handle.pid == pid and isinstance(handle, WorkerHandle):
-                handle.note_exit(exit_code)
+        for worker in self.all_workers:
+            if worker.pid == pid and isinstance(worker, ProcessWorker):
+                worker.note_exit(exit_code)
         self.drop_closed()

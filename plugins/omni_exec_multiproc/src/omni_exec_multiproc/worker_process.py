@@ -27,20 +27,18 @@ def run_spawned(parent: int, *files: int) -> None:
     run_connected(*files)
 
 
-def run_connected(work: int, control: int, lane: int | None = None) -> None:
+def run_connected(work: int, control: int) -> None:
     """Be a worker until the driver has no more to do; does not return.
 
     Args:
         work: File descriptor of the channel for calls.
         control: File descriptor of the channel for what cannot wait.
-        lane: File descriptor of the lane for replies; None where the system has no such sockets.
     """
     run_worker(
         # A driver that stands still may go on again; one that has ended closes the connection.
         Channel(socket.socket(fileno=work), send_timeout_s=None),
         Channel(socket.socket(fileno=control), send_timeout_s=None),
         make_worker,
-        None if lane is None else socket.socket(fileno=lane),
     )
 
 

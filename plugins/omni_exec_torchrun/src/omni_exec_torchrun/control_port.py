@@ -12,7 +12,8 @@ from typing import Any
 
 from omni_core.errors import ExecutorError
 from omni_core.log import get_logger
-from omni_core.wire.reactor import Reactor, Timer, run_in
+from omni_core.replicas.loop import Timer, run_in
+from omni_core.wire.reactor import Reactor
 from omni_exec_torchrun.address import format_address
 from omni_exec_torchrun.authentication import AuthenticationError, ServerHandshake, tune
 from omni_exec_torchrun.secret import check_secret

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from omni_core.errors import ConfigError
-from omni_core.replicas.executor import RemoteExecutor, worker_config
-from omni_core.wire.reactor import Reactor
+from omni_core.replicas.executor import worker_config
 from omni_core.replicas.replica import ReplicaEvents
+from omni_core.wire.executor import WireExecutor
+from omni_core.wire.reactor import Reactor
 from omni_exec_torchrun.arrival import Arrivals
 from omni_exec_torchrun.control_port import ControlPort
 from omni_exec_torchrun.group import LaunchGroup
@@ -22,7 +23,7 @@ from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, Sec
 from omni_exec_torchrun.worker import CONTROL_VARIABLE, GROUP_VARIABLE
 
 
-class DriverExecutor(RemoteExecutor):
+class DriverExecutor(WireExecutor):
     """Runs `data_parallel_size` replicas of `ranks_per_replica` ranks each, here or on several nodes.
 
     On one node each replica is a launch of its own, so that a death in one leaves the others alone. Over several nodes
@@ -46,7 +47,7 @@ class DriverExecutor(RemoteExecutor):
         self._secret = secret or new_secret()
         super()._init_executor()
 
-    def make_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[RankReplica]:
+    def make_wire_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[RankReplica]:
         """Return the replicas, not started yet."""
         self._secret_file = SecretFile(self._secret)
         secret_file = self._secret_file.path

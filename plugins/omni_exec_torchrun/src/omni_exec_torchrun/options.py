@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from omni_core.errors import ConfigError
-from omni_core.replicas.options import RemoteOptions
 from omni_core.validation import Seconds
+from omni_core.wire.options import WireOptions
 from omni_exec_torchrun.launch_settings import parse_nnodes
 
 # What means something in a program that torchrun has started; the rest is for launching ranks and watching them.
@@ -17,7 +17,7 @@ _SPMD_OPTIONS = frozenset({"timeout_s", "outputs"})
 _SPMD_ONLY = frozenset({"outputs"})
 
 
-class TorchrunOptions(RemoteOptions):
+class TorchrunOptions(WireOptions):
     """Options of the executor `torchrun`. For ranks on this machine alone none is needed."""
 
     nnodes: str = Field(

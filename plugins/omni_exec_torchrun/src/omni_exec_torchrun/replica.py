@@ -8,13 +8,14 @@ from typing import Protocol
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
+from omni_core.replicas.replica import Replica, ReplicaEvents
+from omni_core.wire.program import Program
 from omni_core.wire.rank_meeting import RankMeeting
 from omni_core.wire.reactor import Reactor
-from omni_core.replicas.replica import Replica, ReplicaEvents
 from omni_exec_torchrun.arrival import Arrival
-from omni_exec_torchrun.link import RankLink
 from omni_exec_torchrun.messages import Setup
 from omni_exec_torchrun.options import TorchrunOptions
+from omni_exec_torchrun.rank_worker import RankWorker
 
 
 class Launch(Protocol):
@@ -57,6 +58,8 @@ class RankReplica(Replica):
         hooks: Hooks | None,
     ) -> None:
         super().__init__(reactor, config, options, events, index=index, hooks=hooks)
+        self._reactor = reactor
+        self._program = Program.of_this_process(config)
         self._launch = launch
         self._rank_options = options
         self._num_local = num_local
@@ -93,24 +96,26 @@ class RankReplica(Replica):
             Whether it was taken. If not, it is to be kept until the next start.
         """
         rank = arrival.hello.rank % self.world_size
-        older = next((handle for handle in self.handles if handle.rank == rank), None)
+        older = next((worker for worker in self.workers if worker.rank == rank), None)
         if older is not None:
             older.declare_dead("was started anew by its launcher")  # which calls `clean_up`
         if not self._is_waiting:
             return False
-        link = RankLink(self._reactor, arrival, self._rank_options, self.link_events, replica=self.index, rank=rank)
-        self.handles = [*self.handles, link]
-        link.listen()
-        if len(self.handles) == self.world_size:
+        worker = RankWorker(
+            self._reactor, arrival, self._rank_options, self.worker_events, replica=self.index, rank=rank
+        )
+        self.workers = [*self.workers, worker]
+        worker.listen()
+        if len(self.workers) == self.world_size:
             self._set_up()
         return True
 
     def note_exit(self, pid: int, exit_code: int) -> None:
         """Take note of how a process of this machine ended."""
-        for handle in self.all_handles:
-            if handle.pid == pid and isinstance(handle, RankLink) and handle.is_local:
-                handle.said = self._launch.last_output()
-                handle.note_exit(exit_code)
+        for worker in self.all_workers:
+            if worker.pid == pid and isinstance(worker, RankWorker) and worker.is_local:
+                worker.said = self._launch.last_output()
+                worker.note_exit(exit_code)
 
     def launcher_ended(self, what: str, said: str) -> None:
         """Take note that nobody starts ranks any more.
@@ -119,24 +124,24 @@ class RankReplica(Replica):
             what: What happened, to be read after "Replica 0".
             said: What was written meanwhile.
         """
-        if self.state != "closed" and (self._is_waiting or self.handles):
+        if self.state != "closed" and (self._is_waiting or self.workers):
             self.start_failed(what, said)
 
     def _set_up(self) -> None:
         self._is_waiting = False
-        self.handles = sorted(self.handles, key=lambda handle: handle.rank)
+        self.workers = sorted(self.workers, key=lambda worker: worker.rank)
         meeting, key = f"{self._name}/{next(self._meetings)}", secrets.token_bytes(32)
-        for handle in list(self.handles):
-            assert isinstance(handle, RankLink)
-            hello = handle.hello
+        for worker in list(self.workers):
+            assert isinstance(worker, RankWorker)
+            hello = worker.hello
             local_index, num_local = hello.local_rank, hello.local_world_size
             if self._num_local is not None:
-                local_index, num_local = self.index * self.world_size + handle.rank, self._num_local
-            handle.set_up(
+                local_index, num_local = self.index * self.world_size + worker.rank, self._num_local
+            worker.set_up(
                 Setup(
                     self._config,
                     self.index,
-                    handle.rank,
+                    worker.rank,
                     self.world_size,
                     local_index,
                     num_local,

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from omni_core import OmniDiffusionConfig, OmniDiffusionRequest, OmniRequestOutput
+from omni_core.calls import WorkerReply, call_name
 from omni_core.errors import ConfigError, ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
 from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor, ExecutorContext
 from omni_core.outputs import SchedulerOutput, StepOutput
 from omni_core.timeouts import is_done_within, wait_seconds
-from omni_core.calls import WorkerReply, call_name
 from omni_core.worker.pipeline.loader import resolve_device
 from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.spmd.fields import config_fields, request_fields

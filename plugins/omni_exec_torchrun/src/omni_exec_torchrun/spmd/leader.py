@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from omni_core import OmniDiffusionRequest
+from omni_core.calls import WorkerReply
 from omni_core.errors import ExecutorError, OmniError, RankGroupError
 from omni_core.outputs import SchedulerOutput, StepOutput
-from omni_core.calls import WorkerReply
 from omni_exec_torchrun.spmd.fields import request_fields
 from omni_exec_torchrun.spmd.messages import (
     Alive,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from omni_core.calls import WorkerReply
 from omni_core.errors import OmniError
 from omni_core.outputs import EndReason
-from omni_core.calls import WorkerReply
 from omni_exec_torchrun.spmd.ledger import Fields
 
 Kind = Literal["request", "call"]

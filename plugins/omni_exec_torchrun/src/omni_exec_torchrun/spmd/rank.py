@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omni_core import OmniDiffusionRequest
+from omni_core.calls import WorkerReply, call_error
 from omni_core.errors import ExecutorError, OmniError, RankGroupError, RPCError
 from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
 from omni_core.serial_thread import SerialThread
-from omni_core.calls import WorkerReply, call_error
 from omni_exec_torchrun.spmd.ledger import Fields, Ledger
 from omni_exec_torchrun.spmd.link import Link, connect
 from omni_exec_torchrun.spmd.messages import Announcement, Broken, Identity, Kind, Leaving

@@ -6,10 +6,11 @@ import contextlib
 import os
 import signal
 
+from omni_core.replicas.worker import WorkerEvents
 from omni_core.wire.channel import Channel
 from omni_core.wire.process_end import describe_exit
 from omni_core.wire.reactor import Reactor
-from omni_core.wire.worker import LinkEvents, WorkerLink
+from omni_core.wire.worker import WireWorker
 from omni_exec_torchrun.arrival import Arrival
 from omni_exec_torchrun.options import TorchrunOptions
 
@@ -17,7 +18,7 @@ from omni_exec_torchrun.options import TorchrunOptions
 _REPORT_WAIT_S = 0.3
 
 
-class RankLink(WorkerLink):
+class RankWorker(WireWorker):
     """Talks to a rank that a launcher has started, here or on another node.
 
     Args:
@@ -34,7 +35,7 @@ class RankLink(WorkerLink):
         reactor: Reactor,
         arrival: Arrival,
         options: TorchrunOptions,
-        events: LinkEvents,
+        events: WorkerEvents,
         *,
         replica: int,
         rank: int,
@@ -108,6 +109,7 @@ class RankLink(WorkerLink):
             self._reactor.call_later(_REPORT_WAIT_S, lambda: self.declare_dead("ended, or cannot be reached any more"))
 
     def _release(self) -> None:
+        super()._release()
         if self._pidfd is not None:
             self._reactor.unwatch(self._pidfd)
             os.close(self._pidfd)

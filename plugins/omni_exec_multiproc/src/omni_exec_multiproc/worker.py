@@ -7,12 +7,12 @@ import os
 import signal
 import socket
 
+from omni_core.replicas.worker import WorkerEvents
 from omni_core.wire.channel import Channel
 from omni_core.wire.output import WorkerOutput
 from omni_core.wire.process_end import describe_exit
 from omni_core.wire.reactor import Reactor
-from omni_core.remote.reply_lane import make_lane
-from omni_core.wire.worker import LinkEvents, WorkerLink
+from omni_core.wire.worker import WireWorker
 from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.starter import Started, Starter
@@ -21,7 +21,7 @@ from omni_exec_multiproc.starter import Started, Starter
 _EXIT_CODE_WAIT_S = 0.05
 
 
-class WorkerHandle(WorkerLink):
+class ProcessWorker(WireWorker):
     """Starts one worker process, over socket pairs, and sees it end.
 
     Args:
@@ -38,7 +38,7 @@ class WorkerHandle(WorkerLink):
         reactor: Reactor,
         starter: Starter,
         options: MultiprocOptions,
-        events: LinkEvents,
+        events: WorkerEvents,
         *,
         replica: int,
         rank: int,
@@ -47,15 +47,10 @@ class WorkerHandle(WorkerLink):
             work, theirs_work = _channel(options, stack)
             control, theirs_control = _channel(options, stack)
             self._theirs = [theirs_work, theirs_control]
-            lane = None
-            if (pair := make_lane()) is not None:
-                lane, theirs_lane = pair
-                stack.callback(lane.close)
-                self._theirs.append(stack.enter_context(theirs_lane))
             self._output = WorkerOutput(reactor, {"replica": replica, "rank": rank})
             stack.pop_all()
         super().__init__(
-            reactor, work, control, events, replica=replica, rank=rank, send_timeout_s=options.send_timeout_s, lane=lane
+            reactor, work, control, events, replica=replica, rank=rank, send_timeout_s=options.send_timeout_s
         )
         self._starter = starter
         self._pidfd: int | None = None
@@ -105,6 +100,7 @@ class WorkerHandle(WorkerLink):
             self._theirs.pop().close()
 
     def _release(self) -> None:
+        super()._release()
         self._close_theirs()  # if it was never started
         if self._pidfd is not None:
             self._reactor.unwatch(self._pidfd)
