@@ -1,0 +1,193 @@
+"""A back end without processes and without sockets: each worker is a thread behind a queue.
+
+What it is not: an executor for users, as a thread that hangs cannot be ended. It shows what a back end has to write.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from omni_core.calls import WorkerCall, answer, call_error
+from omni_core.config import OmniDiffusionConfig
+from omni_core.own_threads import begin_own_thread
+from omni_core.replicas.executor import ReplicaExecutor
+from omni_core.replicas.loop import Loop
+from omni_core.replicas.options import ReplicaOptions
+from omni_core.replicas.replica import Replica, ReplicaEvents
+from omni_core.replicas.worker import Worker, WorkerEvents
+
+_LATE_S = 1.0
+
+
+class QueueTimer:
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        self.action = None
+
+
+class QueueLoop(Loop):
+    """A thread that takes what it is to call from a queue."""
+
+    def __init__(self, owner: object) -> None:
+        self._soon: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._timers: list[tuple[float, int, QueueTimer]] = []
+        self._numbers = itertools.count()
+        self._late: list[Callable[[float], None]] = []
+        self._thread = threading.Thread(target=self._run, args=(owner,), name="omni-queue-loop", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_current(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def call_soon(self, action: Callable[[], None]) -> None:
+        self._soon.put(action)
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> QueueTimer:
+        timer = QueueTimer(action)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), timer))
+        return timer
+
+    def on_late(self, listener: Callable[[float], None]) -> None:
+        self._late.append(listener)
+
+    def stop(self) -> None:
+        self._soon.put(None)
+        self._thread.join(10)
+
+    def _run(self, owner: object) -> None:
+        begin_own_thread("watches the workers", owner)
+        while True:
+            due = self._timers[0][0] if self._timers else None
+            try:
+                action = self._soon.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                late = time.monotonic() - (due or 0.0)
+                for listener in self._late if late > _LATE_S else ():
+                    listener(late)
+                timer = heapq.heappop(self._timers)[2]
+                if timer.action is not None:
+                    timer.action()
+                continue
+            if action is None:
+                return
+            action()
+
+
+class ThreadWorker(Worker):
+    """A worker in a thread."""
+
+    def __init__(
+        self, loop: QueueLoop, events: WorkerEvents, config: OmniDiffusionConfig, *, replica: int, hooks: Any
+    ) -> None:
+        super().__init__(loop, events, replica=replica, rank=0)
+        self._config = config
+        self._hooks = hooks
+        self._calls: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
+        self._made: Any = None
+        self._thread = threading.Thread(target=self._run, name=f"omni-thread-worker-{replica}", daemon=True)
+
+    @property
+    def has_exited(self) -> bool:
+        return not self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
+        self.finish()
+        self._send_interrupt()
+
+    def finish(self) -> None:
+        self._calls.put(None)
+
+    def _send(self, number: int, packed: Any, sent: list[int]) -> None:
+        sent.append(1)
+        self._calls.put((number, packed))
+
+    def _send_ping(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon(self.heard)
+
+    def _send_interrupt(self) -> None:
+        if self._made is not None:
+            self._made.interrupt()
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            what = f"ended by {type(error).__name__}"
+            self._loop.call_soon(lambda: self.declare_dead(what))
+        finally:
+            made, self._made = self._made, None
+            if made is not None:
+                made.close()
+            self._loop.call_soon(self._ended)
+
+    def _serve(self) -> None:
+        from omni_core.worker.worker import worker_class
+
+        try:
+            self._made = worker_class(self._config)(self._config, replica=self.replica, hooks=self._hooks)
+        except Exception as raised:
+            error = call_error("loading", raised)
+            self._loop.call_soon(lambda: self.loaded(error))
+            return
+        self._loop.call_soon(lambda: self.loaded(None))
+        while (item := self._calls.get()) is not None:
+            number, (method, args, kwargs) = item
+            reply = answer(self._made, WorkerCall(number, method, args, kwargs))
+            self._loop.call_soon(lambda reply=reply: self.settle(reply.call_id, reply.value, reply.error))  # type: ignore[misc]
+            del item, args, kwargs, reply
+
+    def _ended(self) -> None:
+        if self.is_alive:
+            self.declare_dead("ended")
+        self._close()
+        self._events.on_heard()
+
+
+class ThreadReplica(Replica):
+    """A replica of one thread."""
+
+    def start_workers(self) -> None:
+        assert isinstance(self._loop, QueueLoop)
+        self.drop_closed()
+        worker = ThreadWorker(self._loop, self.worker_events, self._config, replica=self.index, hooks=self._hooks)
+        self.workers = [worker]
+        worker.start()
+
+
+class ThreadExecutor(ReplicaExecutor):
+    """Runs `data_parallel_size` replicas of one thread each."""
+
+    supported_options: ClassVar[frozenset[str]] = ReplicaExecutor.supported_options - {
+        "cfg_parallel_size",
+        "ulysses_degree",
+        "ring_degree",
+        "tensor_parallel_size",
+    }
+
+    def make_loop(self) -> QueueLoop:
+        return QueueLoop(self)
+
+    def make_replicas(self, loop: Loop, events: ReplicaEvents) -> Sequence[Replica]:
+        options = ReplicaOptions()
+        return [
+            ThreadReplica(loop, self.config, options, events, index=index, hooks=self.plugins)
+            for index in range(self.config.data_parallel_size)
+        ]
