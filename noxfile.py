@@ -123,7 +123,8 @@ def nightly(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Ten minutes of random traffic with kills, stops and poison on two worker processes; prints what came of it.
 
-    When: by night, before a release, and after a change of the scheduler, of `replicas/` or `wire/`, or of what a worker isolates.
+    When: by night, before a release, and after a change of the scheduler, of `replicas/` or `wire/`, or of what a
+    worker isolates.
     `nox -s soak -- --seconds 60` is shorter.
     """
     run(session, Job("soak", MULTIPROC, (("benchmarks.soak", *session.posargs),)))

@@ -21,9 +21,10 @@ import pytest
 from netns import two_machines
 
 from omni_core.errors import ConfigError
+from omni_core.wire.secret import new_secret, write_secret
 from omni_exec_torchrun.launch_settings import LaunchSettings
 from omni_exec_torchrun.node import node_settings, run_node
-from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, new_secret, write_secret
+from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE
 
 _HERE = Path(__file__).parent
 ENVIRONMENT = {

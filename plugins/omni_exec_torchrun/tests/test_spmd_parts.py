@@ -17,7 +17,7 @@ import torch
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from omni_core.errors import ConfigError
-from omni_exec_torchrun import authentication
+from omni_core.wire import authentication
 from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.spmd import link as spmd_link
 from omni_exec_torchrun.spmd.fields import describe, request_fields

@@ -18,7 +18,8 @@ import pytest
 from netns import Network, two_machines
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
-from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, new_secret, write_secret
+from omni_core.wire.secret import new_secret, write_secret
+from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE
 
 _HERE = Path(__file__).parent
 _PORT = 29537

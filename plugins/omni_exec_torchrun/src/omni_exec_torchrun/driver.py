@@ -11,15 +11,16 @@ from typing import Any
 from omni_core.errors import ConfigError
 from omni_core.replicas.executor import worker_config
 from omni_core.replicas.replica import ReplicaEvents
+from omni_core.wire.arrival import Arrivals
+from omni_core.wire.control_port import ControlPort
 from omni_core.wire.executor import WireExecutor
 from omni_core.wire.reactor import Reactor
-from omni_exec_torchrun.arrival import Arrivals
-from omni_exec_torchrun.control_port import ControlPort
+from omni_core.wire.secret import SecretFile, new_secret
 from omni_exec_torchrun.group import LaunchGroup
 from omni_exec_torchrun.launch_settings import LaunchSettings, parse_nnodes
 from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.replica import RankReplica
-from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, SecretFile, load_secret, new_secret
+from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret
 from omni_exec_torchrun.worker import CONTROL_VARIABLE, GROUP_VARIABLE
 
 

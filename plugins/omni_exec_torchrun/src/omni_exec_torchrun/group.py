@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from omni_core.log import get_logger
+from omni_core.wire.arrival import Arrival
 from omni_core.wire.output import WorkerOutput
 from omni_core.wire.process_end import describe_exit
 from omni_core.wire.reactor import Reactor
-from omni_exec_torchrun.arrival import Arrival
 from omni_exec_torchrun.launch_settings import LaunchSettings
 from omni_exec_torchrun.launcher import Launcher
 from omni_exec_torchrun.replica import RankReplica

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omni_core.errors import ConfigError
-from omni_exec_torchrun.address import parse_address
+from omni_core.wire.address import parse_address
 
 # That many a node may miss before it counts as lost.
 _SIGNS_OF_LIFE = 3

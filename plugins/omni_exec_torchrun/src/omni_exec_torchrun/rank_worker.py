@@ -7,11 +7,11 @@ import os
 import signal
 
 from omni_core.replicas.worker import WorkerEvents
+from omni_core.wire.arrival import Arrival
 from omni_core.wire.channel import Channel
 from omni_core.wire.process_end import describe_exit
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.worker import WireWorker
-from omni_exec_torchrun.arrival import Arrival
 from omni_exec_torchrun.options import TorchrunOptions
 
 # Seconds after its connection has ended within which the launcher must have told how a rank ended.

@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handl
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from omni_core.log import get_logger
-from omni_exec_torchrun.address import address_towards, parse_address
+from omni_core.wire.address import address_towards, parse_address
 from omni_exec_torchrun.launch_settings import LaunchSettings, parse_nnodes
 
 log = get_logger(__name__)

@@ -9,10 +9,10 @@ from typing import Protocol
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
 from omni_core.replicas.replica import Replica, ReplicaEvents
+from omni_core.wire.arrival import Arrival
 from omni_core.wire.program import Program
 from omni_core.wire.rank_meeting import RankMeeting
 from omni_core.wire.reactor import Reactor
-from omni_exec_torchrun.arrival import Arrival
 from omni_exec_torchrun.messages import Setup
 from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.rank_worker import RankWorker

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from omni_core.errors import OmniError, StartupError
 from omni_core.plugins import default_registry
 from omni_core.wire import setup as remote
+from omni_core.wire.address import interface_towards
+from omni_core.wire.arrival import Hello, this_machine
+from omni_core.wire.authentication import connect
 from omni_core.wire.channel import Channel
 from omni_core.wire.worker_main import DRIVER_GONE, run_worker
 from omni_core.worker.parallel.process_groups import local_interface
-from omni_exec_torchrun.address import interface_towards
 from omni_exec_torchrun.agent_end import end_with_agent
-from omni_exec_torchrun.arrival import Hello, this_machine
-from omni_exec_torchrun.authentication import connect
 from omni_exec_torchrun.messages import Setup
 from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret
 

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 from omni_core.errors import StartupError
 from omni_core.serialization import dumps, loads
+from omni_core.wire import authentication
+from omni_core.wire.address import format_address
+from omni_core.wire.authentication import AuthenticationError, ServerHandshake, tune
 from omni_core.worker.parallel.rank_group import RankGroup
-from omni_exec_torchrun import authentication
-from omni_exec_torchrun.address import format_address
-from omni_exec_torchrun.authentication import AuthenticationError, ServerHandshake, tune
 
 _COUNT = struct.Struct("<I")
 # Seconds that whoever connects has to prove who it is.

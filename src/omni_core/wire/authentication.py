@@ -24,10 +24,10 @@ import time
 from typing import Any
 
 from omni_core.errors import ExecutorError
-from omni_exec_torchrun.address import parse_address
-from omni_exec_torchrun.secret import check_secret
+from omni_core.wire.address import parse_address
+from omni_core.wire.secret import check_secret
 
-MARK = b"omnitrn1"
+MARK = b"omniwire"
 _NONCE = 32
 _CODE = 32
 _LENGTH = struct.Struct(">I")
@@ -219,4 +219,4 @@ def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:
 
 def _code(secret: bytes, what: bytes, nonces: bytes, text: bytes = b"") -> bytes:
     # Both nonces have a fixed size, and none of the words begins another: no two inputs read the same.
-    return hmac.new(secret, b"omni torchrun " + what + b"\0" + nonces + text, hashlib.sha256).digest()
+    return hmac.new(secret, b"omni wire " + what + b"\0" + nonces + text, hashlib.sha256).digest()

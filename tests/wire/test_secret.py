@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 
 from omni_core.errors import ConfigError
-from omni_exec_torchrun.secret import (
-    SECRET_FILE_VARIABLE,
-    SECRET_VARIABLE,
+from omni_core.wire import secret as secret_module
+from omni_core.wire.secret import (
     SecretFile,
     check_secret,
-    load_secret,
     new_secret,
     write_secret,
 )
+
+SECRET_VARIABLE, SECRET_FILE_VARIABLE = "OMNI_TEST_SECRET", "OMNI_TEST_SECRET_FILE"
+
+
+def load_secret(file: Path | None = None, environment: dict[str, str] | None = None) -> bytes | None:
+    return secret_module.load_secret(
+        file, variable=SECRET_VARIABLE, file_variable=SECRET_FILE_VARIABLE, environment=environment or {}
+    )
 
 
 def test_from_the_environment() -> None:
@@ -69,7 +75,7 @@ def test_what_is_no_secret(tmp_path: Path) -> None:
 
 SCRIPT = """
 import os, signal, sys
-from omni_exec_torchrun.secret import SecretFile
+from omni_core.wire.secret import SecretFile
 file = SecretFile(b"0123456789abcdef")
 print(file.path, flush=True)
 sys.stdin.readline()

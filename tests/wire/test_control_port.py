@@ -29,9 +29,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from omni_core.errors import ConfigError, ExecutorError
-from omni_core.wire.reactor import Reactor
-from omni_exec_torchrun.address import address_towards, format_address, parse_address
-from omni_exec_torchrun.authentication import (
+from omni_core.wire.address import address_towards, format_address, parse_address
+from omni_core.wire.authentication import (
     FIRST_SIZE,
     LONGEST_HELLO,
     MARK,
@@ -41,7 +40,8 @@ from omni_exec_torchrun.authentication import (
     ServerHandshake,
     connect,
 )
-from omni_exec_torchrun.control_port import MOST_STRANGERS, ControlPort
+from omni_core.wire.control_port import MOST_STRANGERS, ControlPort
+from omni_core.wire.reactor import Reactor
 
 SECRET = b"a secret that is long enough"
 HELLO = {"rank": 3, "purpose": "work"}
@@ -368,7 +368,7 @@ def test_without_files_it_goes_on() -> None:
     code = """
         import resource, sys, threading
         from omni_core.wire.reactor import Reactor
-        from omni_exec_torchrun.control_port import ControlPort
+        from omni_core.wire.control_port import ControlPort
         resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
         def on_peer(*peer):
             print("in", flush=True)

@@ -13,10 +13,10 @@ from typing import Any
 from omni_core.errors import ExecutorError
 from omni_core.log import get_logger
 from omni_core.replicas.loop import Timer, run_in
+from omni_core.wire.address import format_address
+from omni_core.wire.authentication import AuthenticationError, ServerHandshake, tune
 from omni_core.wire.reactor import Reactor
-from omni_exec_torchrun.address import format_address
-from omni_exec_torchrun.authentication import AuthenticationError, ServerHandshake, tune
-from omni_exec_torchrun.secret import check_secret
+from omni_core.wire.secret import check_secret
 
 log = get_logger(__name__)
 
