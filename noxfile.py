@@ -72,6 +72,8 @@ LIGHT = Job(
             "tests/test_scheduler.py",
             "tests/test_serial_thread.py",
             "tests/plugins/test_registry.py",
+            "tests/replicas/test_replica.py",
+            "tests/replicas/test_life_cycle.py",
             "tests/wire",
             "tests/cli/test_names.py",
             "tests/cli/test_options.py",

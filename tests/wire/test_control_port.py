@@ -110,7 +110,7 @@ def _num_files() -> int:
 
 
 def _code(secret: bytes, what: bytes, nonces: bytes, text: bytes = b"") -> bytes:
-    return hmac.new(secret, b"omni torchrun " + what + b"\0" + nonces + text, hashlib.sha256).digest()
+    return hmac.new(secret, b"omni wire " + what + b"\0" + nonces + text, hashlib.sha256).digest()
 
 
 def _talk(port: Port, text: bytes, change: Change = lambda part, at: part, secret: bytes = SECRET) -> bytes:
