@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_core import OmniDiffusionConfig
@@ -232,6 +232,7 @@ def test_every_field_is_tried() -> None:
 
 
 @pytest.mark.parametrize("field", VALUES)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_a_value_means_the_same_wherever_it_is_written(field: str, data: st.DataObject) -> None:
     value = data.draw(VALUES[field])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shlex
 import subprocess
 import sys
 import sysconfig
@@ -16,8 +15,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from omni_core.testing import SAMPLE
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]
 
@@ -179,7 +176,7 @@ def test_four_commands_from_an_empty_folder_to_a_picture(site, commands, request
     assert check == "omni plugins check acme"
     assert generate == 'omni generate "a blue two" --executor-class acme'
     if not request.config.getoption("--nightly"):
-        check += f" --only {shlex.quote(' or '.join(SAMPLE))}"
+        check += " --only test_starts_serves_and_is_healthy"
     said = site.line(check, seconds=800)
     assert "acme conforms: " in said
     site.line(generate)
