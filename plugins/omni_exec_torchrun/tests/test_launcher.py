@@ -271,7 +271,7 @@ def test_nothing_is_left_of_a_killed_driver(tmp_path: Path, wait_until: WaitUnti
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from omni_core.replicas.loop import run_in
-from omni_core.wire.reactor import Reactor
+        from omni_core.wire.reactor import Reactor
         from omni_exec_torchrun.launch_settings import LaunchSettings
         from omni_exec_torchrun.launcher import Launcher
         reactor = Reactor("omni-test")
