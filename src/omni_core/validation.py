@@ -128,7 +128,8 @@ def _explain_one(problem: dict[str, Any], subject: str, fields: Mapping[str, Fie
     kind = problem["type"]
     if kind == "extra_forbidden":
         near = _did_you_mean(closest(place, fields))
-        return f"there is no field {place!r} in a {subject}.{near} Fields: {', '.join(fields)}"
+        where = subject if subject.startswith("executor_options") else f"a {subject}"
+        return f"there is no field {place!r} in {where}.{near} Fields: {', '.join(fields)}"
     if kind == "literal_error":
         options = [option.strip("'\" ") for option in context["expected"].replace(" or ", ",").split(",")]
         return f"{place} = {shown} is not one of {', '.join(options)}.{_did_you_mean(nearest_option(value, options))}"

@@ -170,7 +170,7 @@ def test_nothing_of_the_others_is_in_a_worker(warm_server: SharedServer) -> None
         for held in files:
             assert [what for what in held if what.startswith("anon_inode")] == []
             sockets = [what for what in held if what.startswith("socket")]
-            assert len(sockets) == 3, "calls, short replies, and what cannot wait"
+            assert len(sockets) == 2, "calls, and what cannot wait"
         # Standard input is the same nothing, and the rest nobody else's.
         assert {what for what in files[0] if what in files[1]} <= {"/dev/null", "/dev/urandom"}
         numbers = [ask(engine, calls.random_numbers) for engine in (first, second)]

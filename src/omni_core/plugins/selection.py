@@ -208,6 +208,11 @@ def _import_module(name: str, path: str, hint: str) -> Any:
             raise ExecutorNotFoundError(
                 f"{path} cannot be imported: there is no module {error.name!r}.{hint}"
             ) from error
+        if error.name is not None and error.name.startswith("omni_core."):
+            raise PluginError(
+                f"{path} cannot be imported: this omni-core has no module {error.name!r}; it was written for another "
+                f"version. Upgrade it, or install the version of omni-core that it asks for.{hint}"
+            ) from error
         raise PluginError(
             f"{path} cannot be imported: it needs the module {error.name!r}, which is not installed. "
             f"Install the package that provides it.{hint}"

@@ -1,7 +1,7 @@
 """Cutting one denoiser call into parts by rows, and putting the parts of its output together again.
 
-Nothing here knows a model. What has rows is tried out and checked (see `row_parallel.py`), because shapes alone do not
-tell.
+Nothing here knows a model. What has rows is tried out and checked (see `batch_parallel.py`), because shapes alone do
+not tell.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Making one denoiser call of several, and the several results of its one.
 
-Nothing here knows a model. How an argument is put together is tried out and checked (see `verified.py`), because its
+Nothing here knows a model. How an argument is put together is tried out and checked (see `verify.py`), because its
 shape alone does not tell: the rotary table of Flux has a leading dimension that is no row, and the prompt embeddings
 of AnimateDiff have one that is rows times frames.
 """
