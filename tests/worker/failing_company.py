@@ -175,17 +175,18 @@ def _watched(
 ) -> list[Outcome | None]:
     """Run calls as `ModelRunner` does, and let the denoiser know whether a call runs alone."""
     rows = [call.rows for call in calls]
-    run_call = stacking._run_call
+    runner = stacking._runner
+    run_call = runner.run
 
     def noted(module: Any, args: Any, kwargs: Any) -> Any:
         denoiser.is_alone = any(args[0] is call.args[0] for call in calls)
         return run_call(module, args, kwargs)
 
-    stacking._run_call = noted  # type: ignore[method-assign]
+    runner.run = noted  # type: ignore[method-assign]
     try:
         found = stacking.run(calls, entered.append)
     finally:
-        stacking._run_call = run_call  # type: ignore[method-assign]
+        runner.run = run_call  # type: ignore[method-assign]
     if found is not None:
         assert len(found) == len(rows)
         return list(found)
