@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-import omni_core
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine_place import loading
 from omni_core.errors import ConfigError, ModelLoadError, OmniError
@@ -33,7 +32,7 @@ from omni_core.worker.pipeline.stock_arguments import (
     strength_rule,
 )
 
-SMALL_MODEL = Path(omni_core.__file__).parent / "models" / "digits"
+SMALL_MODEL = Path(__file__).parents[2] / "models" / "digits"
 REQUEST_DEFAULTS_FILE = "request_defaults.json"
 _IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
