@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +11,8 @@ from omni_core.errors import OmniError, RPCError, StartupError
 from omni_core.replicas.loop import Loop
 from omni_core.replicas.options import ReplicaOptions
 from omni_core.replicas.replica import Replica, ReplicaEvents
+from omni_core.replicas.timers import Timer, Timers
 from omni_core.replicas.worker import Worker, WorkerEvents
-
-
-class FakeTimer:
-    def __init__(self, action: Callable[[], None]) -> None:
-        self.action: Callable[[], None] | None = action
-
-    def cancel(self) -> None:
-        self.action = None
 
 
 class FakeLoop(Loop):
@@ -31,8 +22,7 @@ class FakeLoop(Loop):
         self.now = 1000.0
         self.late: list[Callable[[float], None]] = []
         self._soon: list[Callable[[], None]] = []
-        self._timers: list[tuple[float, int, FakeTimer]] = []
-        self._numbers = itertools.count()
+        self._timers = Timers()
 
     @property
     def is_current(self) -> bool:
@@ -48,10 +38,8 @@ class FakeLoop(Loop):
     def call_soon(self, action: Callable[[], None]) -> None:
         self._soon.append(action)
 
-    def call_later(self, seconds: float, action: Callable[[], None]) -> FakeTimer:
-        timer = FakeTimer(action)
-        heapq.heappush(self._timers, (self.now + seconds, next(self._numbers), timer))
-        return timer
+    def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
+        return self._timers.add(self.now + seconds, action)
 
     def on_late(self, listener: Callable[[float], None]) -> None:
         self.late.append(listener)
@@ -68,18 +56,18 @@ class FakeLoop(Loop):
         """Let time pass: what is due is called at its own time."""
         end = self.now + seconds
         self.run()
-        while self._timers and self._timers[0][0] <= end:
-            moment, _, timer = heapq.heappop(self._timers)
-            self.now = max(self.now, moment)
-            if timer.action is not None:
-                timer.action()
+        while (first := self._timers.first) is not None and first <= end:
+            self.now = max(self.now, first)
+            action = self._timers.take_due(self.now)
+            assert action is not None
+            action()
             self.run()
         self.now = end
 
     def stand_still(self, seconds: float) -> None:
         """Let time pass in which nothing runs, as while the process is stopped."""
         self.now += seconds
-        self._timers = [(moment + seconds, number, timer) for moment, number, timer in self._timers]
+        self._timers.put_off(seconds)
         for listener in self.late:
             listener(seconds)
         self.run()

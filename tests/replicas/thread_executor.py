@@ -5,8 +5,6 @@ What it is not: an executor for users, as a thread that hangs cannot be ended. I
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import queue
 import signal
 import threading
@@ -21,17 +19,10 @@ from omni_core.replicas.executor import ReplicaExecutor
 from omni_core.replicas.loop import Loop
 from omni_core.replicas.options import ReplicaOptions
 from omni_core.replicas.replica import Replica, ReplicaEvents
+from omni_core.replicas.timers import Timer, Timers
 from omni_core.replicas.worker import Worker, WorkerEvents
 
 _LATE_S = 1.0
-
-
-class QueueTimer:
-    def __init__(self, action: Callable[[], None]) -> None:
-        self.action: Callable[[], None] | None = action
-
-    def cancel(self) -> None:
-        self.action = None
 
 
 class QueueLoop(Loop):
@@ -39,8 +30,7 @@ class QueueLoop(Loop):
 
     def __init__(self, owner: object) -> None:
         self._soon: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._timers: list[tuple[float, int, QueueTimer]] = []
-        self._numbers = itertools.count()
+        self._timers = Timers()
         self._late: list[Callable[[float], None]] = []
         self._thread = threading.Thread(target=self._run, args=(owner,), name="omni-queue-loop", daemon=True)
         self._thread.start()
@@ -56,10 +46,8 @@ class QueueLoop(Loop):
     def call_soon(self, action: Callable[[], None]) -> None:
         self._soon.put(action)
 
-    def call_later(self, seconds: float, action: Callable[[], None]) -> QueueTimer:
-        timer = QueueTimer(action)
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), timer))
-        return timer
+    def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
+        return self._timers.add(time.monotonic() + seconds, action)
 
     def on_late(self, listener: Callable[[float], None]) -> None:
         self._late.append(listener)
@@ -71,16 +59,15 @@ class QueueLoop(Loop):
     def _run(self, owner: object) -> None:
         begin_own_thread("watches the workers", owner)
         while True:
-            due = self._timers[0][0] if self._timers else None
+            due = self._timers.first
             try:
                 action = self._soon.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
             except queue.Empty:
                 late = time.monotonic() - (due or 0.0)
                 for listener in self._late if late > _LATE_S else ():
                     listener(late)
-                timer = heapq.heappop(self._timers)[2]
-                if timer.action is not None:
-                    timer.action()
+                if (action := self._timers.take_due(time.monotonic())) is not None:
+                    action()
                 continue
             if action is None:
                 return
@@ -164,15 +151,16 @@ class ThreadWorker(Worker):
 class ThreadReplica(Replica):
     """A replica of one thread."""
 
+    _loop: QueueLoop
+
     def start_workers(self) -> None:
-        assert isinstance(self._loop, QueueLoop)
         self.drop_closed()
         worker = ThreadWorker(self._loop, self.worker_events, self._config, replica=self.index, hooks=self._hooks)
         self.workers = [worker]
         worker.start()
 
 
-class ThreadExecutor(ReplicaExecutor):
+class ThreadExecutor(ReplicaExecutor[QueueLoop]):
     """Runs `data_parallel_size` replicas of one thread each."""
 
     supported_options: ClassVar[frozenset[str]] = ReplicaExecutor.supported_options - {
@@ -185,7 +173,7 @@ class ThreadExecutor(ReplicaExecutor):
     def make_loop(self) -> QueueLoop:
         return QueueLoop(self)
 
-    def make_replicas(self, loop: Loop, events: ReplicaEvents) -> Sequence[Replica]:
+    def make_replicas(self, loop: QueueLoop, events: ReplicaEvents) -> Sequence[Replica]:
         options = ReplicaOptions()
         return [
             ThreadReplica(loop, self.config, options, events, index=index, hooks=self.plugins)

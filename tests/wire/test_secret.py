@@ -11,8 +11,8 @@ import pytest
 
 from omni_core.errors import ConfigError
 from omni_core.wire import secret as secret_module
+from omni_core.wire.private_file import PrivateFile
 from omni_core.wire.secret import (
-    SecretFile,
     check_secret,
     new_secret,
     write_secret,
@@ -75,8 +75,8 @@ def test_what_is_no_secret(tmp_path: Path) -> None:
 
 SCRIPT = """
 import os, signal, sys
-from omni_core.wire.secret import SecretFile
-file = SecretFile(b"0123456789abcdef")
+from omni_core.wire.private_file import PrivateFile
+file = PrivateFile("secret", b"0123456789abcdef")
 print(file.path, flush=True)
 sys.stdin.readline()
 os.kill(os.getpid(), signal.SIGKILL)
@@ -98,7 +98,7 @@ def test_the_file_for_ranks_is_gone_with_a_driver_that_is_killed() -> None:
 
 def test_the_file_for_ranks_where_there_is_no_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
-    file = SecretFile(b"0123456789abcdef")
+    file = PrivateFile("secret", b"0123456789abcdef")
     assert load_secret(file.path) == b"0123456789abcdef"
     assert file.path.parent.stat().st_mode & 0o077 == 0
     file.close()

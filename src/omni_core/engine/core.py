@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from typing import TypeGuard
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState, TimeLimits
 from omni_core.engine.handle import RequestHandle
+from omni_core.engine.lost_requests import reason_to_give_up, step_error
 from omni_core.engine.notices import Notices
 from omni_core.error_text import described_error
 from omni_core.errors import (
@@ -386,12 +388,10 @@ class EngineCore:
         step_output = answer.output
         self._scheduler.update_from_output(index, step_output)
         for request_id in step_output.started:
-            live = replica.placed.get(request_id)
-            if live is not None and self._is_live(live):
+            if self._is_live(live := replica.placed.get(request_id)):
                 self._notices.started(live, index)
         for progress in step_output.progress:
-            live = replica.placed.get(progress.request_id)
-            if live is not None and self._is_live(live):
+            if self._is_live(live := replica.placed.get(progress.request_id)):
                 self._notices.progressed(live, progress)
         for request_id, malformed in answer.malformed.items():
             if (live := replica.placed.get(request_id)) is not None:
@@ -403,7 +403,7 @@ class EngineCore:
         replica.end(step_output, time.monotonic())
         self._finish(ended)
 
-    def _is_live(self, live: Live | None) -> bool:
+    def _is_live(self, live: Live | None) -> TypeGuard[Live]:
         return live is not None and self._live.get(live.handle.request_id) is live
 
     def _replica_failed(self, index: int, error: BaseException) -> None:
@@ -416,41 +416,25 @@ class EngineCore:
             if lost.end_reason is not None:
                 ended.append((live, OmniRequestOutput.ended(lost.request, lost.end_reason)))
             elif not isinstance(error, WorkerDiedError):
-                ended.append((live, OmniRequestOutput.failed(lost.request, self._step_error(lost.request, error))))
-            elif live is not None and self._is_live(live):
+                method = f"{self.answers.name}.{self.answers.step_method}"
+                ended.append((live, OmniRequestOutput.failed(lost.request, step_error(lost.request, method, error))))
+            elif self._is_live(live):
                 reason = self._retry(lost, live, error)
                 if reason is not None:
                     ended.append((live, OmniRequestOutput.failed(lost.request, reason)))
         self._finish(ended)
 
     def _retry(self, lost: LostRequest, live: Live, error: WorkerDiedError) -> WorkerDiedError | None:
-        """Let a request run again from its seed, or return why not: workers have died under it too often."""
+        """Let a request run again from its seed, or return why not."""
+        reason = reason_to_give_up(lost, live, self._config.max_retries, error)
+        if reason is not None:
+            return reason
         if lost.was_started:
-            most = self._config.max_retries
-            # A death in company may be the fault of another: only one that is its own can be the last.
-            if live.num_deaths >= most and (lost.blame == "alone" or (most == 0 and lost.blame != "none")):
-                return WorkerDiedError(
-                    f"Request {lost.request.request_id!r} was given up: the worker died under it "
-                    f"{live.num_deaths + 1} times (max_retries = {most}). The last time: {error.message}",
-                    replica=error.replica,
-                    rank=error.rank,
-                    worker_traceback=error.worker_traceback,
-                )
             live.num_deaths += lost.blame != "none"
             live.num_retries += 1
             self._notices.retrying(live)
         self._scheduler.requeue(lost)
         return None
-
-    def _step_error(self, request: OmniDiffusionRequest, error: BaseException) -> OmniError:
-        if isinstance(error, OmniError):
-            return error
-        reason = ExecutorError(
-            f"Request {request.request_id!r}: {self.answers.name}.{self.answers.step_method} raised "
-            f"{described_error(error)}"
-        )
-        reason.__cause__ = error
-        return reason
 
     def _fail_waiting(self, error: OmniError) -> None:
         waiting = self._scheduler.take_waiting()

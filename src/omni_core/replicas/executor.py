@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from omni_core.calls import call_name
 from omni_core.config import OmniDiffusionConfig
@@ -26,6 +26,8 @@ from omni_core.replicas.worker import Worker
 from omni_core.request import OmniDiffusionRequest, refuse_used_ids
 from omni_core.timeouts import Deadline, is_done_within
 
+LoopT = TypeVar("LoopT", bound=Loop)
+
 # Seconds within which `check_health` answers, whatever the workers do.
 _HEALTH_S = 0.9
 # Seconds that workers have, at the end, to finish the step that they do; then to heed SIGTERM; then SIGKILL.
@@ -34,7 +36,7 @@ _TERMINATE_S = 1.0
 _KILL_S = 5.0
 
 
-class ReplicaExecutor(DiffusionExecutor):
+class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
     """Runs `data_parallel_size` replicas of `ranks_per_replica` workers each, and replaces those that end.
 
     A worker that ends, hangs or raises in a step is replaced with its replica; the engine runs its requests again.
@@ -46,14 +48,14 @@ class ReplicaExecutor(DiffusionExecutor):
     runs_diffusion_worker: ClassVar[bool] = True
     can_interrupt: ClassVar[bool] = True
     # None before the start and after the end.
-    _loop: Loop | None = None
+    _loop: LoopT | None = None
 
     @abstractmethod
-    def make_loop(self) -> Loop:
+    def make_loop(self) -> LoopT:
         """Return the loop of this executor, which runs. It is stopped at the end."""
 
     @abstractmethod
-    def make_replicas(self, loop: Loop, events: ReplicaEvents) -> Sequence[Replica]:
+    def make_replicas(self, loop: LoopT, events: ReplicaEvents) -> Sequence[Replica]:
         """Return the replicas, not started yet. In the loop's thread.
 
         Args:
@@ -209,7 +211,7 @@ class ReplicaExecutor(DiffusionExecutor):
 
     def worker_stats(self) -> list[WorkerStats]:
         """Return what is known about each worker, without asking it."""
-        now = time.monotonic()
+        now = time.monotonic() if self._loop is None else self._loop.time()
         stats = []
         for replica in self._replicas:
             workers = {worker.rank: worker for worker in list(replica.workers)}

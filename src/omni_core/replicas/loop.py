@@ -6,20 +6,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
 
 from omni_core.errors import ExecutorError
+from omni_core.replicas.timers import Timer
 from omni_core.timeouts import is_done_within
 
 # Seconds after which `run_in` checks whether the thread still runs.
 _LOOK_S = 1.0
-
-
-class Timer(Protocol):
-    """A call that is to come."""
-
-    def cancel(self) -> None:
-        """Leave the call out, if it has not been made."""
 
 
 class Loop(ABC):

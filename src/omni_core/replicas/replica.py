@@ -15,8 +15,9 @@ from omni_core.errors import ExecutorError, OmniError, RPCError, StartupError, W
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
-from omni_core.replicas.loop import Loop, Timer
+from omni_core.replicas.loop import Loop
 from omni_core.replicas.options import ReplicaOptions
+from omni_core.replicas.timers import Timer
 from omni_core.replicas.watchdog import Watchdog
 from omni_core.replicas.worker import Worker, WorkerEvents
 

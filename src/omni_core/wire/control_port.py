@@ -12,7 +12,8 @@ from typing import Any
 
 from omni_core.errors import ExecutorError
 from omni_core.log import get_logger
-from omni_core.replicas.loop import Timer, run_in
+from omni_core.replicas.loop import run_in
+from omni_core.replicas.timers import Timer
 from omni_core.wire.address import format_address
 from omni_core.wire.authentication import AuthenticationError, ServerHandshake, tune
 from omni_core.wire.reactor import Reactor

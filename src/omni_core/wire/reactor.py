@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import heapq
-import itertools
 import os
 import selectors
 import threading
@@ -15,6 +13,7 @@ from collections.abc import Callable
 from omni_core.log import get_logger
 from omni_core.own_threads import begin_own_thread
 from omni_core.replicas.loop import Loop
+from omni_core.replicas.timers import Timer, Timers
 from omni_core.timeouts import wait_seconds
 from omni_core.wire.start import occupy_standard_files
 
@@ -22,17 +21,6 @@ log = get_logger(__name__)
 
 # Seconds by which the thread must be late for what it waits for to be given as much more time.
 _LATE_S = 1.0
-
-
-class Timer:
-    """A call that is to come; `cancel` before its time leaves it out."""
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        self.action: Callable[[], None] | None = action
-
-    def cancel(self) -> None:
-        """Leave the call out."""
-        self.action = None
 
 
 class Reactor(Loop):
@@ -54,8 +42,7 @@ class Reactor(Loop):
         os.set_blocking(self._wake_write, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_wake)
         self._soon: collections.deque[Callable[[], None]] = collections.deque()
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._numbers = itertools.count()
+        self._timers = Timers()
         self._stopped = False
         self._late_listeners: list[Callable[[float], None]] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -88,9 +75,7 @@ class Reactor(Loop):
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Call `action()` in the thread after `seconds`. In the thread only."""
-        timer = Timer(action)
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), timer))
-        return timer
+        return self._timers.add(time.monotonic() + seconds, action)
 
     def on_late(self, listener: Callable[[float], None]) -> None:
         """Call `listener(seconds)` in the thread when it has stood still so long: the process was stopped, or too busy.
@@ -133,24 +118,21 @@ class Reactor(Loop):
                 # An earlier callback of this round may have let go of a later one's file.
                 if self._selector.get_map().get(key.fd) is key:
                     _guarded(key.data)
-            while self._timers and self._timers[0][0] <= time.monotonic():
-                _, _, timer = heapq.heappop(self._timers)
-                if timer.action is not None:
-                    _guarded(timer.action)
+            while (action := self._timers.take_due(time.monotonic())) is not None:
+                _guarded(action)
             for _ in range(len(self._soon)):
                 _guarded(self._soon.popleft())
 
     def _note_late(self, seconds: float) -> None:
-        self._timers = [(moment + seconds, number, timer) for moment, number, timer in self._timers]
+        self._timers.put_off(seconds)
         for listener in self._late_listeners:
             _guarded(lambda listener=listener: listener(seconds))  # type: ignore[misc]
 
     def _timeout(self) -> float | None:
         if self._soon:
             return 0.0
-        while self._timers and self._timers[0][2].action is None:
-            heapq.heappop(self._timers)
-        return wait_seconds(self._timers[0][0] - time.monotonic()) if self._timers else None
+        first = self._timers.first
+        return None if first is None else wait_seconds(first - time.monotonic())
 
 
 def _guarded(action: Callable[[], object]) -> None:

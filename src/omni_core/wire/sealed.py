@@ -17,7 +17,6 @@ from omni_core.error_text import described_error
 from omni_core.errors import OmniError, PipelineError, RequestError, RPCError
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
-from omni_core.wire.requests import cannot_be_sent
 
 
 @dataclass(slots=True)
@@ -47,8 +46,16 @@ def seal_requests(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, l
         try:
             sealed.append(_seal(request))
         except RPCError as error:
-            refused.append(cannot_be_sent(request, error))
+            refused.append(_cannot_be_sent(request, error))
     return dataclasses.replace(scheduler_output, new_requests=sealed), refused
+
+
+def without_unpicklable(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
+    """Return what can be sent of a step as it is, and the outputs of those new requests that cannot be."""
+    _, refused = seal_requests(scheduler_output)
+    names = {output.request_id for output in refused}
+    sendable = [request for request in scheduler_output.new_requests if request.request_id not in names]
+    return dataclasses.replace(scheduler_output, new_requests=sendable), refused
 
 
 def open_requests(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
@@ -148,3 +155,11 @@ def _open_output(sealed: Any) -> Any:
 
 def _failed(sealed: _Sealed, error: OmniError) -> OmniRequestOutput:
     return OmniRequestOutput(sealed.request_id, sealed.seed, "error", error=error)
+
+
+def _cannot_be_sent(request: OmniDiffusionRequest, error: RPCError) -> OmniRequestOutput:
+    reason = RequestError(
+        f"Request {request.request_id!r} cannot be sent to a worker process: {error}. Use arguments that "
+        "can be pickled, or executor_class='inline'."
+    )
+    return OmniRequestOutput.failed(request, reason)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from omni_core.errors import ConfigError
-from omni_core.wire.private_folder import private_folder
 
 # Shorter ones can be guessed by trying.
 SHORTEST_SECRET = 16
@@ -63,59 +60,6 @@ def write_secret(path: Path, secret: bytes) -> None:
     with os.fdopen(fd, "wb") as file:
         os.fchmod(fd, 0o600)  # whatever the umask is
         file.write(secret)
-
-
-class SecretFile:
-    """A file with the secret for the processes that this one starts, which is gone with this one, however it ends.
-
-    On Linux it has no name: others reach it by way of this process's open files. Elsewhere it is one in a folder for
-    this user alone, and stays behind if this process is killed.
-
-    Args:
-        secret: What is in it.
-
-    Raises:
-        OSError: It cannot be made.
-
-    Attributes:
-        path: By which processes of this user can open it.
-    """
-
-    def __init__(self, secret: bytes) -> None:
-        self._fd = -1
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self.path = self._in_memory(secret) or self._in_folder(secret)
-
-    def close(self) -> None:
-        """Let go of it: nobody can open it any more."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        if self._folder is not None:
-            with contextlib.suppress(OSError):
-                self._folder.cleanup()
-
-    def _in_memory(self, secret: bytes) -> Path | None:
-        if not hasattr(os, "memfd_create"):
-            return None
-        fd = os.memfd_create("omni-secret", os.MFD_CLOEXEC)
-        path = Path(f"/proc/{os.getpid()}/fd/{fd}")
-        try:
-            os.fchmod(fd, 0o600)
-            os.write(fd, secret)
-            if _read(path) == secret:
-                self._fd = fd
-                return path
-        except (OSError, ConfigError):  # no /proc
-            pass
-        os.close(fd)
-        return None
-
-    def _in_folder(self, secret: bytes) -> Path:
-        self._folder = private_folder("omni-secret-")
-        path = Path(self._folder.name) / "secret"
-        write_secret(path, secret)
-        return path
 
 
 def check_secret(secret: bytes, source: str) -> bytes:

@@ -29,6 +29,8 @@ class WireWorker(Worker):
         send_timeout_s: That of the channels, for messages.
     """
 
+    _loop: Reactor
+
     def __init__(
         self,
         reactor: Reactor,
@@ -41,7 +43,6 @@ class WireWorker(Worker):
         send_timeout_s: float,
     ) -> None:
         super().__init__(reactor, events, replica=replica, rank=rank)
-        self._reactor = reactor
         self._work = work
         self._control = control
         self._send_timeout_s = send_timeout_s
@@ -50,8 +51,8 @@ class WireWorker(Worker):
 
     def listen(self) -> None:
         """Begin to listen to the worker. In the reactor's thread."""
-        self._reactor.watch(self._work.fileno(), self._receive_replies)
-        self._reactor.watch(self._control.fileno(), self._receive_control)
+        self._loop.watch(self._work.fileno(), self._receive_replies)
+        self._loop.watch(self._control.fileno(), self._receive_control)
 
     def set_up(self, setup: Any) -> None:
         """Send the worker its first message. In the reactor's thread."""
@@ -88,13 +89,13 @@ class WireWorker(Worker):
         try:
             self._control.send(frame)
         except NoRoomError:  # this is a signal handler, in the middle of another of these
-            self._reactor.call_soon(lambda: self._send_control(frame))
+            self._loop.call_soon(lambda: self._send_control(frame))
         except ChannelClosedError as error:
             self._send_failed(error)
 
     def _send_failed(self, error: ChannelClosedError) -> None:
         if isinstance(error, SendTimeoutError):
-            self._reactor.call_soon(
+            self._loop.call_soon(
                 lambda: self.declare_dead(
                     f"did not take a message for {self._send_timeout_s:g} s (send_timeout_s), gave no sign of life, "
                     "and was killed"
@@ -113,7 +114,7 @@ class WireWorker(Worker):
         try:
             frames = self._work.drain()
         except ChannelClosedError:
-            self._reactor.unwatch(self._work.fileno())
+            self._loop.unwatch(self._work.fileno())
             self._end_seen()
             return
         for frame in frames:
@@ -132,14 +133,14 @@ class WireWorker(Worker):
         try:
             self._control.drain()
         except ChannelClosedError:
-            self._reactor.unwatch(self._control.fileno())
+            self._loop.unwatch(self._control.fileno())
             self._end_seen()
             return
         self.heard()
 
     def _release(self) -> None:
         """Let go of the connections. A subclass lets go of what it holds besides."""
-        self._reactor.unwatch(self._work.fileno())
-        self._reactor.unwatch(self._control.fileno())
+        self._loop.unwatch(self._work.fileno())
+        self._loop.unwatch(self._control.fileno())
         self._work.close()
         self._control.close()

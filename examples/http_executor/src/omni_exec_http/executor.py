@@ -19,8 +19,7 @@ from omni_core.calls import call_name
 from omni_core.errors import ConfigError, ExecutorError, OmniError, RPCError, RPCTimeoutError
 from omni_core.executor import WORKER_OPTIONS
 from omni_core.replicas.replies import with_refused
-from omni_core.wire.requests import without_unpicklable
-from omni_core.wire.sealed import seal_requests
+from omni_core.wire.sealed import seal_requests, without_unpicklable
 from omni_exec_http.calls import Calls, StepThread
 from omni_exec_http.client import Exchange, wait_readable
 from omni_exec_http.link import QUICK_S, Link

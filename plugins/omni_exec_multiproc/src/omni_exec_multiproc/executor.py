@@ -32,12 +32,12 @@ class MultiprocExecutor(WireExecutor):
         self._starter: Starter | None = None
         super()._init_executor()
 
-    def make_wire_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[ProcessReplica]:
+    def make_replicas(self, loop: Reactor, events: ReplicaEvents) -> Sequence[ProcessReplica]:
         """Return the replicas, not started yet."""
-        starter = self._starter = self._make_starter(reactor)
+        starter = self._starter = self._make_starter(loop)
         config = worker_config(self.config, "multiproc", self.config.data_parallel_size * self.config.ranks_per_replica)
         self._process_replicas = [
-            ProcessReplica(reactor, starter, config, self._options, events, index=index, hooks=self.plugins)
+            ProcessReplica(loop, starter, config, self._options, events, index=index, hooks=self.plugins)
             for index in range(self.config.data_parallel_size)
         ]
         return self._process_replicas

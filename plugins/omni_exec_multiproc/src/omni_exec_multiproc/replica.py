@@ -6,17 +6,16 @@ import secrets
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
-from omni_core.replicas.replica import Replica, ReplicaEvents
-from omni_core.wire.program import Program
-from omni_core.wire.rank_meeting import RankMeeting
+from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.reactor import Reactor
+from omni_core.wire.replica import WireReplica
 from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.starter import Starter
 from omni_exec_multiproc.worker import ProcessWorker
 
 
-class ProcessReplica(Replica):
+class ProcessReplica(WireReplica):
     """Starts one process of this machine for each rank.
 
     Args:
@@ -28,6 +27,8 @@ class ProcessReplica(Replica):
         index: Its index.
         hooks: Plugins to tell of deaths and restarts.
     """
+
+    _options: MultiprocOptions
 
     def __init__(
         self,
@@ -41,22 +42,18 @@ class ProcessReplica(Replica):
         hooks: Hooks | None,
     ) -> None:
         super().__init__(reactor, config, options, events, index=index, hooks=hooks)
-        self._reactor = reactor
-        self._program = Program.of_this_process(config)
         self._starter = starter
-        self._process_options = options
-        self._meeting: RankMeeting | None = None
 
     def start_workers(self) -> None:
         """Start a process for each rank."""
-        self._meeting = RankMeeting() if self.world_size > 1 else None
+        self.open_meeting()
         workers: list[ProcessWorker] = []
         try:
             for rank in range(self.world_size):
                 worker = ProcessWorker(
-                    self._reactor,
+                    self._loop,
                     self._starter,
-                    self._process_options,
+                    self._options,
                     self.worker_events,
                     replica=self.index,
                     rank=rank,
@@ -81,15 +78,9 @@ class ProcessReplica(Replica):
                     num_local,
                     self._program,
                     key,
-                    "" if self._meeting is None else self._meeting.init_method,
+                    self.rendezvous,
                 )
             )
-
-    def clean_up(self) -> None:
-        """Remove what the ranks have met in."""
-        if self._meeting is not None:
-            self._meeting.close()
-            self._meeting = None
 
     def note_exit(self, pid: int, exit_code: int) -> None:
         """Take note of the end of a process."""

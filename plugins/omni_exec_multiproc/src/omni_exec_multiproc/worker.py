@@ -103,7 +103,7 @@ class ProcessWorker(WireWorker):
         super()._release()
         self._close_theirs()  # if it was never started
         if self._pidfd is not None:
-            self._reactor.unwatch(self._pidfd)
+            self._loop.unwatch(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
         self._output.close()
@@ -116,11 +116,11 @@ class ProcessWorker(WireWorker):
         if not self.is_alive:
             self.kill()
         if self._pidfd is not None:
-            self._reactor.watch(self._pidfd, self._process_ended)
+            self._loop.watch(self._pidfd, self._process_ended)
 
     def _process_ended(self) -> None:
         assert self._pidfd is not None
-        self._reactor.unwatch(self._pidfd)
+        self._loop.unwatch(self._pidfd)
         self._starter.poll()
         self._end_seen()
 
@@ -132,7 +132,7 @@ class ProcessWorker(WireWorker):
             self.declare_dead(describe_exit(self._exit_code))
         elif not self._is_ending:
             self._is_ending = True
-            self._reactor.call_later(_EXIT_CODE_WAIT_S, lambda: self.declare_dead("ended"))
+            self._loop.call_later(_EXIT_CODE_WAIT_S, lambda: self.declare_dead("ended"))
 
 
 def _channel(options: MultiprocOptions, stack: contextlib.ExitStack) -> tuple[Channel, socket.socket]:

@@ -14,8 +14,9 @@ from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.arrival import Arrivals
 from omni_core.wire.control_port import ControlPort
 from omni_core.wire.executor import WireExecutor
+from omni_core.wire.private_file import PrivateFile
 from omni_core.wire.reactor import Reactor
-from omni_core.wire.secret import SecretFile, new_secret
+from omni_core.wire.secret import new_secret
 from omni_exec_torchrun.group import LaunchGroup
 from omni_exec_torchrun.launch_settings import LaunchSettings, parse_nnodes
 from omni_exec_torchrun.options import TorchrunOptions
@@ -36,7 +37,7 @@ class DriverExecutor(WireExecutor):
         self._groups: list[LaunchGroup] = []
         self._arrivals = Arrivals()
         self._port: ControlPort | None = None
-        self._secret_file: SecretFile | None = None
+        self._secret_file: PrivateFile | None = None
         self._options.refuse_unused(spmd=False)
         self._nproc_per_node = self._choose_nproc()
         secret = load_secret(self._options.secret_file)
@@ -48,12 +49,12 @@ class DriverExecutor(WireExecutor):
         self._secret = secret or new_secret()
         super()._init_executor()
 
-    def make_wire_replicas(self, reactor: Reactor, events: ReplicaEvents) -> Sequence[RankReplica]:
+    def make_replicas(self, loop: Reactor, events: ReplicaEvents) -> Sequence[RankReplica]:
         """Return the replicas, not started yet."""
-        self._secret_file = SecretFile(self._secret)
+        self._secret_file = PrivateFile("secret", self._secret)
         secret_file = self._secret_file.path
         self._port = ControlPort(
-            reactor,
+            loop,
             self._options.master_addr or "127.0.0.1",
             self._options.control_port,
             secret=self._secret,
@@ -66,10 +67,10 @@ class DriverExecutor(WireExecutor):
         config = worker_config(self.config, "torchrun", num_local)
         replicas: list[RankReplica] = []
         for members in [range(number)] if self._is_multi_node else [range(index, index + 1) for index in range(number)]:
-            group = LaunchGroup(reactor, self._launch_settings(len(self._groups), secret_file), self._note_heard)
+            group = LaunchGroup(loop, self._launch_settings(len(self._groups), secret_file), self._note_heard)
             group.replicas = [
                 RankReplica(
-                    reactor,
+                    loop,
                     group,
                     config,
                     self._options,

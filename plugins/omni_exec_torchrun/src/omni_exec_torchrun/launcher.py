@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from omni_core.log import get_logger
-from omni_core.wire.reactor import Reactor, Timer
+from omni_core.replicas.timers import Timer
+from omni_core.wire.reactor import Reactor
 from omni_exec_torchrun.agent_process import EventReader, start_agent
 from omni_exec_torchrun.launch_settings import LaunchSettings
 

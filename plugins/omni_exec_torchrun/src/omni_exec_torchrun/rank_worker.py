@@ -72,7 +72,7 @@ class RankWorker(WireWorker):
         """Begin to listen to the rank."""
         super().listen()
         if self._pidfd is not None:
-            self._reactor.watch(self._pidfd, self._process_ended)
+            self._loop.watch(self._pidfd, self._process_ended)
 
     def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the process. One on another node ends when its connection does."""
@@ -94,7 +94,7 @@ class RankWorker(WireWorker):
 
     def _process_ended(self) -> None:
         assert self._pidfd is not None
-        self._reactor.unwatch(self._pidfd)
+        self._loop.unwatch(self._pidfd)
         self._has_exited = True
         if self.is_alive:
             self._end_seen()
@@ -106,11 +106,11 @@ class RankWorker(WireWorker):
         """The connection has ended: wait a moment for the launcher, which knows how the process did."""
         if self.is_alive and not self._is_ending:
             self._is_ending = True
-            self._reactor.call_later(_REPORT_WAIT_S, lambda: self.declare_dead("ended, or cannot be reached any more"))
+            self._loop.call_later(_REPORT_WAIT_S, lambda: self.declare_dead("ended, or cannot be reached any more"))
 
     def _release(self) -> None:
         super()._release()
         if self._pidfd is not None:
-            self._reactor.unwatch(self._pidfd)
+            self._loop.unwatch(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None

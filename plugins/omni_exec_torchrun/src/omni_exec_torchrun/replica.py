@@ -8,11 +8,10 @@ from typing import Protocol
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
-from omni_core.replicas.replica import Replica, ReplicaEvents
+from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.arrival import Arrival
-from omni_core.wire.program import Program
-from omni_core.wire.rank_meeting import RankMeeting
 from omni_core.wire.reactor import Reactor
+from omni_core.wire.replica import WireReplica
 from omni_exec_torchrun.messages import Setup
 from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.rank_worker import RankWorker
@@ -31,7 +30,7 @@ class Launch(Protocol):
         """Return what was written last."""
 
 
-class RankReplica(Replica):
+class RankReplica(WireReplica):
     """Waits for the ranks that a launcher starts, and sets them up once all of them are there.
 
     Args:
@@ -44,6 +43,8 @@ class RankReplica(Replica):
         num_local: Ranks of the engine, which are all on this machine; None: they are on several.
         hooks: Plugins to tell of deaths and restarts.
     """
+
+    _options: TorchrunOptions
 
     def __init__(
         self,
@@ -58,24 +59,20 @@ class RankReplica(Replica):
         hooks: Hooks | None,
     ) -> None:
         super().__init__(reactor, config, options, events, index=index, hooks=hooks)
-        self._reactor = reactor
-        self._program = Program.of_this_process(config)
         self._launch = launch
-        self._rank_options = options
         self._num_local = num_local
         self._is_waiting = False
         # So that ranks of an earlier start, or of another driver, never meet these.
         self._name = secrets.token_hex(8)
         self._meetings = itertools.count()
-        self._meeting: RankMeeting | None = None
 
     def start_workers(self) -> None:
         """Have the ranks started, unless the launcher has done so already."""
         self.drop_closed()
         self._is_waiting = True
         try:
-            if self._num_local is not None and self.world_size > 1:
-                self._meeting = RankMeeting()
+            if self._num_local is not None:
+                self.open_meeting()
             self._launch.start()
         except OSError as error:
             self.start_failed(f"could not be launched: {error}")
@@ -85,9 +82,7 @@ class RankReplica(Replica):
     def clean_up(self) -> None:
         """Take no ranks until the next start."""
         self._is_waiting = False
-        if self._meeting is not None:
-            self._meeting.close()
-            self._meeting = None
+        super().clean_up()
 
     def take(self, arrival: Arrival) -> bool:
         """Take a rank that has connected.
@@ -101,9 +96,7 @@ class RankReplica(Replica):
             older.declare_dead("was started anew by its launcher")  # which calls `clean_up`
         if not self._is_waiting:
             return False
-        worker = RankWorker(
-            self._reactor, arrival, self._rank_options, self.worker_events, replica=self.index, rank=rank
-        )
+        worker = RankWorker(self._loop, arrival, self._options, self.worker_events, replica=self.index, rank=rank)
         self.workers = [*self.workers, worker]
         worker.listen()
         if len(self.workers) == self.world_size:
@@ -147,9 +140,9 @@ class RankReplica(Replica):
                     num_local,
                     self._program,
                     key,
-                    "" if self._meeting is None else self._meeting.init_method,
+                    self.rendezvous,
                     meeting,
-                    self._rank_options.backend,
-                    self._rank_options.timeout_s,
+                    self._options.backend,
+                    self._options.timeout_s,
                 )
             )

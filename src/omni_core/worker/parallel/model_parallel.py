@@ -49,14 +49,7 @@ def enable_sequence_parallelism(
 
     layout = ranks.layout
     what = f"ulysses_degree = {layout.ulysses}, ring_degree = {layout.ring}"
-    planned = {name: module for name, module in denoisers.items() if getattr(module, "_cp_plan", None) is not None}
-    whole = {name: type(module).__name__ for name, module in denoisers.items() if name not in planned}
-    if not planned:
-        classes = ", ".join(dict.fromkeys(whole.values())) or "no denoiser"
-        raise ConfigError(
-            f"{what}: {type(pipeline).__name__} cannot split its sequence. It has {classes}, and diffusers has no plan "
-            "for that (a class with one has _cp_plan). Use cfg_parallel_size or data_parallel_size."
-        )
+    planned = _with_plan(what, pipeline, denoisers, "_cp_plan", "sequence")
     for module in planned.values():
         _refuse_model(what, module, layout.ring, layout.ulysses, attention_backend)
     config = ContextParallelConfig(ring_degree=layout.ring, ulysses_degree=layout.ulysses)
@@ -75,8 +68,27 @@ def enable_sequence_parallelism(
         if layout.ring > 1 and attention_backend is None:
             module.set_attention_backend(_RING_BACKEND)  # type: ignore[operator]
         enable_parallelism(f"{what} for {name}", module, ParallelConfig(context_parallel_config=config))
+
+
+def _with_plan(
+    what: str, pipeline: Any, denoisers: Mapping[str, torch.nn.Module], plan: str, split: str
+) -> dict[str, torch.nn.Module]:
+    """Return the denoisers whose class has a plan, and tell of the others.
+
+    Raises:
+        ConfigError: None has.
+    """
+    planned = {name: module for name, module in denoisers.items() if getattr(module, plan, None) is not None}
+    whole = {name: type(module).__name__ for name, module in denoisers.items() if name not in planned}
+    if not planned:
+        classes = ", ".join(dict.fromkeys(whole.values())) or "no denoiser"
+        raise ConfigError(
+            f"{what}: {type(pipeline).__name__} cannot split its {split}. It has {classes}, and diffusers has no plan "
+            f"for that (a class with one has {plan}). Use cfg_parallel_size or data_parallel_size."
+        )
     if whole:
-        log.info("these run whole on every rank: diffusers has no plan for splitting their sequence", modules=whole)
+        log.info(f"these run whole on every rank: diffusers has no plan for splitting their {split}", modules=whole)
+    return planned
 
 
 def _mesh(ranks: ReplicaRanks, device: torch.device, *dimensions: Any) -> DeviceMesh:
@@ -133,22 +145,13 @@ def enable_tensor_parallelism(
     from diffusers.models import ParallelConfig, TensorParallelConfig
 
     what = f"tensor_parallel_size = {ranks.layout.tensor}"
-    planned = {name: module for name, module in denoisers.items() if getattr(module, "_tp_plan", None) is not None}
-    whole = {name: type(module).__name__ for name, module in denoisers.items() if name not in planned}
-    if not planned:
-        classes = ", ".join(dict.fromkeys(whole.values())) or "no denoiser"
-        raise ConfigError(
-            f"{what}: {type(pipeline).__name__} cannot split its weights. It has {classes}, and diffusers has no plan "
-            "for that (a class with one has _tp_plan). Use cfg_parallel_size or data_parallel_size."
-        )
+    planned = _with_plan(what, pipeline, denoisers, "_tp_plan", "weights")
     group = ranks.along("tensor").process_group
     mesh = DeviceMesh.from_group(group, device.type, mesh_dim_names=("tensor",))
     config = TensorParallelConfig(tp_degree=ranks.layout.tensor, mesh=mesh)
     config.setup(ranks.everyone.rank, ranks.everyone.world_size, device, mesh)
     for name, module in planned.items():
         enable_parallelism(f"{what} for {name}", module, ParallelConfig(tensor_parallel_config=config))
-    if whole:
-        log.info("these run whole on every rank: diffusers has no plan for splitting their weights", modules=whole)
 
 
 def enable_parallelism(what: str, module: torch.nn.Module, config: Any) -> None:
