@@ -76,6 +76,7 @@ class _Transport:
 
     def receive(self) -> WorkerCall | WorkerReply | None:
         try:
+            self._channel.flush_releases()  # of the call before: the next may be long in coming
             frame: Frame = self._channel.recv()
         except ChannelClosedError:
             return None
