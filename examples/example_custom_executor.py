@@ -118,10 +118,14 @@ class CachingExecutor(DiffusionExecutor):
             self._thread.close(30.0, last=self._worker.close)
 
 
+# Fields of a request on which its output does not depend.
+_CHANGE_NOTHING = {"request_id", "priority", "timeout_s", "preview_every", "previews", "metadata"}
+
+
 def _key(request: OmniDiffusionRequest) -> str | None:
     """Return the same text for requests that give the same output; None if the request holds more than plain data."""
     try:
-        return request.model_dump_json(exclude={"request_id", "priority", "timeout_s", "preview_every"})
+        return request.model_dump_json(exclude=_CHANGE_NOTHING)
     except ValueError:  # pictures, tensors, callbacks
         return None
 

@@ -83,7 +83,7 @@ def record() -> list[Happening]:
         order = [victim, next(one for one in handles if one is not victim)]
         for lane, handle in enumerate(order, start=2):
             handle.subscribe(partial(_note_event, note, lane))
-        [[pid], _] = engine.executor.worker_pids()  # type: ignore[attr-defined]
+        [[pid], _] = engine.executor.worker_pids()
         killed_at = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         note(0, "SIGKILL")

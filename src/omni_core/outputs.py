@@ -21,6 +21,7 @@ class RequestMetrics:
         encode_s: Seconds from there to the first denoiser call (prompt encoding, preparation).
         denoise_s: Seconds from the first denoiser call to the end of the last.
         decode_s: Seconds from there to the end (decoding, post-processing).
+        output_s: Seconds that plugins took with the output before it was given out (the hook `omni_output`).
         num_steps: Denoising steps done.
         num_calls: Denoiser calls made; two in each step of a pipeline that guides with a call of its own.
         mean_rows: Mean number of rows of the forward passes that served them.
@@ -33,6 +34,7 @@ class RequestMetrics:
     encode_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
+    output_s: float = 0.0
     num_steps: int = 0
     num_calls: int = 0
     mean_rows: float = 0.0
@@ -42,7 +44,7 @@ class RequestMetrics:
     @property
     def total_s(self) -> float:
         """Seconds from submission to the end."""
-        return self.queue_s + self.encode_s + self.denoise_s + self.decode_s
+        return self.queue_s + self.encode_s + self.denoise_s + self.decode_s + self.output_s
 
 
 @dataclass(slots=True)

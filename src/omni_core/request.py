@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from omni_core.errors import RequestError
 from omni_core.validation import Float, Int, PositiveInt, Seconds, explain, plain_int, plain_text
@@ -54,6 +54,7 @@ def _seed(value: Any) -> Any:
 
 
 PlainText = Annotated[str, BeforeValidator(plain_text)]
+MetadataText = Annotated[str, Field(max_length=4096), BeforeValidator(plain_text)]
 OneText = Annotated[PlainText, BeforeValidator(_one_text)]
 Seed = Annotated[int, BeforeValidator(_seed), BeforeValidator(plain_int)]  # the last one goes first
 
@@ -91,6 +92,9 @@ class OmniDiffusionRequest(BaseModel):
     preview_every: PositiveInt | None = Field(
         None, description="Steps between two small preview pictures in the events. Unset: none."
     )
+    previews: PositiveInt | None = Field(
+        None, description="So many small preview pictures in the events, evenly spread over the steps. Unset: none."
+    )
     priority: Int = Field(0, description="Requests with a larger number go first.")
     timeout_s: Seconds | None = Field(
         None, description="Seconds from submission after which the request ends with finish_reason='timeout'."
@@ -99,6 +103,11 @@ class OmniDiffusionRequest(BaseModel):
         default_factory=lambda: uuid.uuid4().hex[:16],
         pattern=r"^[\w.:-]{1,128}$",
         description="Name of the request in logs, events and errors; unique among the requests in flight.",
+    )
+    metadata: dict[MetadataText, MetadataText] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Text for plugins, such as a tenant or a trace. It is never given to the pipeline.",
     )
     extra_args: dict[str, Any] = Field(
         default_factory=dict,
@@ -113,6 +122,12 @@ class OmniDiffusionRequest(BaseModel):
             super().__init__(**values)
         except pydantic.ValidationError as error:
             raise RequestError(explain(error, "request", type(self).model_fields)) from error
+
+    @model_validator(mode="after")
+    def _refuse_two_rules_of_previews(self) -> OmniDiffusionRequest:
+        if self.previews is not None and self.preview_every is not None:
+            raise ValueError("set previews or preview_every, not both: the one says how many, the other how often")
+        return self
 
     @field_validator("extra_args")
     @classmethod

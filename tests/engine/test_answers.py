@@ -560,7 +560,7 @@ def test_collective_rpc_that_leaks_an_error_of_its_transport(engine: DiffusionEn
             call()
     with pytest.raises(RPCError):
         engine.collective_rpc("check_health")
-    assert not engine.executor.is_sleeping
+    assert engine.sleep_level == 0
     assert_serves(engine)
 
 

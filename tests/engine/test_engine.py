@@ -393,7 +393,7 @@ def test_requests_wait_while_the_engine_sleeps(level: int) -> None:
         engine.sleep(level=level)
         engine.sleep(level=1)  # asleep already
         waiting = engine.submit(quick(num_inference_steps=40))
-        assert engine.executor.is_sleeping
+        assert engine.sleep_level > 0
         with pytest.raises(ExecutorError, match="asleep"):
             engine.collective_rpc(lambda worker: worker.pipeline)
         assert not waiting.done()
@@ -424,7 +424,7 @@ def test_sleeping_level_2_frees_memory_and_a_given_pipeline_refuses_it() -> None
     with DiffusionEngine(pipeline=images.ddpm()) as engine:
         with pytest.raises(ExecutorError, match="given as an object"):
             engine.sleep(level=2)
-        assert not engine.executor.is_sleeping
+        assert engine.sleep_level == 0
         with pytest.raises(ValueError, match="sleep level 3"):
             engine.sleep(level=3)
         assert engine.step([quick()])[0].finish_reason == "finished"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omni_core.sleep_state import SleepState
 
 from engine.tampering import Tampered, executor_of, make_engine
 from omni_core import (
@@ -39,7 +40,6 @@ from omni_core.errors import (
 )
 from omni_core.executors.inline import InlineExecutor
 from omni_core.scheduler import Scheduler
-from omni_core.sleep_state import SleepState
 from omni_core.testing.fake_worker import FakeWorker
 from omni_core.timeouts import MOST_SECONDS, Deadline
 
@@ -327,7 +327,7 @@ def test_a_timeout_of_nothing(engine: DiffusionEngine, what: str, timeout: Any) 
 def test_a_timeout_that_is_no_number(engine: DiffusionEngine, what: str, timeout: Any) -> None:
     with pytest.raises(ValidationError, match="timeout = "):
         WAITS[what](engine, timeout)
-    assert not engine.executor.is_sleeping
+    assert engine.sleep_level == 0
     engine.check_health()
 
 
@@ -414,7 +414,7 @@ def test_closing_wakes_whoever_waits_for_the_worker_of_the_inline_executor(monke
         call("wake_up", engine.wake_up),
         call("result", lambda: engine.submit(ask()).result().raise_for_error()),
     ]
-    while not engine.executor.is_sleeping:
+    while engine.sleep_level == 0:
         assert threads[3].is_alive()
     try:
         engine.close()
@@ -495,9 +495,9 @@ def test_an_observer_that_raises_keyboard_interrupt_does_not_end_the_engine() ->
 def test_calls_by_the_name_of_a_workers_own_method() -> None:
     with make_engine() as engine:
         assert engine.collective_rpc("sleep") == [None, None]
-        assert engine.executor.sleep_level == 1
+        assert engine.sleep_level == 1
         assert engine.collective_rpc("sleep", args=(2,), unique_reply_rank=1) is None
-        assert engine.executor.sleep_level == 2
+        assert engine.sleep_level == 2
         assert [worker.sleep_level for worker in executor_of(engine).workers] == [2, 2]
         handle = engine.submit(ask(3))
         with pytest.raises(TimeoutError):
@@ -524,7 +524,7 @@ def test_calls_by_the_name_of_a_workers_own_method() -> None:
         assert engine.collective_rpc("interrupt") == [None, None]
         outputs = engine.collective_rpc("execute_model", args=([ask(8)],))
         assert [output.images for [output] in outputs] == [[8], [8]]
-        assert not engine.executor.is_sleeping
+        assert engine.sleep_level == 0
         assert engine.step([ask(9)], PATIENCE_S)[0].images == [9]
 
 
@@ -588,7 +588,7 @@ def test_a_sleep_that_one_worker_refuses_leaves_none_asleep() -> None:
         executor_of(engine).workers[1].sleep = refuse  # type: ignore[method-assign,assignment]
         with pytest.raises(ExecutorError, match="No room"):
             engine.sleep()
-        assert not engine.executor.is_sleeping
+        assert engine.sleep_level == 0
         assert engine.collective_rpc(lambda worker: worker.sleep_level) == [0, 0]
         outputs = engine.step([ask(seed) for seed in range(6)], PATIENCE_S)
         assert [output.images for output in outputs] == [[seed] for seed in range(6)]

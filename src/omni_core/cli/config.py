@@ -13,6 +13,7 @@ from omni_core.cli.streams import say
 from omni_core.cli.tables import print_table
 from omni_core.config import OmniDiffusionConfig, unknown_environment
 from omni_core.errors import PluginError
+from omni_core.executor_limits import refuse_unsupported
 from omni_core.plugins import PluginRegistry
 
 
@@ -50,7 +51,7 @@ def _check_executor(config: OmniDiffusionConfig, plugins: PluginRegistry) -> Non
     """
     resolved = plugins.resolve_executor(config.executor_class)
     resolved.validate_options(config.executor_options)
-    resolved.cls.refuse_unsupported_options(config)
+    refuse_unsupported(resolved.cls, resolved.name, config)
 
 
 def _as_text(value: Any) -> str:

@@ -21,8 +21,9 @@ REQUEST_SECTION = "Request"
 
 # Second names of flags.
 _ALIASES = {"num_outputs_per_prompt": ("--num-images", "-n"), "num_inference_steps": ("--steps",)}
-# The prompts are arguments, and each request gets an id of its own.
-_NO_FLAGS = frozenset({"prompt", "request_id", "preview_every"})  # the last shows on no command line
+# The prompts are arguments, each request gets an id of its own, previews show on no command line, and metadata are for
+# plugins of servers.
+_NO_FLAGS = frozenset({"prompt", "request_id", "preview_every", "previews", "metadata"})
 
 
 class SectionOption(click.Option):

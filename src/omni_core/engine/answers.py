@@ -63,7 +63,6 @@ class ExecutorAnswers:
         is_derived = type(executor).execute_step is DiffusionExecutor.execute_step
         self.step_method = "execute_model" if is_derived else "execute_step"
         self.fault()
-        self.is_sleeping()
         for replica in range(number):
             self.is_ready(replica)
         self.worker_stats()
@@ -76,13 +75,6 @@ class ExecutorAnswers:
         if not isinstance(ready, bool):
             raise self._wrong(f"is_ready({replica})", ready, "a bool")
         return ready
-
-    def is_sleeping(self) -> bool:
-        """Whether the workers are asleep."""
-        asleep = self._ask("is_sleeping", lambda: self.executor.is_sleeping)
-        if not isinstance(asleep, bool):
-            raise self._wrong("is_sleeping", asleep, "a bool")
-        return asleep
 
     def fault(self) -> OmniError | None:
         """Why no replica will take steps for now."""
@@ -140,6 +132,14 @@ class ExecutorAnswers:
         """Have the executor call `listener` when it is to be asked again."""
         self._ask("on_change", lambda: self.executor.on_change(listener))
 
+    def request_queued(self, request: OmniDiffusionRequest) -> None:
+        """Tell the executor of a request that was accepted."""
+        self._ask("request_queued", lambda: self.executor.request_queued(request))
+
+    def request_ended(self, request_id: str, error: OmniError | None) -> None:
+        """Tell the executor of a request that has ended."""
+        self._ask("request_ended", lambda: self.executor.request_ended(request_id, error))
+
     # For callers, from any thread.
 
     def describe_pipeline(self) -> PipelineInfo | None:
@@ -162,21 +162,28 @@ class ExecutorAnswers:
         if answer is not None:
             raise self._wrong("check_health", answer, "None, or raise an ExecutorError")
 
-    def sleep(self, level: int, timeout: float | None) -> None:
-        """Put the workers to sleep."""
-        self._ask("sleep", lambda: self.executor.sleep(level=level, timeout=timeout))
-
-    def wake_up(self, timeout: float | None) -> None:
-        """Wake the workers up."""
-        self._ask("wake_up", lambda: self.executor.wake_up(timeout=timeout))
+    def begin_rpc(
+        self,
+        method: str | Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        unique_reply_rank: int | None,
+    ) -> Future[Any]:
+        """Begin a call of a method on every worker."""
+        future: Any = self._ask(
+            "begin_rpc", lambda: self.executor.begin_rpc(method, args, kwargs, unique_reply_rank), RPCError
+        )
+        if not isinstance(future, Future):
+            raise self._wrong("begin_rpc", future, "a concurrent.futures.Future")
+        return future
 
     def collective_rpc(
         self,
         method: str | Callable[..., Any],
-        timeout: float | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None,
-        unique_reply_rank: int | None,
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
     ) -> Any:
         """Call a method on every worker."""
         replies = self._ask(

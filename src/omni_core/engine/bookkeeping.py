@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Live:
         step: The highest step that was told since it was last begun.
         number: Which of the time limits is its own, if it has one.
         error: With what it must fail when the replica gives it up.
+        is_made: Whether its output is there, and plugins look at it before it is given out.
     """
 
     handle: RequestHandle
@@ -43,6 +45,7 @@ class Live:
     step: int = 0
     number: int | None = None
     error: ContractError | None = None
+    is_made: bool = False
 
     @property
     def request(self) -> OmniDiffusionRequest:
@@ -114,12 +117,14 @@ class ReplicaState:
         strays: Ids of requests that were taken away from it though its workers may go on with them, and whether it was
             told to give them up.
         paused_until: Until when it is given no waves, since its last step did nothing.
+        begun_at: When the step that runs, or ran last, was handed over; on the monotonic clock.
     """
 
     step: Future[StepOutput] | None = None
     placed: dict[str, Live] = field(default_factory=dict)
     strays: dict[str, bool] = field(default_factory=dict)
     paused_until: float = 0.0
+    begun_at: float = 0.0
     _pause_s: float = 0.0
     _may_be_empty: bool = True
 
@@ -130,6 +135,7 @@ class ReplicaState:
 
     def begin(self, scheduler_output: SchedulerOutput, new: Iterable[Live]) -> None:
         """Take note of a step that begins."""
+        self.begun_at = time.monotonic()
         for live in new:
             self.placed[live.handle.request_id] = live
             self.strays.pop(live.handle.request_id, None)

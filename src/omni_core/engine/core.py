@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeGuard
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState, TimeLimits
 from omni_core.engine.handle import RequestHandle
+from omni_core.engine.live_requests import LiveRequests
 from omni_core.engine.lost_requests import reason_to_give_up, step_error
 from omni_core.engine.notices import Notices
+from omni_core.engine.output_hooks import OutputHooks
+from omni_core.engine.sleeping import Sleeping
 from omni_core.error_text import described_error
 from omni_core.errors import (
     ContractError,
     EngineClosedError,
     EngineDeadError,
     EngineError,
-    EngineOverloadedError,
     ExecutorError,
     OmniError,
-    RequestError,
     WorkerDiedError,
 )
+from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, StepOutput
 from omni_core.own_threads import begin_own_thread, is_own_thread
-from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest
 from omni_core.scheduler import LostRequest, Scheduler
 from omni_core.timeouts import wait_seconds
@@ -61,30 +60,29 @@ class EngineCore:
     Args:
         config: The configuration.
         answers: Asks the executor, which the core owns and closes.
-        plugins: Whose observers are told.
+        hooks: Of the engine.
+        sleeping: What is known of the sleep of the workers.
     """
 
-    def __init__(self, config: OmniDiffusionConfig, answers: ExecutorAnswers, plugins: PluginRegistry) -> None:
+    def __init__(self, config: OmniDiffusionConfig, answers: ExecutorAnswers, hooks: Hooks, sleeping: Sleeping) -> None:
         self.answers = answers
+        self.sleeping = sleeping
         self._config = config
-        self._notices = Notices(plugins, lambda: self.is_current)
+        self._notices = Notices(hooks, answers, lambda: self.is_current)
         self._scheduler = Scheduler(answers.num_replicas, config.max_num_seqs, config.max_batch_wait_ms / 1e3)
         self._can_interrupt = answers.executor.can_interrupt
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._replicas = [ReplicaState() for _ in range(answers.num_replicas)]
         self._time_limits = TimeLimits()
-        # Guards `_live`, `_ended` and `_closed` against callers' threads; all else belongs to the engine's thread, and
-        # others read only what it publishes in `_numbers`. Re-entrant: a signal handler may interrupt who holds it.
-        self._lock = threading.RLock()
-        self._live: dict[str, Live] = {}
-        self._ended: collections.Counter[str] = collections.Counter()
+        self._output_hooks = OutputHooks(hooks, self, self._report_made)
+        self._requests = LiveRequests(self._notices, self._output_hooks, self._note_counted)
+        # Others than the engine's thread read only what it publishes here.
         self._numbers = Numbers()
+        # Guarded by the lock of `_requests`.
         self._closed = False
         # Re-entrant: a signal handler may close while the thread that it interrupts closes.
         self._close_lock = threading.RLock()
         self._fault: BaseException | None = None
-        # Requests given up one after the other since their workers died, with none that finished between them.
-        self._given_up = 0
         # When the replicas were last looked at, on the monotonic clock: what was due by then needs no waking.
         self._looked_at = 0.0
         answers.on_change(lambda: self._messages.put(self._look_again))
@@ -104,36 +102,31 @@ class EngineCore:
             EngineOverloadedError: As many as may wait are waiting.
             RequestError: An id is in use.
         """
-        now = time.monotonic()
-        with self._lock:
+        with self._requests.lock:
             self.check_open()
-            self._refuse_overload(len(requests))
-            new: dict[str, Live] = {}
-            for request in requests:
-                if request.request_id in self._live or request.request_id in new:
-                    raise RequestError(
-                        f"Request {request.request_id!r} is running already; give the second one another request_id."
-                    )
-                new[request.request_id] = Live(make_handle(request), now)
-            self._live.update(new)
-            self._messages.put(functools.partial(self._accept, list(new.values())))
-        return [live.handle for live in new.values()]
-
-    def _refuse_overload(self, number: int) -> None:
-        most_waiting = self._config.max_waiting
-        if most_waiting is None:
-            return
-        places = self.answers.num_replicas * self._config.max_num_seqs
-        if len(self._live) + number > most_waiting + places:
-            raise EngineOverloadedError(
-                f"{len(self._live)} requests are waiting or running, and no more than max_waiting = {most_waiting} may "
-                f"wait besides the {places} that run. Try again when some have ended, or raise max_waiting."
-            )
+            places = self.answers.num_replicas * self._config.max_num_seqs
+            new = self._requests.add(requests, make_handle, self._config.max_waiting, places)
+            self._messages.put(functools.partial(self._accept, new))
+        return [live.handle for live in new]
 
     def stats(self) -> EngineStats:
         """Return the numbers of requests, without those of the workers: all of one moment."""
         numbers = self._numbers
         return EngineStats(numbers.waiting, numbers.running, numbers.parked, dict(numbers.ended))
+
+    def sleep(self, level: int, timeout: float | None) -> None:
+        """Put the workers to sleep; requests wait meanwhile."""
+        try:
+            self.sleeping.sleep(self.answers.collective_rpc, level, timeout)
+        finally:
+            self._messages.put(self._look_again)
+
+    def wake_up(self, timeout: float | None) -> None:
+        """Wake the workers up."""
+        try:
+            self.sleeping.wake_up(self.answers.collective_rpc, timeout)
+        finally:
+            self._messages.put(self._look_again)
 
     def abort(self, request_id: str) -> None:
         """End a request early; does nothing if it has ended or was never there."""
@@ -160,10 +153,10 @@ class EngineCore:
         Raises:
             ExecutorError: One after the other was given up since workers died under it: that is no request's fault.
         """
-        if self._given_up >= _MOST_GIVEN_UP:
+        if self._requests.given_up >= _MOST_GIVEN_UP:
             raise ExecutorError(
-                f"The last {self._given_up} requests were given up, each since its workers died, and none has finished "
-                "since. Look at the reasons in the log: the device or the model fails whatever it is asked for."
+                f"The last {self._requests.given_up} requests were given up, each since its workers died, and none has "
+                "finished since. Look at the reasons in the log: the device or the model fails at whatever is asked."
             )
 
     @property
@@ -185,7 +178,7 @@ class EngineCore:
             threading.Thread(target=self.close, name="omni-close").start()
             return
         with self._close_lock:
-            with self._lock:
+            with self._requests.lock:
                 if self._closed:
                     return
                 self._closed = True
@@ -197,10 +190,12 @@ class EngineCore:
                 self._close_executor()
 
     def _close_executor(self) -> None:
+        self.sleeping.close()
         try:
             self.answers.close()
         finally:
-            self._fail_all(EngineClosedError("The engine was closed before this request ended."))
+            self._requests.fail_all(EngineClosedError("The engine was closed before this request ended."))
+            self._output_hooks.close()
             self._notices.notify("omni_engine_closed", config=self._config)
 
     # The engine's thread.
@@ -220,7 +215,7 @@ class EngineCore:
                     return
             else:
                 faults = 0
-        self._fail_all(EngineClosedError("The engine was closed before this request ended."))
+        self._requests.fail_all(EngineClosedError("The engine was closed before this request ended."))
 
     def _recover(self, error: BaseException, faults: int) -> bool:
         """Begin anew after a fault of the engine's own, without the requests there are; return whether that is tried.
@@ -237,13 +232,14 @@ class EngineCore:
                     replica.step = None  # the fault may have been in what its end was to bring about
             self._scheduler.take_waiting()
             if faults < _MOST_FAULTS:
-                self._fail_all(EngineError(f"A fault of the engine's own has ended this request: {what}. Try again."))
+                self._requests.fail_all(
+                    EngineError(f"A fault of the engine's own has ended this request: {what}. Try again.")
+                )
                 return True
         except BaseException as another:
             error = another
-        with self._lock:
-            self._fault = error
-        self._fail_all(EngineDeadError(f"The engine stopped by a fault of its own: {what}"))
+        self._fault = error
+        self._requests.fail_all(EngineDeadError(f"The engine stopped by a fault of its own: {what}"))
         return False
 
     def _receive(self) -> None:
@@ -272,14 +268,14 @@ class EngineCore:
             replica.look_again()
 
     def _expire(self) -> None:
-        for live in self._time_limits.take_due(time.monotonic(), self._live):
+        for live in self._time_limits.take_due(time.monotonic(), self._requests.by_id):
             self._end_early(live.handle.request_id, "timeout")
 
     def _dispatch(self) -> None:
         if self._closed:
             return
         try:
-            fault, asleep = self.answers.fault(), self.answers.is_sleeping()
+            fault, asleep = self.answers.fault(), self.sleeping.level > 0
         except OmniError as error:
             self._contract_broken(error)
             return
@@ -316,8 +312,7 @@ class EngineCore:
         )
         if scheduler_output is None:
             return
-        with self._lock:
-            found = [self._live.get(request.request_id) for request in scheduler_output.new_requests]
+        found = [self._requests.get(request.request_id) for request in scheduler_output.new_requests]
         replica.begin(scheduler_output, [live for live in found if live is not None])
         try:
             replica.step = self.answers.execute_step(
@@ -335,7 +330,7 @@ class EngineCore:
 
     def _accept(self, accepted: list[Live]) -> None:
         # One that a fault of the engine's own has ended since is not taken up.
-        accepted = [live for live in accepted if self._is_live(live)]
+        accepted = [live for live in accepted if self._requests.has(live)]
         for live in accepted:
             request = live.request
             if request.timeout_s is not None:
@@ -343,19 +338,25 @@ class EngineCore:
             self._scheduler.add_request(request, time.monotonic())
         self._publish()  # who has heard that a request is queued finds it counted
         for live in accepted:
-            self._notices.queued(live)
+            try:
+                self.answers.request_queued(live.request)
+            except OmniError as error:
+                self._scheduler.end_request(live.handle.request_id, "aborted")
+                self._requests.end([(live, OmniRequestOutput.failed(live.request, error))])
+            else:
+                self._notices.queued(live)
         self._interrupt_steps()
 
     def _end_early(self, request_id: str, reason: EndReason) -> None:
-        live = self._live.get(request_id)
-        if live is None:
+        live = self._requests.get(request_id)
+        if live is None or self._requests.end_made(live, reason):
             return
         was_waiting = self._scheduler.end_request(request_id, reason)
         if not was_waiting:
             self._interrupt_steps()
         # An executor of whole requests cannot stop one: the caller is told now, and what comes later is dropped.
         if was_waiting or self.answers.runs_whole_requests:
-            self._finish([(live, OmniRequestOutput.ended(live.request, reason))])
+            self._requests.finish([(live, OmniRequestOutput.ended(live.request, reason))])
 
     def _interrupt_steps(self) -> None:
         """Let the running steps come back early: there is something new to tell them."""
@@ -386,12 +387,13 @@ class EngineCore:
                 replica.paused_until = time.monotonic() + _BROKEN_PAUSE_S
             return
         step_output = answer.output
+        self._notices.step_done(index, time.monotonic() - replica.begun_at, step_output)
         self._scheduler.update_from_output(index, step_output)
         for request_id in step_output.started:
-            if self._is_live(live := replica.placed.get(request_id)):
+            if self._requests.has(live := replica.placed.get(request_id)):
                 self._notices.started(live, index)
         for progress in step_output.progress:
-            if self._is_live(live := replica.placed.get(progress.request_id)):
+            if self._requests.has(live := replica.placed.get(progress.request_id)):
                 self._notices.progressed(live, progress)
         for request_id, malformed in answer.malformed.items():
             if (live := replica.placed.get(request_id)) is not None:
@@ -401,10 +403,7 @@ class EngineCore:
             self._notices.suspected(request_id, reason)
         ended = [(replica.placed.get(output.request_id), output) for output in step_output.finished]
         replica.end(step_output, time.monotonic())
-        self._finish(ended)
-
-    def _is_live(self, live: Live | None) -> TypeGuard[Live]:
-        return live is not None and self._live.get(live.handle.request_id) is live
+        self._requests.finish(ended)
 
     def _replica_failed(self, index: int, error: BaseException) -> None:
         replica = self._replicas[index]
@@ -418,13 +417,13 @@ class EngineCore:
             elif not isinstance(error, WorkerDiedError):
                 method = f"{self.answers.name}.{self.answers.step_method}"
                 ended.append((live, OmniRequestOutput.failed(lost.request, step_error(lost.request, method, error))))
-            elif self._is_live(live):
-                reason = self._retry(lost, live, error)
+            elif self._requests.has(live):
+                reason = self._retry(index, lost, live, error)
                 if reason is not None:
                     ended.append((live, OmniRequestOutput.failed(lost.request, reason)))
-        self._finish(ended)
+        self._requests.finish(ended)
 
-    def _retry(self, lost: LostRequest, live: Live, error: WorkerDiedError) -> WorkerDiedError | None:
+    def _retry(self, index: int, lost: LostRequest, live: Live, error: WorkerDiedError) -> WorkerDiedError | None:
         """Let a request run again from its seed, or return why not."""
         reason = reason_to_give_up(lost, live, self._config.max_retries, error)
         if reason is not None:
@@ -432,54 +431,34 @@ class EngineCore:
         if lost.was_started:
             live.num_deaths += lost.blame != "none"
             live.num_retries += 1
-            self._notices.retrying(live)
+            self._notices.retrying(live, index, error)
         self._scheduler.requeue(lost)
         return None
 
     def _fail_waiting(self, error: OmniError) -> None:
         waiting = self._scheduler.take_waiting()
-        self._finish([(self._live.get(one.request_id), OmniRequestOutput.failed(one, error)) for one in waiting])
+        self._requests.end(
+            [(self._requests.get(one.request_id), OmniRequestOutput.failed(one, error)) for one in waiting]
+        )
 
-    def _finish(self, ended: Iterable[tuple[Live | None, OmniRequestOutput]]) -> None:
-        """End requests. They are counted, all together, before anybody is told."""
-        told: list[tuple[Live, OmniRequestOutput]] = []
-        with self._lock:
-            for live, output in ended:
-                if live is None or not self._is_live(live):
-                    continue  # ended before: aborted under an executor of whole requests
-                if live.error is not None:
-                    output = OmniRequestOutput.failed(live.request, live.error, output.metrics)  # noqa: PLW2901
-                del self._live[live.handle.request_id]
-                self._ended[output.finish_reason] += 1
-                if output.finish_reason == "finished":
-                    self._given_up = 0
-                elif isinstance(output.error, WorkerDiedError):
-                    self._given_up += 1
-                told.append((live, output))
-        if told and self.is_current:
+    def _report_made(self, live: Live, output: OmniRequestOutput) -> None:
+        """Take an output that plugins have seen, from whatever thread."""
+        self._messages.put(lambda: self._requests.end([(live, output)]))
+
+    def _note_counted(self) -> None:
+        if self.is_current:
             self._publish()
-        fault: BaseException | None = None
-        for live, output in told:
-            try:
-                self._notices.ended(live, output)
-            except BaseException as error:  # these are counted as ended: nobody else would tell them
-                live.handle._finish(output)
-                fault = error
-        if fault is not None:
-            raise fault
 
     def _publish(self) -> None:
         """Let callers' threads read how many requests there are. Only the engine's thread looks at the scheduler."""
         scheduler = self._scheduler
         parked = scheduler.num_parked
         self._numbers = Numbers(
-            scheduler.num_waiting, scheduler.num_running - parked, parked, tuple(self._ended.items())
+            scheduler.num_waiting,
+            scheduler.num_running - parked + self._requests.num_made,
+            parked,
+            self._requests.ended,
         )
-
-    def _fail_all(self, error: OmniError) -> None:
-        with self._lock:
-            live = list(self._live.values())
-        self._finish([(one, OmniRequestOutput.failed(one.request, error)) for one in live])
 
 
 def _nothing() -> None:

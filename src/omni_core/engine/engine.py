@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
+from omni_core.engine.sleeping import Sleeping
 from omni_core.engine_place import check_engine_place
 from omni_core.error_text import described_error
 from omni_core.errors import (
     ConfigError,
     ContractError,
     EngineClosedError,
+    EngineOverloadedError,
     OmniError,
     RequestError,
     RPCError,
@@ -27,18 +30,31 @@ from omni_core.errors import (
     WorkerDiedError,
 )
 from omni_core.executor import DiffusionExecutor, ExecutorContext
+from omni_core.executor_limits import refuse_what_it_cannot
 from omni_core.log import get_logger, set_level
 from omni_core.migration import FormerEngine, missing_from_module
 from omni_core.outputs import EngineStats, OmniRequestOutput, StackingStats
 from omni_core.own_threads import refuse_to_wait
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.plugins import PluginRegistry, default_registry
+from omni_core.plugins.engine_hooks import EngineHooks, new_engine_id
 from omni_core.request import PASSED_BY_NAME, OmniDiffusionRequest
 from omni_core.request_limits import check_size
 from omni_core.timeouts import wait_seconds
 
 log = get_logger(__name__)
 
+# Methods of the worker that are not for `collective_rpc`, since the engine must know what its workers do, and what to
+# write instead. The last two are taken for calls of the engine's own, unless they are not to be waited for.
+OWN_CALLS = MappingProxyType(
+    {
+        "call": "Write collective_rpc with the name of the method itself.",
+        "close": "Write engine.close(), which ends the workers too.",
+        "execute_step": "Write engine.submit(request): the engine decides what its workers advance.",
+        "sleep": "Write engine.sleep(level=…), so that requests wait meanwhile.",
+        "wake_up": "Write engine.wake_up(), so that requests that waited are served.",
+    }
+)
 # Seconds that `stats` waits for the workers' own numbers.
 STATS_TIMEOUT_S = 5.0
 
@@ -82,20 +98,23 @@ class DiffusionEngine(FormerEngine):
         # First, since looking for plugins may already have something to say.
         if self.config.sources()["log_level"] != "default":
             set_level(self.config.log_level)
-        self._plugins = plugins if plugins is not None else default_registry()
-        self._plugins.call_strict("omni_configure", config=self.config)
-        executor = _make_executor(self.config, pipeline, self._plugins)
+        registry = plugins if plugins is not None else default_registry()
+        self._hooks = EngineHooks(registry, new_engine_id())
+        self._hooks.call_strict("omni_configure", config=self.config)
+        sleeping = Sleeping(self._hooks)
+        context = ExecutorContext(None, self._hooks, pipeline, lambda: sleeping.level)
+        executor = _make_executor(self.config, context, registry)
         try:
             answers = ExecutorAnswers(executor, self.config)
             self._pipeline_info = answers.describe_pipeline()
-            self._core = EngineCore(self.config, answers, self._plugins)
+            self._core = EngineCore(self.config, answers, self._hooks, sleeping)
         except BaseException:
             _close_quietly(executor)
             raise
         self._pid = os.getpid()
         # Runs when the engine is closed, collected, or the interpreter exits, whichever comes first.
         self._finalizer = weakref.finalize(self, _close_core, self._core, self._pid)
-        self._plugins.notify("omni_engine_started", config=self.config, executor=executor)
+        self._hooks.notify("omni_engine_started", config=self.config, executor=executor, engine=self)
 
     @classmethod
     def make_engine(
@@ -121,9 +140,19 @@ class DiffusionEngine(FormerEngine):
         return registry.resolve_executor(config.executor_class).cls
 
     @property
+    def engine_id(self) -> str:
+        """What plugins are told it by: its number among the engines of this process, as text."""
+        return self._hooks.engine_id
+
+    @property
     def executor(self) -> DiffusionExecutor:
         """The executor that runs the work."""
         return self._core.answers.executor
+
+    @property
+    def sleep_level(self) -> int:
+        """At which level the workers sleep; 0 is awake."""
+        return self._core.sleeping.level
 
     @property
     def pipeline_info(self) -> PipelineInfo | None:
@@ -169,13 +198,22 @@ class DiffusionEngine(FormerEngine):
         for request in requests:
             if not isinstance(request, OmniDiffusionRequest):
                 raise RequestError(f"A request must be an OmniDiffusionRequest, not a {type(request).__name__}.")
-            arguments: Mapping[str, Any]
-            if self._pipeline_info is not None:
-                arguments = self._pipeline_info.arguments(request)
-            else:
-                arguments = {name: getattr(request, name) for name in PASSED_BY_NAME}
-            check_size(request, self.config, arguments)
-        return self._core.submit(list(requests), self._make_handle)
+        try:
+            for request in requests:
+                self._check_request(request)
+            return self._core.submit(list(requests), self._make_handle)
+        except (RequestError, EngineOverloadedError) as error:
+            for request in requests:
+                self._hooks.notify("omni_request_refused", request=request, error=error)
+            raise
+
+    def _check_request(self, request: OmniDiffusionRequest) -> None:
+        arguments: Mapping[str, Any]
+        if self._pipeline_info is not None:
+            arguments = self._pipeline_info.arguments(request)
+        else:
+            arguments = {name: getattr(request, name) for name in PASSED_BY_NAME}
+        check_size(request, self.config, arguments)
 
     def submit(self, request: OmniDiffusionRequest) -> RequestHandle:
         """Hand a request over and return at once.
@@ -215,6 +253,8 @@ class DiffusionEngine(FormerEngine):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
         unique_reply_rank: int | None = None,
+        *,
+        non_block: bool = False,
     ) -> Any:
         """Call a method on every worker, between two steps.
 
@@ -224,6 +264,8 @@ class DiffusionEngine(FormerEngine):
             args: Further positional arguments.
             kwargs: Keyword arguments.
             unique_reply_rank: Rank whose reply alone is wanted.
+            non_block: Return at once, with a `concurrent.futures.Future` of what would be returned. `timeout` does not
+                hold for it.
 
         Returns:
             A list with one result per rank of every replica, or one result if `unique_reply_rank` is given.
@@ -234,9 +276,13 @@ class DiffusionEngine(FormerEngine):
         """
         self._check_open()
         seconds = wait_seconds(timeout)
-        if method in ("sleep", "wake_up"):  # the engine must know, so that requests wait meanwhile
-            return self._change_sleep(str(method), seconds, args, kwargs or {}, unique_reply_rank)
-        self.executor.refuse_own_call(method)
+        if isinstance(method, str) and method in OWN_CALLS:
+            if non_block or method not in ("sleep", "wake_up"):
+                raise RPCError(f"The worker's {method!r} is not called by collective_rpc. {OWN_CALLS[method]}")
+            # The engine must know, so that requests wait meanwhile.
+            return self._change_sleep(method, seconds, args, kwargs or {}, unique_reply_rank)
+        if non_block:
+            return self._core.answers.begin_rpc(method, args, kwargs, unique_reply_rank)
         return self._core.answers.collective_rpc(method, seconds, args, kwargs, unique_reply_rank)
 
     def _change_sleep(
@@ -250,9 +296,9 @@ class DiffusionEngine(FormerEngine):
         except TypeError as error:
             raise RPCError(f"The call {name!r} raised TypeError: {error}") from error
         if name == "sleep":
-            self._core.answers.sleep(level, seconds)
+            self._core.sleep(level, seconds)
         else:
-            self._core.answers.wake_up(seconds)
+            self._core.wake_up(seconds)
         return [None] * number if rank is None else None
 
     def check_health(self) -> None:
@@ -268,13 +314,14 @@ class DiffusionEngine(FormerEngine):
         self._core.answers.check_health()
         self._core.check_served()
 
-    def stats(self, timeout: float | None = STATS_TIMEOUT_S) -> EngineStats:
+    def stats(self, timeout: float | None = STATS_TIMEOUT_S, *, ask_workers: bool = True) -> EngineStats:
         """Return what the engine does and did: requests by state, and what stacking came to.
 
         The numbers of requests are of one moment, and come at once. For `stacking` the workers are asked between two
         steps. Asleep or not, this does not wait for requests.
 
         Args:
+            ask_workers: Whether to ask the workers. Without, `stacking` is None, and nothing is waited for.
             timeout: Seconds to wait for the workers; `stacking` is left out if they do not answer in time, or if a
                 replica is being replaced.
         """
@@ -282,7 +329,7 @@ class DiffusionEngine(FormerEngine):
         answers = self._core.answers
         stats = self._core.stats()
         stats.workers = answers.worker_stats()
-        if not answers.runs_whole_requests and all(map(answers.is_ready, range(answers.num_replicas))):
+        if ask_workers and not answers.runs_whole_requests and all(map(answers.is_ready, range(answers.num_replicas))):
             with contextlib.suppress(WorkerDiedError, RPCTimeoutError):  # one has died just now, or is held up
                 replies: list[StackingStats] = answers.collective_rpc("stats", wait_seconds(timeout), (), None, None)
                 if not all(isinstance(reply, StackingStats) for reply in replies):
@@ -306,7 +353,7 @@ class DiffusionEngine(FormerEngine):
             RPCTimeoutError: A worker did not fall asleep in time. It may do so later: `wake_up` wakes all.
         """
         self._check_open()
-        self._core.answers.sleep(level, wait_seconds(timeout))
+        self._core.sleep(level, wait_seconds(timeout))
 
     def wake_up(self, timeout: float | None = None) -> None:
         """Bring the weights back and serve what waited. Does nothing if awake.
@@ -318,7 +365,7 @@ class DiffusionEngine(FormerEngine):
             RPCTimeoutError: A worker was not awake in time; requests wait on, and this can be called again.
         """
         self._check_open()
-        self._core.answers.wake_up(wait_seconds(timeout))
+        self._core.wake_up(wait_seconds(timeout))
 
     def close(self) -> None:
         """End running requests, fail waiting ones with `EngineClosedError`, and end the workers. May be repeated."""
@@ -349,11 +396,13 @@ class DiffusionEngine(FormerEngine):
             )
 
 
-def _make_executor(config: OmniDiffusionConfig, pipeline: Any, plugins: PluginRegistry) -> DiffusionExecutor:
+def _make_executor(config: OmniDiffusionConfig, context: ExecutorContext, plugins: PluginRegistry) -> DiffusionExecutor:
     resolved = plugins.resolve_executor(config.executor_class)
     options = resolved.validate_options(config.executor_options)
+    assert context.plugins is not None
+    refuse_what_it_cannot(resolved.cls, resolved.name, config, context.pipeline, context.plugins)
     try:
-        executor: Any = resolved.cls(config, ExecutorContext(options, plugins, pipeline))
+        executor: Any = resolved.cls(config, dataclasses.replace(context, options=options))
     except OmniError:
         raise
     except Exception as error:  # of an __init__ of its own; what `_init_executor` raises is wrapped there

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live
 from omni_core.engine.handle import RequestEvent
 from omni_core.error_text import is_ctrl_c
+from omni_core.errors import OmniError
+from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
-from omni_core.outputs import OmniRequestOutput, StepProgress
-from omni_core.plugins import PluginRegistry
+from omni_core.outputs import OmniRequestOutput, StepOutput, StepProgress
 
 log = get_logger(__name__)
 
@@ -20,12 +22,14 @@ class Notices:
     """Puts events into the handles of requests, and calls observers and the callbacks of callers.
 
     Args:
-        plugins: Whose observers are told.
+        hooks: Of the engine; their observers are told.
+        answers: Tells the executor.
         in_engine_thread: Whether the caller is the engine's thread, which no observer may end.
     """
 
-    def __init__(self, plugins: PluginRegistry, in_engine_thread: Callable[[], bool]) -> None:
-        self._plugins = plugins
+    def __init__(self, hooks: Hooks, answers: ExecutorAnswers, in_engine_thread: Callable[[], bool]) -> None:
+        self._hooks = hooks
+        self._answers = answers
         self._in_engine_thread = in_engine_thread
 
     def queued(self, live: Live) -> None:
@@ -39,7 +43,9 @@ class Notices:
         if live.started_at is None:
             live.started_at = time.monotonic()
             live.handle._add_event(RequestEvent("started", live.handle.request_id))
-            self.notify("omni_request_started", request_id=live.handle.request_id, replica=replica)
+            self.notify(
+                "omni_request_started", request_id=live.handle.request_id, request=live.request, replica=replica
+            )
 
     def progressed(self, live: Live, progress: StepProgress) -> None:
         """It has done a step."""
@@ -57,12 +63,24 @@ class Notices:
             num_steps=progress.num_steps,
         )
 
-    def retrying(self, live: Live) -> None:
-        """It runs again from its seed, since a worker died."""
+    def retrying(self, live: Live, replica: int, error: OmniError) -> None:
+        """It runs again from its seed, since a worker of a replica died."""
         live.step = 0
         live.handle._add_event(RequestEvent("retrying", live.handle.request_id))
         # Not why: the death of a worker is one event in the log, however many requests it had.
         log.info("request is run again", request_id=live.handle.request_id, retry=live.num_retries)
+        self.notify(
+            "omni_request_retried",
+            request_id=live.handle.request_id,
+            request=live.request,
+            replica=replica,
+            reason=error.message,
+            num_retries=live.num_retries,
+        )
+
+    def step_done(self, replica: int, seconds: float, output: StepOutput) -> None:
+        """A replica has done a step."""
+        self.notify("omni_step_done", replica=replica, seconds=seconds, forwards=output.forwards)
 
     def suspected(self, request_id: str, reason: str) -> None:
         """An output that was given out may be wrong."""
@@ -72,14 +90,28 @@ class Notices:
     def ended(self, live: Live, output: OmniRequestOutput) -> None:
         """It has ended, and is counted as such."""
         metrics = output.metrics
-        worked_s = metrics.encode_s + metrics.denoise_s + metrics.decode_s
+        worked_s = metrics.encode_s + metrics.denoise_s + metrics.decode_s + metrics.output_s
         metrics.num_retries = live.num_retries
         metrics.queue_s = max(0.0, time.monotonic() - live.submitted_at - worked_s)
         callbacks = live.handle._finish(output)
+        try:
+            self._answers.request_ended(output.request_id, output.error)
+        except OmniError:
+            log.warning(
+                "the executor raised when it was told of the end of a request",
+                request_id=output.request_id,
+                exc_info=True,
+            )
         if output.finish_reason in ("finished", "aborted"):
-            self.notify("omni_request_finished", output=output)
+            self.notify("omni_request_finished", request=live.request, output=output)
         else:
-            self.notify("omni_request_failed", request_id=output.request_id, error=output.error)
+            self.notify(
+                "omni_request_failed",
+                request_id=output.request_id,
+                request=live.request,
+                output=output,
+                error=output.error,
+            )
         for callback in callbacks:
             try:
                 callback(live.handle)
@@ -91,7 +123,7 @@ class Notices:
     def notify(self, hook_name: str, **arguments: Any) -> None:
         """Call an observers' hook."""
         try:
-            self._plugins.notify(hook_name, **arguments)
+            self._hooks.notify(hook_name, **arguments)
         except BaseException:
             if not self._in_engine_thread():
                 raise

@@ -24,19 +24,19 @@ _CALLS = MappingProxyType(
         "is_ready": ("replica",),
         "describe_pipeline": (),
         "worker_stats": (),
-        "sleep": ("level", "timeout"),
-        "wake_up": ("timeout",),
+        "begin_rpc": ("method", "args", "kwargs", "unique_reply_rank"),
+        "request_queued": ("request",),
+        "request_ended": ("request_id", "error"),
+        "worker_pids": (),
         "on_change": ("listener",),
         "notify_change": (),
         "close": (),
-        "unsupported_options": ("config",),
-        "refuse_unsupported_options": ("config",),
     }
 )
 # Those whose arguments, but for the first so many, callers give by keyword too, or leave out.
-_BY_KEYWORD = MappingProxyType({"collective_rpc": 1, "sleep": 0, "wake_up": 0})
-_PROPERTIES = ("name", "num_replicas", "fault", "is_sleeping", "sleep_level")
-_FLAGS = ("runs_diffusion_worker", "can_interrupt", "accepts_pipeline")
+_BY_KEYWORD = MappingProxyType({"collective_rpc": 1, "begin_rpc": 1})
+_PROPERTIES = ("name", "num_replicas", "fault")
+_FLAGS = ("runs_diffusion_worker", "can_interrupt", "accepts_pipeline", "has_worker_processes")
 
 
 def check_executor_class(cls: Any, path: str, whose: str = "") -> None:

@@ -18,6 +18,7 @@ from omni_core.log import get_logger
 from omni_core.plugins import discovery, selection
 from omni_core.plugins.records import PluginRecord, describe, normalise
 from omni_core.plugins.selection import ResolvedExecutor
+from omni_core.validation import described
 
 DISABLE_VARIABLE = "OMNI_PLUGINS_DISABLE"
 
@@ -153,13 +154,54 @@ class PluginRegistry:
             PluginError: The plugin raised anything else, which is chained.
         """
         for call in self._calls[hook_name]:
-            args, optional = call.arguments(kwargs)
-            try:
-                call.function(*args, **optional)
-            except (OmniError, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                raise PluginError(f"Plugin {call.plugin} raised in {hook_name}: {describe(error)}") from error
+            _call_guarded(call, hook_name, kwargs)
+
+    def call_first(self, hook_name: str, kind: type, /, **kwargs: Any) -> Any:
+        """Call a hook until a plugin returns something.
+
+        Args:
+            hook_name: A hook of hookspecs.py.
+            kind: What a plugin must return, if not None.
+            **kwargs: All the arguments of that hook; each implementation gets those that it takes.
+
+        Returns:
+            What the first returned that did not return None; None if all did.
+
+        Raises:
+            OmniError: As a plugin raised it.
+            PluginError: A plugin raised anything else, which is chained, or returned something of another kind.
+        """
+        for call in self._calls[hook_name]:
+            result = _call_guarded(call, hook_name, kwargs, kind)
+            if result is not None:
+                return result
+        return None
+
+    def call_chain(self, hook_name: str, kind: type, changed: str, /, **kwargs: Any) -> Any:
+        """Call a hook whose implementations change one of its arguments one after the other.
+
+        Args:
+            hook_name: A hook of hookspecs.py.
+            kind: What a plugin must return, if not None.
+            changed: The argument that takes what a plugin returned, for the next plugin.
+            **kwargs: All the arguments of that hook; each implementation gets those that it takes.
+
+        Returns:
+            That argument as the last plugin has left it.
+
+        Raises:
+            OmniError: As a plugin raised it.
+            PluginError: A plugin raised anything else, which is chained, or returned something of another kind.
+        """
+        for call in self._calls[hook_name]:
+            result = _call_guarded(call, hook_name, kwargs, kind)
+            if result is not None:
+                kwargs[changed] = result
+        return kwargs[changed]
+
+    def has(self, hook_name: str, /) -> bool:
+        """Return whether any plugin implements a hook."""
+        return bool(self._calls[hook_name])
 
     def given_in_code(self, hook_name: str, /) -> tuple[str, ...]:
         """Return the names of plugins that implement a hook and were given to `register`: they are here alone."""
@@ -222,6 +264,23 @@ class PluginRegistry:
         # An observer of every step would fill the log with one traceback.
         say = _log.warning if first else _log.debug
         say(f"Plugin {plugin} raised in {hook_name}; nothing else is affected.", exc_info=first)
+
+
+def _call_guarded(call: _Call, hook_name: str, given: dict[str, Any], kind: type | None = None) -> Any:
+    """Return what an implementation of a hook returned: None, or something of `kind`."""
+    args, optional = call.arguments(given)
+    try:
+        result = call.function(*args, **optional)
+    except (OmniError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise PluginError(f"Plugin {call.plugin} raised in {hook_name}: {describe(error)}") from error
+    if kind is not None and result is not None and not isinstance(result, kind):
+        raise PluginError(
+            f"Plugin {call.plugin} returned {described(result)} from {hook_name}: it must return None or "
+            f"{kind.__name__}."
+        )
+    return result
 
 
 def _names(record: PluginRecord) -> set[str]:

@@ -47,6 +47,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
     supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS | PARALLEL_OPTIONS | {"step_timeout_s"}
     runs_diffusion_worker: ClassVar[bool] = True
     can_interrupt: ClassVar[bool] = True
+    has_worker_processes: ClassVar[bool] = True
     # None before the start and after the end.
     _loop: LoopT | None = None
 
@@ -73,7 +74,6 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
     def _init_executor(self) -> None:
         self._replicas: list[Replica] = []
         refuse_worker_processes(self.name)
-        self.refuse_hooks_given_in_code()
         self._num_workers = self.config.data_parallel_size * self.config.ranks_per_replica
         self._heard = threading.Condition()
         self._loop = self.make_loop()
@@ -86,7 +86,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
 
     def _start_all(self) -> None:
         assert self._loop is not None
-        events = ReplicaEvents(self._changed, self._note_heard, lambda: self.sleep_level)
+        events = ReplicaEvents(self._changed, self._note_heard, self._sleep_level)
         self._replicas += self.make_replicas(self._loop, events)
         for replica in self._replicas:
             replica.start()
@@ -133,8 +133,6 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
         unique_reply_rank: int | None = None,
-        *,
-        non_block: bool = False,
     ) -> Any:
         """Call a method on every worker, between two steps.
 
@@ -146,7 +144,6 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
             args: Further positional arguments.
             kwargs: Keyword arguments.
             unique_reply_rank: Number of the worker whose reply alone is wanted, counted through all replicas.
-            non_block: Return a future of what would be returned; `timeout` does not hold for it.
 
         Returns:
             A list with one result per rank of every replica, or one result if `unique_reply_rank` is given.
@@ -156,18 +153,10 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
             RPCTimeoutError: A reply did not come in time.
             WorkerDiedError: A worker ended before it replied, or is being replaced.
         """
-        self.refuse_own_call(method)
-        number = self._num_workers
-        if unique_reply_rank is not None and unique_reply_rank not in range(number):
-            raise RPCError(f"There is no rank {unique_reply_rank}: there are {number} workers, 0 to {number - 1}.")
+        self._refuse_unknown_rank(unique_reply_rank)
         deadline = Deadline(timeout)
-        is_ready = all(replica.is_ready for replica in self._replicas)
-        if not non_block or not is_ready:
-            self._refuse_to_wait_here(call_name(method))
-        if not is_ready:
-            self._wait_until_ready(deadline)
-        if non_block:
-            return gather(self._call_all(method, args, kwargs), unique_reply_rank)
+        self._refuse_to_wait_here(call_name(method))
+        self._wait_until_ready(deadline)
         results, late = wait_for_all(self._call_all(method, args, kwargs), deadline)
         if late:
             names = ", ".join(map(str, late))
@@ -176,6 +165,28 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
                 f"{names}. It runs on there, and its result is dropped."
             )
         return results if unique_reply_rank is None else results[unique_reply_rank]
+
+    def begin_rpc(
+        self,
+        method: str | Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Future[Any]:
+        """Begin a call of a method on every worker, and return at once.
+
+        Returns:
+            A future of what `collective_rpc` returns.
+        """
+        self._refuse_unknown_rank(unique_reply_rank)
+        if not all(replica.is_ready for replica in self._replicas):
+            return super().begin_rpc(method, args, kwargs, unique_reply_rank)
+        return gather(self._call_all(method, args, kwargs), unique_reply_rank)
+
+    def _refuse_unknown_rank(self, rank: int | None) -> None:
+        number = self._num_workers
+        if rank is not None and rank not in range(number):
+            raise RPCError(f"There is no rank {rank}: there are {number} workers, 0 to {number - 1}.")
 
     def _call_all(
         self, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
@@ -253,7 +264,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
         if self._loop.is_current:
             raise ExecutorError(
                 f"The call {what!r} was made in the thread that watches the workers, as in a hook that tells of their "
-                "death: it cannot wait here. Make it in a thread of your own, or with non_block=True."
+                "death: it cannot wait here. Make it in a thread of your own, or by begin_rpc."
             )
 
     def _wait_until_ready(self, deadline: Deadline) -> None:

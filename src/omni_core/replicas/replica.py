@@ -70,9 +70,9 @@ class Replica(ABC):
         index: int,
         hooks: Hooks | None,
     ) -> None:
+        self._state: State = "starting"
         self.index = index
         self.world_size = config.ranks_per_replica
-        self.state: State = "starting"
         self.workers: list[Worker] = []
         self.num_restarts = 0
         self.error: OmniError | None = None
@@ -113,6 +113,16 @@ class Replica(ABC):
         return WorkerEvents(self._rank_ready, self._rank_dead, self._events.on_heard)
 
     @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._state
+
+    def _set_state(self, state: State, reason: str = "") -> None:
+        """Note where it is in its life, and tell observers."""
+        self._state = state
+        self._notify("omni_replica_state", replica=self.index, state=state, reason=reason)
+
+    @property
     def is_ready(self) -> bool:
         """Whether the workers take calls."""
         # Callers hear of a death before the state changes; what they then ask for must not go to the dead.
@@ -127,6 +137,8 @@ class Replica(ABC):
         """Start a worker for each rank."""
         if self.state == "closed":
             return
+        # `state` remains: what failed before has not been mended yet.
+        self._notify("omni_replica_state", replica=self.index, state="starting", reason="")
         self._start_timer = self._loop.call_later(self._config.startup_timeout_s, self._start_took_too_long)
         try:
             self.start_workers()
@@ -252,7 +264,7 @@ class Replica(ABC):
 
     def close(self) -> None:
         """Start nothing any more, and ask the workers to end once they have done what they do."""
-        self.state = "closed"
+        self._set_state("closed")
         if self._start_timer is not None:
             self._start_timer.cancel()
         for worker in self.workers:
@@ -281,7 +293,10 @@ class Replica(ABC):
             for worker in self.workers:
                 worker.call("sleep", kwargs={"level": level})
         was_lost = self.first_start.done()
-        self.state, self.error = "ready", None
+        self.error = None
+        self._set_state("ready")
+        for worker in self.workers:
+            self._notify("omni_worker_started", replica=self.index, rank=worker.rank, pid=worker.pid)
         if was_lost:
             self.num_restarts += 1
             for worker in self.workers:
@@ -319,7 +334,7 @@ class Replica(ABC):
     def _lose_workers(self, why: str, dead: Worker | None = None) -> None:
         if self._start_timer is not None:
             self._start_timer.cancel()
-        self.state = "restarting"
+        self._state = "restarting"
         workers, self.workers = self.workers, []
         self._is_condemned = False
         self._leaving.extend(worker for worker in workers if not worker.is_closed)
@@ -333,7 +348,8 @@ class Replica(ABC):
         if self.first_start.done():
             self._restart(error)
         else:
-            self.state, self.error = "failed", error
+            self.error = error
+            self._set_state("failed", error.message)
             self.first_start.set_exception(error)
 
     def _restart(self, error: OmniError) -> None:
@@ -343,13 +359,14 @@ class Replica(ABC):
         delay = 0.0
         if self._failures > 1:
             delay = min(self._options.max_backoff_s, _FIRST_BACKOFF_S * 2 ** min(self._failures - 2, 20))
-        self.state = "failed" if self._failures > self._options.max_failures else "restarting"
+        state: State = "failed" if self._failures > self._options.max_failures else "restarting"
         times = f"{self._failures} times in a row without doing a step" if self._failures else "in a step"
         self.error = ExecutorError(
             f"Replica {self.index} died {times}; the next try is in {delay:g} s. The last time: {error.message}",
             worker_traceback=error.worker_traceback,
         )
-        if self.state == "failed":
+        self._set_state(state, error.message)
+        if state == "failed":
             log.error("a replica keeps dying", replica=self.index, failures=self._failures, next_try_in_s=delay)
         self._loop.call_later(delay, self.start)
         self._events.on_change()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest, OmniRequestOutput, RequestHandle
-from omni_core.errors import did_you_mean
+from omni_core.errors import RPCError, did_you_mean
 from omni_core.executor import DiffusionExecutor
 from omni_core.plugins import default_registry
 from omni_core.testing.bounds import bounded, watchdog
@@ -180,9 +180,19 @@ class ConformanceBase:
 
     def need_sleep(self) -> None:
         """Go on only if it can sleep."""
-        kind = self.executor_type
-        if not kind.runs_diffusion_worker and kind.sleep is DiffusionExecutor.sleep:
-            pytest.skip("not supported: its workers are not omni's own, and it does not override sleep")
+        if self.executor_type.runs_diffusion_worker:
+            return
+        if "sleeps" not in self._measured:
+            engine = self.shared_engine()
+            try:
+                engine.sleep()
+            except RPCError:
+                self._measured["sleeps"] = False
+            else:
+                self._measured["sleeps"] = True
+                engine.wake_up()
+        if not self._measured["sleeps"]:
+            pytest.skip("not supported: its workers are not omni's own, and have no method 'sleep'")
 
     def need_processes(self, engine: DiffusionEngine) -> list[list[int]]:
         """Go on only if there are processes to kill; return their ids."""

@@ -33,12 +33,11 @@ class HttpExecutor(DiffusionExecutor):
     supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS | {"data_parallel_size", "step_timeout_s"}
     runs_diffusion_worker: ClassVar[bool] = True
     can_interrupt: ClassVar[bool] = True
+    has_worker_processes: ClassVar[bool] = True
 
     def _init_executor(self) -> None:
         self._replicas: list[Replica] = []
         self._steps: list[StepThread] = []
-        self._level = 0
-        self.refuse_hooks_given_in_code()
         options: HttpOptions = self.options or HttpOptions()
         if options.url is not None:
             if len(options.url) != self.num_replicas:
@@ -47,7 +46,7 @@ class HttpExecutor(DiffusionExecutor):
                     "give one for each replica."
                 )
             options.shared_secret()  # if it cannot be read, that is said before anything starts
-        events = ReplicaEvents(self.notify_change, lambda: self._level, self.plugins)
+        events = ReplicaEvents(self.notify_change, self._sleep_level, self.plugins)
         for index in range(self.num_replicas):
             self._replicas.append(Replica(index, self.config, options, events))
             self._steps.append(StepThread(self._replicas[index], self.config.step_timeout_s))
@@ -66,7 +65,6 @@ class HttpExecutor(DiffusionExecutor):
         unique_reply_rank: int | None = None,
     ) -> Any:
         """Call a method on the worker of every replica, between two steps."""
-        self.refuse_own_call(method)
         if unique_reply_rank is not None and unique_reply_rank not in range(self.num_replicas):
             raise RPCError(
                 f"There is no rank {unique_reply_rank}: there are {self.num_replicas} workers, counted from 0."
@@ -82,7 +80,6 @@ class HttpExecutor(DiffusionExecutor):
                 f"The call {call_name(method)!r} did not return within {timeout} s. "
                 "It may still run; its result is dropped."
             )
-        self._note_sleep(method, args, kwargs or {})
         return results if unique_reply_rank is None else results[0]
 
     def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
@@ -155,11 +152,3 @@ class HttpExecutor(DiffusionExecutor):
             replica.close()
         for steps in self._steps:
             steps.close()
-
-    def _note_sleep(self, method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember what a worker that takes the place of another is to do."""
-        if method == "wake_up":
-            self._level = 0
-        elif method == "sleep":
-            level = args[0] if args else kwargs.get("level", 1)
-            self._level = max(self._level, level)

@@ -15,10 +15,14 @@ from omni_core.errors import (
     PluginVersionError,
     closest,
 )
+from omni_core.executor_limits import refuse_unsupported, unsupported_options
 from omni_core.hookspecs import API_VERSION
 from omni_core.plugins import PluginRegistry
 from omni_core.plugins.records import normalise
 from omni_core.plugins.selection import DISTRIBUTION_PREFIX, PUBLISHED, ResolvedExecutor, published, speaks
+
+# There is none: a look at the configuration alone.
+_NO_ENGINE = "0"
 
 
 def check_executor(config: OmniDiffusionConfig, plugins: PluginRegistry) -> Iterator[Finding]:
@@ -30,7 +34,7 @@ def check_executor(config: OmniDiffusionConfig, plugins: PluginRegistry) -> Iter
     else:
         yield from _options(config, resolved)
     try:
-        plugins.call_strict("omni_configure", config=config)
+        plugins.call_strict("omni_configure", config=config, engine_id=_NO_ENGINE)
     except OmniError as error:
         yield Finding("plugins", "problem", error.message, "Do what it says; the engine does not start before")
 
@@ -38,10 +42,10 @@ def check_executor(config: OmniDiffusionConfig, plugins: PluginRegistry) -> Iter
 def _options(config: OmniDiffusionConfig, resolved: ResolvedExecutor) -> Iterator[Finding]:
     refused = False
     try:
-        resolved.cls.refuse_unsupported_options(config)
+        refuse_unsupported(resolved.cls, resolved.name, config)
     except ConfigError as error:
         refused = True
-        name = resolved.cls.unsupported_options(config)[0]
+        name = unsupported_options(resolved.cls, config)[0]
         yield Finding(
             "executor", "problem", error.message, f"{take_back(name, config)}, or choose another executor_class"
         )

@@ -39,12 +39,13 @@ _IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
 @dataclass(slots=True)
 class LoadedPipeline:
-    """A pipeline on its device, and what can be told of it without it."""
+    """A pipeline on its device, what can be told of it without it, and the plugins that take part in its requests."""
 
     pipeline: Any
     info: PipelineInfo
     device: torch.device
     is_offloaded: bool = False
+    hooks: Hooks | None = None
 
 
 def load_pipeline(
@@ -92,7 +93,7 @@ def _load(config: OmniDiffusionConfig, given: Any, hooks: Hooks | None, worker: 
     # None stands for no default, over one of the model's folder.
     defaults = {name: value for name, value in (defaults | config.request_defaults).items() if value is not None}
     info = describe(pipeline, model, defaults, device)
-    return LoadedPipeline(pipeline, info, device, config.offload != "none")
+    return LoadedPipeline(pipeline, info, device, config.offload != "none", hooks)
 
 
 def resolve_device(name: str, given: Any = None) -> torch.device:

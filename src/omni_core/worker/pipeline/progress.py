@@ -26,10 +26,15 @@ class TaskProgress:
     Nearly every diffusers pipeline calls `self.progress_bar`; its total and updates are right for samplers of second
     order and for pipelines of several stages, where counting denoiser calls would not be. In the few without one,
     the calls of `scheduler.step` are counted, whichever scheduler it is of.
+
+    Args:
+        preview_every: Steps between two previews. None: `previews` says.
+        previews: How many previews, evenly spread over the steps before the last. None: none.
     """
 
-    def __init__(self, preview_every: int | None = None) -> None:
+    def __init__(self, preview_every: int | None = None, previews: int | None = None) -> None:
         self._preview_every = preview_every
+        self._previews = previews
         self._previewed = 0
         self._pipeline: Any = None
         self._sample: Any = None
@@ -58,12 +63,12 @@ class TaskProgress:
 
     def take_preview(self) -> Any:
         """Return a small picture of the state so far, if one is due, else None."""
-        if self._preview_every is None or self._sample is None:
+        if (self._preview_every is None and self._previews is None) or self._sample is None:
             return None
-        step = self.position[0]
-        if step // self._preview_every == self._previewed // self._preview_every:
+        due = self._previews_due(*self.position)
+        if due <= self._previewed:
             return None
-        self._previewed = step
+        self._previewed = due
         devices = [self._sample.device] if getattr(self._sample, "is_cuda", False) else []
         try:
             with torch.random.fork_rng(devices):  # an autoencoder that draws random numbers takes none of the request's
@@ -73,6 +78,14 @@ class TaskProgress:
                 raise
             log.warning("a preview could not be made", error=f"{type(error).__name__}: {error}")
             return None
+
+    def _previews_due(self, step: int, num_steps: int) -> int:
+        """Return how many previews there should have been by the end of `step` of `num_steps` (0: not known)."""
+        if self._preview_every is not None:
+            return step // self._preview_every
+        assert self._previews is not None
+        # None for the last step: the output itself comes then.
+        return step * (self._previews + 1) // num_steps if step < num_steps else 0
 
     def bar(self, iterable: Iterable[Any] | None = None, total: int | None = None, **_looks: Any) -> Any:
         """Stand in for `DiffusionPipeline.progress_bar`, or for what a pipeline has in its place."""

@@ -20,6 +20,7 @@ from omni_core.worker.pipeline.error import pipeline_error
 from omni_core.worker.pipeline.loader import LoadedPipeline
 from omni_core.worker.pipeline.output import output_fields
 from omni_core.worker.pipeline.progress import TaskProgress
+from omni_core.worker.pipeline.prompt import with_encoded_prompt
 from omni_core.worker.pipeline.stand_ins import running_task
 from omni_core.worker.stacking.call import DenoiserCall
 from omni_core.worker.task.nan_watch import NanWatch
@@ -68,7 +69,7 @@ class PipelineTask:
         self.side_call: Future[Any] | None = None
         self.pipeline: Any = None
         self.suspendable = suspendable
-        self.steps = TaskProgress(request.preview_every)
+        self.steps = TaskProgress(request.preview_every, request.previews)
         self._loaded = loaded
         self._side = side
         self._reported = (0, 0)
@@ -184,6 +185,7 @@ class PipelineTask:
             if "return_dict" in self._loaded.info.parameters:
                 arguments["return_dict"] = True
             pipeline = self.pipeline = self.suspendable.copy()
+            arguments = with_encoded_prompt(self._loaded.hooks, self._loaded.info, pipeline, request, arguments)
             self.steps.watch(pipeline, arguments)
             with self._nan.watching():
                 returned = pipeline(**arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -23,7 +22,6 @@ from omni_exec_torchrun.spmd.follower import Follower
 from omni_exec_torchrun.spmd.leader import Leader, with_identity
 from omni_exec_torchrun.spmd.messages import Identity
 from omni_exec_torchrun.spmd.rank import PendingCall, SpmdRank
-from omni_exec_torchrun.spmd.watch import QueueWatcher, unwatch, watch
 from omni_exec_torchrun.spmd.world import SpmdEnvironment, join, spmd_environment
 
 __all__ = ["SpmdExecutor", "spmd_environment"]
@@ -33,7 +31,7 @@ Outputs = Literal["all", "rank0"]
 _TIMEOUT_S = 600.0
 
 
-class SpmdExecutor(DiffusionExecutor, QueueWatcher):
+class SpmdExecutor(DiffusionExecutor):
     """Runs one replica on all the processes that torchrun started, each of which makes an engine of its own.
 
     All ranks submit the same requests and make the same calls, in the same order; rank 0's scheduler decides when and
@@ -70,7 +68,6 @@ class SpmdExecutor(DiffusionExecutor, QueueWatcher):
         self._timeout_s: float = getattr(options, "timeout_s", _TIMEOUT_S) if timeout_s is None else timeout_s
         self._outputs: Outputs = getattr(options, "outputs", "all") if outputs is None else outputs
         self._role: SpmdRank | None = None
-        self._engine_thread: int | None = None
         super().__init__(config, context)
 
     @property
@@ -103,7 +100,6 @@ class SpmdExecutor(DiffusionExecutor, QueueWatcher):
                 f"{startup_s:g} s."
             )
         _raise_startup_error(loading.result(), environment.rank)
-        watch(self, self.plugins)
 
     def _make_worker(self, role: SpmdRank, place: torch.device, _: Any, __: list[Identity]) -> None:
         from omni_core.worker.worker import worker_class
@@ -159,7 +155,6 @@ class SpmdExecutor(DiffusionExecutor, QueueWatcher):
         Each rank calls its own worker with its own method and arguments, so they need not pickle; only the name of
         the method is compared. Results travel, so they must.
         """
-        self.refuse_own_call(method)
         role = self._started()
         world_size = role.world.group.world_size
         if unique_reply_rank is not None and unique_reply_rank not in range(world_size):
@@ -190,27 +185,19 @@ class SpmdExecutor(DiffusionExecutor, QueueWatcher):
     @property
     def fault(self) -> OmniError | None:
         """Why the ranks cannot go on together."""
-        self._engine_thread = threading.get_ident()  # only the engine asks, before it waits for requests
         return self._role.fault if self._role is not None else None
 
-    def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener()` when requests that waited may be taken up; and once now, so that the engine looks."""
-        super().on_change(listener)
-        listener()
-
     def request_queued(self, request: OmniDiffusionRequest) -> None:
-        """Number a request, if it is of this executor's engine."""
-        if self._role is not None and threading.get_ident() == self._engine_thread:
-            self._role.submit_request(request)
+        """Number a request, in the order in which they are submitted, which is the same on all ranks."""
+        self._started().submit_request(request)
 
     def request_ended(self, request_id: str, error: OmniError | None) -> None:
-        """Take note that this executor's engine is done with a request."""
-        if self._role is not None and threading.get_ident() == self._engine_thread:
+        """Take note that this rank's engine is done with a request."""
+        if self._role is not None and not self._role.is_closing:
             self._role.end_request(request_id, error)
 
     def shutdown(self) -> None:
         """Part from the other ranks, and end this one's worker."""
-        unwatch(self)
         if self._role is not None:
             self._role.close()
 

@@ -29,11 +29,11 @@ _CONFIG_FIELDS = (
 
 
 def request_fields(request: OmniDiffusionRequest) -> dict[str, str]:
-    """Return everything of a request but its id, and its seed if it was not chosen by who made the request."""
+    """Return everything of a request but its id and metadata, and its seed unless its caller has chosen it."""
     fields = {
         name: describe(getattr(request, name))
         for name in type(request).model_fields
-        if name not in ("request_id", "extra_args", "seed")
+        if name not in ("request_id", "metadata", "extra_args", "seed")
     }
     fields["seed"] = describe(request.seed) if "seed" in request.model_fields_set else "not set"
     fields.update({name: describe(value) for name, value in sorted(request.extra_args.items())})

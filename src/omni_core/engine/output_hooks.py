@@ -1,0 +1,79 @@
+"""What plugins do with an output before it is given out: the hook `omni_output`, in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+
+from omni_core.engine.bookkeeping import Live
+from omni_core.error_text import described_error
+from omni_core.errors import OmniError, PluginError
+from omni_core.hookspecs import Hooks
+from omni_core.outputs import OmniRequestOutput
+from omni_core.own_threads import begin_own_thread
+from omni_core.serial_thread import SerialThread, ThreadClosedError
+
+_HOOK = "omni_output"
+# Seconds that closing waits for a plugin that is at work on an output which nobody gets any more.
+_CLOSE_S = 2.0
+
+
+class OutputHooks:
+    """Calls `omni_output` for one finished request after the other, off the engine's thread.
+
+    Args:
+        hooks: Of the engine.
+        owner: Whose thread it is: the engine that must not be waited for there.
+        on_done: Is given each request with the output that plugins have left, in the thread of the hooks.
+    """
+
+    def __init__(self, hooks: Hooks, owner: object, on_done: Callable[[Live, OmniRequestOutput], None]) -> None:
+        self._hooks = hooks
+        self._owner = owner
+        self._on_done = on_done
+        self._thread: SerialThread | None = None
+
+    @property
+    def are_there(self) -> bool:
+        """Whether any plugin wants to see outputs."""
+        return self._hooks.has(_HOOK)
+
+    def begin(self, live: Live, output: OmniRequestOutput) -> None:
+        """Let plugins see an output, after those before it."""
+        if self._thread is None:
+            self._thread = SerialThread("omni-output")
+            self._thread.submit(functools.partial(begin_own_thread, f"calls {_HOOK}", self._owner))
+        with contextlib.suppress(ThreadClosedError):  # the engine is closed, and ends all requests
+            self._thread.submit(self._call, live, output)
+
+    def close(self) -> None:
+        """End the thread. A plugin that is at work goes on by itself, and its result is dropped."""
+        if self._thread is not None:
+            self._thread.close(_CLOSE_S)
+
+    def _call(self, live: Live, output: OmniRequestOutput) -> None:
+        begun = time.monotonic()
+        metrics = output.metrics
+        try:
+            output = self._hooks.call_chain(_HOOK, OmniRequestOutput, "output", request=live.request, output=output)
+            _check(live, output)
+        except OmniError as error:
+            output = OmniRequestOutput.failed(live.request, error, metrics)
+        except BaseException as error:  # KeyboardInterrupt, raised by a plugin in this thread
+            output = OmniRequestOutput.failed(live.request, PluginError(described_error(error)), metrics)
+        output.metrics.output_s = time.monotonic() - begun
+        self._on_done(live, output)
+
+
+def _check(live: Live, output: OmniRequestOutput) -> None:
+    name = live.handle.request_id
+    if output.request_id != name:
+        raise PluginError(f"A plugin returned the output of request {output.request_id!r} from {_HOOK} for {name!r}.")
+    if output.finish_reason not in ("finished", "error") or (output.finish_reason == "error") != bool(output.error):
+        raise PluginError(
+            f"A plugin returned an output from {_HOOK} for request {name!r} whose finish_reason is "
+            f"{output.finish_reason!r} and whose error is {output.error!r}. It must be 'finished' with no error, or "
+            "'error' with one."
+        )
