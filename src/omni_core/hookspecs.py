@@ -105,7 +105,8 @@ def omni_output(request: OmniDiffusionRequest, output: OmniRequestOutput, engine
 def omni_engine_started(config: OmniDiffusionConfig, executor: Any, engine: Any, engine_id: str) -> None:
     """Observe that an engine is ready for requests: a `DiffusionEngine`.
 
-    `engine.stats(ask_workers=False)` may be called from any thread, and waits for nothing. Keep a weak reference to the engine: it is closed when nobody refers to it any more.
+    `engine.stats(ask_workers=False)` may be called from any thread, and waits for nothing. Keep a weak reference to the
+    engine: it is closed when nobody refers to it any more.
     """
 
 

@@ -251,16 +251,6 @@ class DeclaresTooMuch(InlineExecutor):
     supported_options = frozenset(OPTIONS_TO_DECLARE)
 
 
-class DeclaresTooLittle(InlineExecutor):
-    """Honours no option, and does not say so when one is set."""
-
-    supported_options = frozenset()
-
-    @classmethod
-    def refuse_unsupported_options(cls, config) -> None:
-        pass
-
-
 class ForgetsHooks(InlineExecutor):
     """Lets its worker find plugins anew: those that were given in code are not among them."""
 

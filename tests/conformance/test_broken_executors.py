@@ -59,10 +59,6 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
             "test_one_result_for_each_rank_of_each_replica",
         ],
     ),
-    "DeclaresTooLittle": (
-        "options_that_it_does_not or unknown_executor_option",
-        ["test_options_that_it_does_not_declare_are_refused"],
-    ),
     "ForgetsHooks": ("hook_given_in_code or starts_serves", ["test_a_pipeline_hook_given_in_code"]),
     "NeverReplaces": ("killed_worker_is_replaced or ends_the_worker_processes", ["test_a_killed_worker_is_replaced"]),
     "LeavesWorkersBehind": (
@@ -82,7 +78,6 @@ BY_DAY = (
     "ReusesMemory",
     "LeaksADescriptor",
     "SleepsNot",
-    "DeclaresTooLittle",
     "NeverReplaces",
 )
 EACH = [pytest.param(name, marks=() if name in BY_DAY else pytest.mark.nightly) for name in FAULTS]

@@ -60,10 +60,6 @@ class Tampered(DiffusionExecutor):
         return self.told("fault", 0, None)
 
     @property
-    def is_sleeping(self) -> bool:
-        return self.told("is_sleeping", 0, super().is_sleeping)  # type: ignore[no-any-return]
-
-    @property
     def num_replicas(self) -> int:
         return self.told("num_replicas", 0, self.config.data_parallel_size)  # type: ignore[no-any-return]
 
@@ -83,6 +79,15 @@ class Tampered(DiffusionExecutor):
     def on_change(self, listener: Callable[[], None]) -> None:
         super().on_change(listener)
         self.told("on_change", 0, None)
+
+    def request_queued(self, request: OmniDiffusionRequest) -> None:
+        self.told("request_queued", 0, None)
+
+    def request_ended(self, request_id: str, error: Any) -> None:
+        self.told("request_ended", 0, None)
+
+    def begin_rpc(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.told("begin_rpc", 0, super().begin_rpc(*arguments, **keywords))
 
     def collective_rpc(
         self,

@@ -475,24 +475,39 @@ def test_is_ready_that_fails_while_a_request_runs(engine: DiffusionEngine) -> No
     assert_serves(engine)
 
 
-@pytest.mark.parametrize("method", ["fault", "is_sleeping"])
 @pytest.mark.parametrize("case", [case for case in WRONG if case != "None"])
-def test_fault_and_is_sleeping(engine: DiffusionEngine, method: str, case: str) -> None:
+def test_fault(engine: DiffusionEngine, case: str) -> None:
     make, words = WRONG[case]
-    executor_of(engine).tamper = lambda asked, _, answer: make() if asked == method else answer
+    executor_of(engine).tamper = lambda asked, _, answer: make() if asked == "fault" else answer
     outputs = engine.step([ask("a", 1), ask("b", 2)], PATIENCE_S)
     for output in outputs:
         assert isinstance(output.error, ContractError)
         assert words in str(output.error)
-        assert f"{method} " in str(output.error)
+        assert "fault " in str(output.error)
     assert_serves(engine)
 
 
-def test_is_sleeping_that_is_neither(engine: DiffusionEngine) -> None:
-    executor_of(engine).tamper = lambda asked, _, answer: None if asked == "is_sleeping" else answer
+def test_a_notice_that_raises(engine: DiffusionEngine) -> None:
+    executor = executor_of(engine)
+    executor.tamper = lambda asked, _, answer: raises(OSError("gone"))() if asked == "request_queued" else answer
     [output] = engine.step([ask("a", 1)], PATIENCE_S)
-    assert "is_sleeping returned None, and must return a bool" in str(output.error)
+    assert "request_queued raised OSError: gone" in str(output.error)
+    executor.tamper = lambda asked, _, answer: raises(OSError("gone"))() if asked == "request_ended" else answer
+    assert_serves(engine)  # the end itself is told
+
+
+def test_a_call_without_waiting_that_gives_no_future(engine: DiffusionEngine) -> None:
+    executor_of(engine).tamper = lambda asked, _, answer: "reply" if asked == "begin_rpc" else answer
+    with pytest.raises(ContractError, match="begin_rpc returned 'reply', and must return a concurrent.futures.Future"):
+        engine.collective_rpc("interrupt", non_block=True)
     assert_serves(engine)
+
+
+def test_a_call_without_waiting(engine: DiffusionEngine) -> None:
+    assert engine.collective_rpc("interrupt", non_block=True).result(PATIENCE_S) == [None, None]
+    assert engine.collective_rpc("interrupt", non_block=True, unique_reply_rank=1).result(PATIENCE_S) is None
+    with pytest.raises(RPCError):
+        engine.collective_rpc("no_such_method", non_block=True).result(PATIENCE_S)
 
 
 @pytest.mark.parametrize("case", [case for case in WRONG if case.startswith("raises")])
@@ -627,7 +642,6 @@ def starting(method: str, make: Callable[[], Any]) -> type[Tampered]:
         ("is_ready", raises(OSError("gone")), "is_ready(0) raised OSError"),
         ("fault", lambda: "no", "fault returned 'no', and must return None or an OmniError"),
         ("fault", lambda: OSError("gone"), "fault returned a OSError"),
-        ("is_sleeping", lambda: 0, "is_sleeping returned 0, and must return a bool"),
         ("worker_stats", lambda: None, "worker_stats returned None"),
         ("on_change", raises(OSError("gone")), "on_change raised OSError: gone"),
     ],

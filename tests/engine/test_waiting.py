@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omni_core.sleep_state import SleepState
 
 from engine.tampering import Tampered, executor_of, make_engine
 from omni_core import (
@@ -29,6 +28,7 @@ from omni_core import (
     hookimpl,
 )
 from omni_core.engine import core
+from omni_core.engine.sleeping import Sleeping
 from omni_core.errors import (
     EngineClosedError,
     ExecutorError,
@@ -41,7 +41,7 @@ from omni_core.errors import (
 from omni_core.executors.inline import InlineExecutor
 from omni_core.scheduler import Scheduler
 from omni_core.testing.fake_worker import FakeWorker
-from omni_core.timeouts import MOST_SECONDS, Deadline
+from omni_core.timeouts import MOST_SECONDS
 
 PATIENCE_S = 20.0
 LONG = 100_000
@@ -528,10 +528,18 @@ def test_calls_by_the_name_of_a_workers_own_method() -> None:
         assert engine.step([ask(9)], PATIENCE_S)[0].images == [9]
 
 
-@pytest.mark.parametrize("name", ["sleep", "wake_up", "close", "execute_step", "call"])
-def test_they_are_refused_by_the_inline_executor_itself(engine: DiffusionEngine, name: str) -> None:
+@pytest.mark.parametrize("name", ["close", "execute_step", "call"])
+@pytest.mark.parametrize("non_block", [False, True])
+def test_they_are_refused_for_the_inline_executor_too(engine: DiffusionEngine, name: str, non_block: bool) -> None:
     with pytest.raises(RPCError, match="is not called by collective_rpc"):
-        engine.executor.collective_rpc(name)
+        engine.collective_rpc(name, non_block=non_block)
+    assert engine.step([ask(9)], PATIENCE_S)[0].images == [9]
+
+
+@pytest.mark.parametrize("name", ["sleep", "wake_up"])
+def test_a_change_of_sleep_is_waited_for(engine: DiffusionEngine, name: str) -> None:
+    with pytest.raises(RPCError, match=f"engine.{name}"):
+        engine.collective_rpc(name, non_block=True)
     assert engine.step([ask(9)], PATIENCE_S)[0].images == [9]
 
 
@@ -687,22 +695,27 @@ def test_a_close_that_is_interrupted_closes_all_the_same(monkeypatch: pytest.Mon
 
 
 def test_an_interrupt_before_its_turn_to_sleep_leaves_the_turn_to_others() -> None:
-    state = SleepState()
+    sleeping = Sleeping(PluginRegistry([]))
+    calls: list[Any] = []
 
     class Interrupts(threading.Condition().__class__):  # type: ignore[misc]
         def __exit__(self, *arguments: Any) -> None:
             super().__exit__(*arguments)
-            if state._caller is not None and not self.was_raised:
+            if sleeping._has_turn and not self.was_raised:
                 self.was_raised = True
                 raise KeyboardInterrupt
 
         was_raised = False
 
-    state._changed = Interrupts()
-    with pytest.raises(KeyboardInterrupt), state.turn("sleep", Deadline(PATIENCE_S)):
-        pytest.fail("it was interrupted before")
-    with state.turn("sleep", Deadline(1.0)):
-        assert state.is_caller
+    def call(*arguments: Any, **keywords: Any) -> None:
+        calls.append(arguments)
+
+    sleeping._changed = Interrupts()
+    with pytest.raises(KeyboardInterrupt):
+        sleeping.sleep(call, 1, PATIENCE_S)
+    assert (calls, sleeping.level) == ([], 0)
+    sleeping.sleep(call, 1, 1.0)
+    assert (calls, sleeping.level) == ([("sleep",)], 1)
 
 
 def test_a_listener_does_not_swallow_the_users_ctrl_c() -> None:

@@ -68,12 +68,12 @@ def number_of_replicas(self):
         ({"execute_step": lambda self, scheduler_output: None}, "execute_step.*replica, scheduler_output"),
         ({"interrupt": lambda self: None}, r"interrupt.*must take \(replica\)"),
         ({"is_ready": lambda self: True}, r"is_ready.*must take \(replica\)"),
-        ({"sleep": lambda self: None}, "sleep.*level, timeout"),
-        ({"wake_up": lambda self, timeout: None}, "wake_up.*left out"),
+        ({"begin_rpc": lambda self, method: None}, "begin_rpc.*unique_reply_rank"),
+        ({"request_queued": lambda self: None}, "request_queued.*request"),
+        ({"request_ended": lambda self, request_id: None}, "request_ended.*error"),
         ({"on_change": lambda self: None}, "on_change.*listener"),
         ({"describe_pipeline": lambda self, request: None}, "describe_pipeline.*'request'"),
         ({"worker_stats": lambda self, replica: []}, "worker_stats.*'replica'"),
-        ({"refuse_unsupported_options": classmethod(lambda cls: None)}, "refuse_unsupported_options.*config"),
         ({"check_health": staticmethod(lambda self: None)}, "check_health.*'self'"),
         # what is no method
         ({"check_health": True}, "check_health is True and must be a method"),
@@ -84,7 +84,6 @@ def number_of_replicas(self):
         # properties
         ({"num_replicas": number_of_replicas}, "num_replicas is a method and must be a property"),
         ({"fault": lambda self: None}, "fault is a method and must be a property"),
-        ({"is_sleeping": lambda self: False}, "is_sleeping is a method"),
         ({"name": lambda self: "x"}, "name is a method"),
         # flags
         ({"runs_diffusion_worker": 1}, "runs_diffusion_worker is 1 and must be True or False"),
@@ -140,7 +139,6 @@ def test_a_class_that_cannot_be_called_as_the_contract_says(
         {"check_health": staticmethod(lambda: None)},
         {"check_health": functools.partialmethod(lambda self, more: None, 3)},
         {"execute_step": lambda self, replica, output: Future()},
-        {"sleep": lambda self, level=1, timeout=None: None},
         {"__init__": lambda self, *args, **kwargs: None},
     ],
 )

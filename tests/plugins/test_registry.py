@@ -621,7 +621,7 @@ def test_pluggys_order_is_kept():
         module = types.ModuleType(name)
         module.omni_engine_closed = hookimpl(**marks)(lambda name=name: got.append(name))
         registry.register(module)
-    registry.hook.omni_engine_closed(config=None)
+    registry.hook.omni_engine_closed(config=None, engine_id="1")
     by_pluggy = got.copy()
     got.clear()
     registry.notify("omni_engine_closed", config=None)

@@ -34,7 +34,7 @@ def test_a_worker_that_ends_is_replaced_and_its_requests_run_again(wait_until: C
         [wanted] = engine.step([ask])
         handle = engine.submit(ask)
         next(event for event in handle.events(30) if event.kind == "step")
-        engine.executor.collective_rpc(end, non_block=True)  # type: ignore[call-arg]
+        engine.executor.begin_rpc(end)
         output = handle.result(60)
         assert output.metrics.num_retries == 1
         assert output.images[0].tobytes() == wanted.images[0].tobytes()

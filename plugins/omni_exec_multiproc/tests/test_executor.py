@@ -175,9 +175,9 @@ def test_large_replies_are_kept_apart(engine: DiffusionEngine) -> None:
 
 
 def test_a_future_instead_of_waiting(pair: DiffusionEngine, tmp_path: Any) -> None:
-    future = pair.executor.collective_rpc(calls.pid, non_block=True)  # type: ignore[call-arg]
+    future = pair.executor.begin_rpc(calls.pid)
     assert future.result(30) == pids(pair)
-    failing = pair.executor.collective_rpc("no_such_method", non_block=True)  # type: ignore[call-arg]
+    failing = pair.executor.begin_rpc("no_such_method")
     assert isinstance(failing.exception(30), RPCError)
     assert pair.collective_rpc(calls.pid, unique_reply_rank=1) == pids(pair)[1]
 

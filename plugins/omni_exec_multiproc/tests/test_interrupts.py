@@ -218,7 +218,7 @@ def test_an_interrupt_before_anything_was_sent_replaces_no_ranks() -> None:
 def test_a_close_that_is_interrupted_leaves_no_worker(wait_until: Callable[..., None]) -> None:
     engine = DiffusionEngine(OmniDiffusionConfig(executor_class="multiproc", model=MODEL))
     [pid] = pids(engine)
-    busy = engine.executor.collective_rpc(calls.sleep_and_give_back, None, (60.0, 1), non_block=True)
+    busy = engine.executor.begin_rpc(calls.sleep_and_give_back, (60.0, 1))
     executor = engine.executor
     wait_until_gone = executor._wait_until_gone  # type: ignore[attr-defined]
     seconds: list[float] = []
@@ -258,7 +258,7 @@ def test_a_call_in_the_thread_that_watches_is_refused(wait_until: Callable[..., 
     class Observer:
         @hookimpl
         def omni_worker_restarted(self) -> None:
-            heard.append(engine.executor.collective_rpc(calls.give_back, None, (7,), non_block=True))
+            heard.append(engine.executor.begin_rpc(calls.give_back, (7,)))
             for call in (engine.executor.collective_rpc, engine.executor.execute_model):
                 try:
                     call([])  # type: ignore[operator]

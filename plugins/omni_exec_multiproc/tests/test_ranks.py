@@ -108,7 +108,7 @@ def test_abort_is_at_the_same_step_on_all_ranks(engine: DiffusionEngine) -> None
 def test_the_rank_that_died_is_named_though_it_had_replied(
     engine: DiffusionEngine, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
-    call = engine.executor.collective_rpc(calls.wait_on_rank, None, (0, str(tmp_path / "here")), non_block=True)
+    call = engine.executor.begin_rpc(calls.wait_on_rank, (0, str(tmp_path / "here")))
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
     assert engine.executor._replicas[0].workers[1].call(calls.pid).result(30)  # type: ignore[attr-defined]
     os.kill(pids(engine)[1], signal.SIGKILL)
