@@ -298,6 +298,15 @@ def test_image_to_image(run: Run, look: Look) -> None:
     assert (before & after).sum() / (before | after).sum() > 0.6
 
 
+# thread_executor.py
+
+
+def test_thread_executor(run: Run, look: Look) -> None:
+    folder, said = run("thread_executor")
+    assert said == "run again 1 time, on a worker that was replaced 1 time\n"
+    assert shown(look(folder / "two.png"))[:2] == (2, "blue")
+
+
 # own_pipeline.py
 
 

@@ -1,8 +1,9 @@
 """What the tests of omni and those of its plugins share: `pytest -p omni_core.testing.fixtures`.
 
-Two marks choose what is run when. A class or test marked `sampled` stands for many that take minutes: on every run
-one or two cases of each theme are run, with `--nightly` all of them. A test marked `alone` measures time, and is run
-when nothing else is: see noxfile.py.
+What is run when: with `--nightly` every case. Without it, tests named in `by_night` are left out; of tests of which
+`by_day` gives a number, so many cases are run, evenly spread over the table; and of a class or test marked `sampled`
+one or two cases of each theme of the suite. A test marked `alone` measures time, and is run when nothing else is: see
+noxfile.py.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "tests that are run with --nightly alone: names of tests or of single cases, with Class:: or without",
         type="linelist",
     )
+    parser.addini(
+        "by_day",
+        "how many cases of a test are run without --nightly: lines `NAME = NUMBER`, with the name of a test or of a file",
+        type="linelist",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests of the suite that measure time, and leave out what is for the night."""
     names = set(config.getini("by_night"))
+    left_to_the_night = _beyond_number(items, config.getini("by_day"))
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
@@ -64,12 +71,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("alone")
         if not names.isdisjoint(_names(item)):
             item.add_marker("nightly")
-        by_night = item.get_closest_marker("nightly") is not None
+        by_night = item.get_closest_marker("nightly") is not None or item in left_to_the_night
         by_night |= item.get_closest_marker("sampled") is not None and not is_in_sample(item)
         (left_out if by_night and not config.getoption("--nightly") else kept).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+def _beyond_number(items: list[pytest.Item], rules: list[str]) -> set[pytest.Item]:
+    """Return the cases that are too many by day.
+
+    Args:
+        items: All cases.
+        rules: `NAME = NUMBER`.
+    """
+    most = {name.strip(): int(number) for name, _, number in (rule.rpartition("=") for rule in rules)}
+    cases: dict[tuple[str, str], list[pytest.Item]] = {}
+    for item in items:
+        name, file = str(getattr(item, "originalname", "")), item.path.name
+        if not {name, file, f"{getattr(item.parent, 'name', '')}::{name}"}.isdisjoint(most):
+            cases.setdefault((item.nodeid.partition("[")[0], name), []).append(item)
+    left: set[pytest.Item] = set()
+    for (place, name), of_test in cases.items():
+        kind = f"{place.split('::')[-2]}::{name}"
+        number = next(most[one] for one in (kind, name, of_test[0].path.name) if one in most)
+        chosen = {round(index * (len(of_test) - 1) / max(1, number - 1)) for index in range(number)}
+        left.update(item for index, item in enumerate(of_test) if index not in chosen)
+    return left
 
 
 def _names(item: pytest.Item) -> set[str]:

@@ -1,17 +1,25 @@
-"""A back end without processes and without sockets: each worker is a thread behind a queue.
+"""A back end on `omni_core.replicas`, without processes and sockets: each worker is a thread behind a queue.
 
-What it is not: an executor for users, as a thread that hangs cannot be ended. It shows what a back end has to write.
+    python examples/thread_executor.py FOLDER
+
+`omni_core.replicas` replaces dead workers, runs their requests again, watches over steps and keeps the state of each
+replica. A back end says what a worker, a replica and the loop are. This one is no executor for users: a thread that
+hangs cannot be ended. The program ends a worker in the middle of a request, and saves the picture all the same.
 """
 
 from __future__ import annotations
 
+import argparse
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+from omni_core import DiffusionEngine, OmniDiffusionRequest
 from omni_core.calls import WorkerCall, answer, call_error
 from omni_core.config import OmniDiffusionConfig
 from omni_core.own_threads import begin_own_thread
@@ -179,3 +187,27 @@ class ThreadExecutor(ReplicaExecutor[QueueLoop]):
             ThreadReplica(loop, self.config, options, events, index=index, hooks=self.plugins)
             for index in range(self.config.data_parallel_size)
         ]
+
+
+def end(_worker: Any) -> None:
+    """End the worker that is asked to, as a fault would."""
+    sys.exit(3)
+
+
+def main(folder: Path) -> None:
+    """Make a picture on a worker that ends half-way."""
+    config = OmniDiffusionConfig(executor_class=ThreadExecutor, log_level="error")
+    with DiffusionEngine(config) as engine:
+        handle = engine.submit(OmniDiffusionRequest(prompt="a blue two", seed=1))
+        next(event for event in handle.events() if event.kind == "step")
+        engine.collective_rpc(end, non_block=True)
+        output = handle.result().raise_for_error()
+        output.images[0].save(folder / "two.png")
+        [worker] = engine.stats().workers
+        print(f"run again {output.metrics.num_retries} time, on a worker that was replaced {worker.restarts} time")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    main(parser.parse_args().folder)
