@@ -45,22 +45,28 @@ class QueueLoop(Loop):
 
     @property
     def is_current(self) -> bool:
+        """Whether the caller runs in this thread."""
         return threading.current_thread() is self._thread
 
     @property
     def is_running(self) -> bool:
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def call_soon(self, action: Callable[[], None]) -> None:
+        """Call `action` in this thread."""
         self._soon.put(action)
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
+        """Call `action` in this thread after so many seconds."""
         return self._timers.add(time.monotonic() + seconds, action)
 
     def on_late(self, listener: Callable[[float], None]) -> None:
+        """Tell `listener` by how many seconds the thread was late."""
         self._late.append(listener)
 
     def stop(self) -> None:
+        """End the thread."""
         self._soon.put(None)
         self._thread.join(10)
 
@@ -97,16 +103,20 @@ class ThreadWorker(Worker):
 
     @property
     def has_exited(self) -> bool:
+        """Whether the thread has ended."""
         return not self._thread.is_alive()
 
     def start(self) -> None:
+        """Start the thread, which loads the pipeline."""
         self._thread.start()
 
     def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
+        """Ask the thread to end; it cannot be made to."""
         self.finish()
         self._send_interrupt()
 
     def finish(self) -> None:
+        """Let the thread end after the calls that it has."""
         self._calls.put(None)
 
     def _send(self, number: int, packed: Any, sent: list[int]) -> None:
@@ -162,6 +172,7 @@ class ThreadReplica(Replica):
     _loop: QueueLoop
 
     def start_workers(self) -> None:
+        """Start the one worker."""
         self.drop_closed()
         worker = ThreadWorker(self._loop, self.worker_events, self._config, replica=self.index, hooks=self._hooks)
         self.workers = [worker]
@@ -179,9 +190,11 @@ class ThreadExecutor(ReplicaExecutor[QueueLoop]):
     }
 
     def make_loop(self) -> QueueLoop:
+        """Return the loop, which runs."""
         return QueueLoop(self)
 
     def make_replicas(self, loop: QueueLoop, events: ReplicaEvents) -> Sequence[Replica]:
+        """Return the replicas, not started yet."""
         options = ReplicaOptions()
         return [
             ThreadReplica(loop, self.config, options, events, index=index, hooks=self.plugins)
@@ -202,6 +215,7 @@ def main(folder: Path) -> None:
         next(event for event in handle.events() if event.kind == "step")
         engine.collective_rpc(end, non_block=True)
         output = handle.result().raise_for_error()
+        folder.mkdir(parents=True, exist_ok=True)
         output.images[0].save(folder / "two.png")
         [worker] = engine.stats().workers
         print(f"run again {output.metrics.num_retries} time, on a worker that was replaced {worker.restarts} time")
