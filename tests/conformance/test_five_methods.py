@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from conformance.five_methods import FiveMethods
 from omni_core.testing import ExecutorConformance
 
 
+@pytest.mark.sampled
 class TestFiveMethods(ExecutorConformance):
     executor_class = FiveMethods

@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROO
 
 # Headings of table columns that hold what is called so elsewhere.
 OTHER_PROJECTS = {"vLLM-Omni"}
-_MARKER = re.compile(r"<!--\s*(file:\s*(?P<file>\S+)|run|continued)\s*-->")
+_MARKER = re.compile(r"<!--\s*(file:\s*(?P<file>\S+)|run|continued|nightly)\s*-->")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Block:
         text: The code.
         file: Name under which it is to be written, from a line `<!-- file: NAME -->` before it.
         continues: Whether it belongs to the Python block before it, by a line `<!-- continued -->`.
+        by_night: Whether it takes long and is run by night alone, by a line `<!-- nightly -->`.
     """
 
     page: Path
@@ -37,6 +38,7 @@ class Block:
     text: str
     file: str | None = None
     continues: bool = False
+    by_night: bool = False
 
     @property
     def where(self) -> str:
@@ -71,10 +73,10 @@ def blocks_of(page: Path) -> list[Block]:
     return blocks
 
 
-def _meaning(marker: re.Match[str] | None) -> tuple[str | None, bool]:
+def _meaning(marker: re.Match[str] | None) -> tuple[str | None, bool, bool]:
     if marker is None:
-        return None, False
-    return marker["file"], "continued" in marker[0]
+        return None, False, False
+    return marker["file"], "continued" in marker[0], "nightly" in marker[0]
 
 
 def links_of(page: Path) -> Iterator[str]:

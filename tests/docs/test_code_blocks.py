@@ -3,7 +3,8 @@
 The blocks of a page share one empty folder, in their order. A Python block is a process of its own, forked from one
 that has imported torch; with --nightly, an interpreter of its own. The lines of a
 shell block are run there; a block after a line `<!-- file: NAME -->` is written to that file instead; one after
-`<!-- continued -->` goes on in the process of the Python block before it.
+`<!-- continued -->` goes on in the process of the Python block before it. One after `<!-- nightly -->` takes long, and is
+run with --nightly alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from docs.pages import PAGES, Block, blocks_of, page_name
 from omni_core import OmniDiffusionConfig
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+CASES = [
+    pytest.param(block, id=f"{block.where}-{block.language}", marks=[pytest.mark.nightly] if block.by_night else [])
+    for block in BLOCKS
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def page_folders(tmp_path_factory, request) -> dict[Path, PageFolder]:
 
 
 @pytest.mark.timeout(BLOCK_TIMEOUT_S + 60)
-@pytest.mark.parametrize("block", BLOCKS, ids=[f"{block.where}-{block.language}" for block in BLOCKS])
+@pytest.mark.parametrize("block", CASES)
 def test_block(block: Block, page_folders: dict[Path, PageFolder], tmp_path: Path) -> None:
     folder = page_folders[block.page]
     if block.file is not None:
