@@ -26,8 +26,8 @@ from omni_core import (
     OmniDiffusionConfig,
     OmniDiffusionRequest,
     OmniRequestOutput,
-    migration,
 )
+from omni_core.compat import vllm_omni
 from omni_core.errors import (
     ConfigError,
     EngineClosedError,
@@ -185,7 +185,7 @@ def test_row(row: Row, world: World) -> None:
             warned = [text for text in warned if "docs/MIGRATION.md" in text]
             assert bool(warned) == bool(classes)
             assert all(new in text for text in warned for new in row.new)
-            assert all(one.filename != migration.__file__ for one in caught)  # the line that is to be changed
+            assert all(one.filename != vllm_omni.__file__ for one in caught)  # the line that is to be changed
         else:
             with pytest.raises(ERRORS[classes[0]]) as error:
                 PROOFS[row.old](world, None) if row.old in PROOFS else world.run(row.code)
@@ -205,8 +205,8 @@ def test_every_row_that_works_has_a_proof_and_every_proof_a_row() -> None:
 
 def test_every_name_that_is_refused_stands_in_the_table() -> None:
     text = " ".join(row.old for row in ROWS)
-    wanted = {f"engine.{name}" for name in migration.OF_ENGINE} | {"engine.scheduler.mq", "engine.scheduler.result_mq"}
-    wanted |= {f"from {module} import {name}" for module, names in migration.IMPORTED.items() for name in names}
+    wanted = {f"engine.{name}" for name in vllm_omni.OF_ENGINE} | {"engine.scheduler.mq", "engine.scheduler.result_mq"}
+    wanted |= {f"from {module} import {name}" for module, names in vllm_omni.IMPORTED.items() for name in names}
     # Not written out: an old engine module that held the scheduler of scheduler.py.
     wanted.discard("from omni_core.engine.engine import scheduler")
     assert [one for one in sorted(wanted) if one not in text] == []
@@ -329,27 +329,27 @@ def small() -> Iterator[DiffusionEngine]:
         yield engine
 
 
-@pytest.mark.parametrize("name", sorted(migration.OF_ENGINE))
+@pytest.mark.parametrize("name", sorted(vllm_omni.OF_ENGINE))
 def test_a_name_that_is_gone_reads_as_absent(small: DiffusionEngine, name: str) -> None:
     assert not hasattr(small, name)
     assert getattr(small, name, "default") == "default"
     assert name not in dir(small)
-    with pytest.raises(migration.GoneAttributeError, match=r"docs/MIGRATION\.md") as caught:
+    with pytest.raises(vllm_omni.GoneAttributeError, match=r"docs/MIGRATION\.md") as caught:
         getattr(small, name)
     assert f"engine.{name} of vLLM-Omni does not exist here" in str(caught.value)
     assert (caught.value.name, caught.value.obj) == (name, None)  # no guess of Python's after the message
     again = pickle.loads(pickle.dumps(caught.value))
-    assert (type(again), str(again)) == (migration.GoneAttributeError, str(caught.value))
+    assert (type(again), str(again)) == (vllm_omni.GoneAttributeError, str(caught.value))
     setattr(small, name, 1)  # and it may be given by a subclass or from outside
     assert getattr(small, name) == 1
     delattr(small, name)
 
 
-@pytest.mark.parametrize("name", sorted(migration.OF_ENGINE_SCHEDULER))
+@pytest.mark.parametrize("name", sorted(vllm_omni.OF_ENGINE_SCHEDULER))
 def test_a_name_of_the_scheduler_that_is_gone(small: DiffusionEngine, name: str) -> None:
     for scheduler in (small.scheduler, omni_core.scheduler):
         assert not hasattr(scheduler, name)
-        with pytest.raises(migration.GoneAttributeError, match=f"scheduler.{name} of vLLM-Omni does not exist here"):
+        with pytest.raises(vllm_omni.GoneAttributeError, match=f"scheduler.{name} of vLLM-Omni does not exist here"):
             getattr(scheduler, name)
 
 
@@ -397,7 +397,7 @@ def test_an_id_that_is_none_is_refused_and_harms_nothing(request_id: Any) -> Non
         assert output.images == ["a square"]
 
 
-IMPORTS = [(module, name) for module, names in migration.IMPORTED.items() for name in names]
+IMPORTS = [(module, name) for module, names in vllm_omni.IMPORTED.items() for name in names]
 
 
 @pytest.mark.parametrize(("module", "name"), IMPORTS)
@@ -406,8 +406,8 @@ def test_what_a_program_says_that_imports_a_name_that_is_gone(module: str, name:
     done = subprocess.run([sys.executable, "-c", statement], text=True, capture_output=True, timeout=60, check=False)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    sentence = f"{name} of vLLM-Omni does not exist here. {migration.IMPORTED[module][name]} See docs/MIGRATION.md."
-    assert last == f"omni_core.migration.GoneImportError: {sentence}"
+    sentence = f"{name} of vLLM-Omni does not exist here. {vllm_omni.IMPORTED[module][name]} See docs/MIGRATION.md."
+    assert last == f"omni_core.compat.vllm_omni.GoneImportError: {sentence}"
 
 
 def test_what_a_program_says_that_uses_an_attribute_that_is_gone() -> None:
@@ -420,9 +420,9 @@ def test_what_a_program_says_that_uses_an_attribute_that_is_gone() -> None:
         [sys.executable, "-c", textwrap.dedent(program)], text=True, capture_output=True, timeout=60, check=False
     )
     gone = "engine.add_req_and_wait_for_response of vLLM-Omni does not exist here."
-    instead = migration.OF_ENGINE["add_req_and_wait_for_response"]
+    instead = vllm_omni.OF_ENGINE["add_req_and_wait_for_response"]
     sentence = f"{gone} {instead} See docs/MIGRATION.md."
-    assert done.stderr.strip().splitlines()[-1] == f"omni_core.migration.GoneAttributeError: {sentence}"
+    assert done.stderr.strip().splitlines()[-1] == f"omni_core.compat.vllm_omni.GoneAttributeError: {sentence}"
 
 
 def test_type_checkers_refuse_these_names_and_misspelled_ones(tmp_path: Path) -> None:

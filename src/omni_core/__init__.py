@@ -79,7 +79,7 @@ if not TYPE_CHECKING:  # type checkers shall go on to refuse names that do not e
 
     def __getattr__(name: str) -> Any:
         if name not in _HOME:
-            raise importlib.import_module("omni_core.migration").missing_from_module(__name__, name)
+            raise importlib.import_module("omni_core.compat.vllm_omni").missing_from_module(__name__, name)
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value

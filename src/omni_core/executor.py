@@ -113,7 +113,7 @@ class DiffusionExecutor(ABC):
         self.options = context.options
         self.plugins = context.plugins
         self._pipeline = context.pipeline
-        self._sleep_level = context.sleep_level
+        self.sleep_level = context.sleep_level
         self._change_listeners: list[Callable[[], None]] = []
         self._close_lock = threading.RLock()  # a signal handler may close in the middle of this
         self._closed = False

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from omni_core.migration import missing_from_module
+from omni_core.compat.vllm_omni import missing_from_module
 from omni_core.outputs import EndReason, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
 from omni_core.suspects import Queued, Suspect, Suspects, alone_for

@@ -3,8 +3,8 @@
 The blocks of a page share one empty folder, in their order. A Python block is a process of its own, forked from one
 that has imported torch; with --nightly, an interpreter of its own. The lines of a
 shell block are run there; a block after a line `<!-- file: NAME -->` is written to that file instead; one after
-`<!-- continued -->` goes on in the process of the Python block before it. One after `<!-- nightly -->` takes long, and is
-run with --nightly alone.
+`<!-- continued -->` goes on in the process of the Python block before it. One after `<!-- nightly -->` takes long,
+and is run with --nightly alone.
 """
 
 from __future__ import annotations

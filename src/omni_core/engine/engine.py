@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from omni_core.compat import vllm_omni
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.core import EngineCore
@@ -32,7 +33,6 @@ from omni_core.errors import (
 from omni_core.executor import DiffusionExecutor, ExecutorContext
 from omni_core.executor_limits import refuse_what_it_cannot
 from omni_core.log import get_logger, set_level
-from omni_core.migration import FormerEngine, missing_from_module
 from omni_core.outputs import EngineStats, OmniRequestOutput, StackingStats
 from omni_core.own_threads import refuse_to_wait
 from omni_core.pipeline_info import PipelineInfo
@@ -59,7 +59,7 @@ OWN_CALLS = MappingProxyType(
 STATS_TIMEOUT_S = 5.0
 
 
-class DiffusionEngine(FormerEngine):
+class DiffusionEngine:
     """Runs requests on any diffusers pipeline, where and how the configuration's executor says.
 
     All methods may be called from any thread::
@@ -90,7 +90,7 @@ class DiffusionEngine(FormerEngine):
         pipeline: Any = None,
         plugins: PluginRegistry | None = None,
     ) -> None:
-        self._refuse_former_ways_in()
+        vllm_omni.refuse_former_ways_in(type(self), DiffusionEngine)
         self.config = config if config is not None else OmniDiffusionConfig()
         if not isinstance(self.config, OmniDiffusionConfig):
             raise ConfigError(f"DiffusionEngine takes an OmniDiffusionConfig, not a {type(config).__name__}.")
@@ -373,6 +373,20 @@ class DiffusionEngine(FormerEngine):
         # A second caller returns when the first has finished, not before.
         _close_core(self._core, self._pid)
 
+    @property
+    def scheduler(self) -> vllm_omni.FormerScheduler:
+        """Deprecated: for `engine.scheduler.add_req(requests)`, which is `engine.step(requests)`."""
+        return vllm_omni.FormerScheduler(self)
+
+    @classmethod
+    def _get_executor_class(cls, config: OmniDiffusionConfig | None = None) -> type[DiffusionExecutor]:
+        return vllm_omni.former_executor_class(cls, config)
+
+    if not TYPE_CHECKING:  # type checkers shall go on to refuse names that do not exist
+
+        def __getattr__(self, name: str) -> Any:
+            return vllm_omni.missing_attribute(self, name)
+
     def __enter__(self) -> DiffusionEngine:
         return self
 
@@ -437,4 +451,4 @@ def _close_core(core: EngineCore, pid: int) -> None:
 if not TYPE_CHECKING:  # type checkers shall go on to refuse names that do not exist
 
     def __getattr__(name: str) -> Any:
-        raise missing_from_module(__name__, name)
+        raise vllm_omni.missing_from_module(__name__, name)

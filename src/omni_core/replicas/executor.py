@@ -86,7 +86,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
 
     def _start_all(self) -> None:
         assert self._loop is not None
-        events = ReplicaEvents(self._changed, self._note_heard, self._sleep_level)
+        events = ReplicaEvents(self._changed, self._note_heard, self.sleep_level)
         self._replicas += self.make_replicas(self._loop, events)
         for replica in self._replicas:
             replica.start()

@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addini(
         "by_day",
-        "how many cases of a test are run without --nightly: lines `NAME = NUMBER`, with the name of a test or of a file",
+        "how many cases of a test are run without --nightly: lines `NAME = NUMBER`; a test or a file",
         type="linelist",
     )
 

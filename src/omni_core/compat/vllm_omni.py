@@ -25,7 +25,7 @@ _CLOSES_BY_ITSELF = (
 _RUN_REQUESTS = "Write engine.step(requests)."
 _CALL_WORKERS = (
     "Workers are called by name and each reply finds its caller. "
-    'Write engine.collective_rpc("sleep", kwargs={"level": 1}), or engine.executor.sleep(level=1).'
+    'Write engine.collective_rpc("sleep", kwargs={"level": 1}), or engine.sleep(level=1).'
 )
 
 # Name to what to write instead. The first three tables are of attributes, the last of names that are imported.
@@ -107,39 +107,53 @@ class FormerScheduler:
             return object.__getattribute__(self, name)  # raises what Python itself raises
 
 
-class FormerEngine:
-    """The part of `DiffusionEngine` that knows vLLM-Omni's names."""
+def former_executor_class(engine_class: Any, config: OmniDiffusionConfig | None) -> type[DiffusionExecutor]:
+    """Return what `DiffusionEngine._get_executor_class()` returned, with a warning.
 
-    @property
-    def scheduler(self) -> FormerScheduler:
-        """Deprecated: for `engine.scheduler.add_req(requests)`, which is `engine.step(requests)`."""
-        return FormerScheduler(self)
+    Args:
+        engine_class: The class of the engine.
+        config: What it was given.
+    """
+    from omni_core.config import OmniDiffusionConfig
 
-    @classmethod
-    def _get_executor_class(cls: Any, config: OmniDiffusionConfig | None = None) -> type[DiffusionExecutor]:
-        from omni_core.config import OmniDiffusionConfig
+    _warn("DiffusionEngine._get_executor_class()", "DiffusionEngine.get_executor_class(config)", level=4)
+    chosen = config if config is not None else OmniDiffusionConfig()
+    found: type[DiffusionExecutor] = engine_class.get_executor_class(chosen)
+    return found
 
-        _warn("DiffusionEngine._get_executor_class()", "DiffusionEngine.get_executor_class(config)")
-        found: type[DiffusionExecutor] = cls.get_executor_class(config if config is not None else OmniDiffusionConfig())
-        return found
 
-    def _refuse_former_ways_in(self) -> None:
-        """Refuse an engine that was changed to bring an executor in: the change would have no effect."""
-        for name in _FORMER_WAYS_IN:
-            # On the class, however it came there: by a subclass or by assignment.
-            if inspect.getattr_static(type(self), name, None) is not inspect.getattr_static(FormerEngine, name, None):
-                raise ConfigError(
-                    f"{type(self).__name__} has a {name} of its own, which nothing calls. Write a subclass of "
-                    "DiffusionExecutor and select it: OmniDiffusionConfig(executor_class=MyExecutor), or "
-                    'executor_class="my_package:MyExecutor". See docs/MIGRATION.md.'
-                )
+def refuse_former_ways_in(engine_class: type, own_class: type) -> None:
+    """Refuse an engine that was changed to bring an executor in: the change would have no effect.
 
-    if not TYPE_CHECKING:  # type checkers shall go on to refuse names that do not exist
+    Args:
+        engine_class: The class of the engine that is made.
+        own_class: `DiffusionEngine`.
 
-        def __getattr__(self, name: str) -> Any:
-            if name in OF_ENGINE:
-                raise _gone(f"engine.{name}", name, OF_ENGINE[name])
-            return object.__getattribute__(self, name)  # raises what Python itself raises
+    Raises:
+        ConfigError: It was.
+    """
+    for name in _FORMER_WAYS_IN:
+        # On the class, however it came there: by a subclass or by assignment.
+        found = inspect.getattr_static(engine_class, name, None)
+        function = getattr(found, "__func__", found)
+        if function is not None and getattr(function, "__module__", None) != own_class.__module__:
+            raise ConfigError(
+                f"{engine_class.__name__} has a {name} of its own, which nothing calls. Write a subclass of "
+                "DiffusionExecutor and select it: OmniDiffusionConfig(executor_class=MyExecutor), or "
+                'executor_class="my_package:MyExecutor". See docs/MIGRATION.md.'
+            )
+
+
+def missing_attribute(engine: Any, name: str) -> Any:
+    """Raise what the `__getattr__` of an engine shall raise.
+
+    Args:
+        engine: The engine.
+        name: What it was asked for.
+    """
+    if name in OF_ENGINE:
+        raise _gone(f"engine.{name}", name, OF_ENGINE[name])
+    return object.__getattribute__(engine, name)  # raises what Python itself raises
 
 
 def _sentence(what: str, instead: str) -> str:
@@ -153,5 +167,5 @@ def _gone(what: str, name: str, instead: str) -> GoneAttributeError:
     return error
 
 
-def _warn(old: str, new: str) -> None:
-    warnings.warn(f"{old} is deprecated: write {new}. See docs/MIGRATION.md.", DeprecationWarning, stacklevel=3)
+def _warn(old: str, new: str, level: int = 3) -> None:
+    warnings.warn(f"{old} is deprecated: write {new}. See docs/MIGRATION.md.", DeprecationWarning, stacklevel=level)

@@ -1,0 +1,1 @@
+"""What omni still understands of other projects, and what it says of their names that are gone."""
