@@ -37,8 +37,8 @@ HOOK_MESSAGE = re.compile(
     r"pip install --upgrade omni-core, or write @hookimpl\(optionalhook=True\) to run with both\."
 )
 ARGUMENT_MESSAGE = (
-    "omni_request_started takes 'node', and this omni-core gives it: request_id, replica. If a newer one gives it "
-    "node: pip install --upgrade omni-core, or write node=None to run with both."
+    "omni_request_started takes 'node', and this omni-core gives it: request_id, request, replica, engine_id. "
+    "If a newer one gives it node: pip install --upgrade omni-core, or write node=None to run with both."
 )
 SELECT = """
 import sys
@@ -114,9 +114,11 @@ def check_that_it_runs(sites: dict[str, Path], number: int, folders: list[str]) 
     done = run(sites, folders, str(folder / "program.py"))
     assert done.returncode == 0, done.stderr
     seen, expected = json.loads(done.stdout), json.loads(folder.joinpath("expected.json").read_text())
-    calls, expected_calls = seen.pop("calls"), expected.pop("calls")
+    calls, noted = seen.pop("calls"), seen.pop("noted")
+    expected_calls, expected_notes = expected.pop("calls"), expected.pop("noted")
     assert seen == expected
     assert [call for call in expected_calls if call not in calls] == []
+    assert [note for note in expected_notes if note not in noted] == []
     command = run(sites, folders, "-m", "omni_core", name_of(folder.name))
     assert (command.returncode, command.stdout) == (0, "contract-one draws plain squares\n"), command.stderr
     assert {call[0] for call in calls} | {"omni_cli"} == set(record["hooks"])

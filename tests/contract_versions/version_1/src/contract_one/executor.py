@@ -1,5 +1,6 @@
 """The five methods of version 1, options, and a worker that dies once when it is told to."""
 
+from contract_one.plugin import noted
 from PIL import Image
 
 from omni_core import DiffusionExecutor, OmniRequestOutput
@@ -16,6 +17,12 @@ class Worker:
     def colour_times(self, number):
         return [self.options.colour] * number
 
+    def sleep(self, level):
+        noted.append(("worker sleeps", level))
+
+    def wake_up(self):
+        noted.append(("worker wakes",))
+
 
 class OneExecutor(DiffusionExecutor):
     supported_options = frozenset({"step_timeout_s"})
@@ -27,6 +34,8 @@ class OneExecutor(DiffusionExecutor):
     def execute_model(self, requests):
         if self.worker is None:
             self.worker = Worker(self.options)
+            self.plugins.notify("omni_replica_state", replica=0, state="ready", reason="")
+            self.plugins.notify("omni_worker_started", replica=0, rank=0, pid=None)
             self.plugins.notify("omni_worker_restarted", replica=0, rank=0)
         return [self._run(request) for request in requests]
 
@@ -58,3 +67,9 @@ class OneExecutor(DiffusionExecutor):
 
     def shutdown(self):
         self.worker = None
+
+    def request_queued(self, request):
+        noted.append(("executor: queued", request.request_id))
+
+    def request_ended(self, request_id, error):
+        noted.append(("executor: ended", request_id, type(error).__name__))

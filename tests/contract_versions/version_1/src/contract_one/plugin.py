@@ -1,11 +1,15 @@
 """Every hook of version 1, each with all of its arguments."""
 
+from dataclasses import replace
+
 import click
 
 from omni_core import ExecutorSpec, hookimpl
+from omni_core.errors import RequestError
 
-# What was called, with what, in order.
+# The hooks that were called, with what, in order; and what else was.
 calls = []
+noted = []
 
 
 @hookimpl
@@ -23,8 +27,8 @@ def omni_register_executors():
 
 
 @hookimpl
-def omni_configure(config):
-    calls.append(("omni_configure", config.executor_class))
+def omni_configure(config, engine_id):
+    calls.append(("omni_configure", config.executor_class, engine_id))
 
 
 @hookimpl
@@ -33,48 +37,106 @@ def omni_pipeline_loaded(pipeline, worker):
 
 
 @hookimpl
-def omni_engine_started(config, executor):
-    calls.append(("omni_engine_started", config.executor_class, type(executor).__name__))
+def omni_encode_prompt(pipeline, request):
+    calls.append(("omni_encode_prompt", type(pipeline).__name__, request.request_id))
 
 
 @hookimpl
-def omni_engine_closed(config):
-    calls.append(("omni_engine_closed", config.executor_class))
+def omni_output(request, output, engine_id):
+    calls.append(("omni_output", request.request_id, output.request_id, engine_id))
+    if request.prompt == "forbidden":
+        raise RequestError("That is not drawn here.")
+    if request.metadata.get("frame") == "none":
+        return replace(output, output={"images": []})
+    return None
 
 
 @hookimpl
-def omni_request_queued(request):
-    calls.append(("omni_request_queued", request.request_id))
+def omni_engine_started(config, executor, engine, engine_id):
+    same = engine.engine_id == engine_id
+    calls.append(("omni_engine_started", config.executor_class, type(executor).__name__, same, engine_id))
+    noted.append(("stats", engine.stats(ask_workers=False).running))
 
 
 @hookimpl
-def omni_request_started(request_id, replica):
-    calls.append(("omni_request_started", request_id, replica))
+def omni_engine_closed(config, engine_id):
+    calls.append(("omni_engine_closed", config.executor_class, engine_id))
 
 
 @hookimpl
-def omni_request_step(request_id, step, num_steps):
-    calls.append(("omni_request_step", request_id, step, num_steps))
+def omni_engine_asleep(level, engine_id):
+    calls.append(("omni_engine_asleep", level, engine_id))
 
 
 @hookimpl
-def omni_request_finished(output):
-    calls.append(("omni_request_finished", output.request_id, output.finish_reason))
+def omni_engine_awake(engine_id):
+    calls.append(("omni_engine_awake", engine_id))
 
 
 @hookimpl
-def omni_request_failed(request_id, error):
-    calls.append(("omni_request_failed", request_id, type(error).__name__))
+def omni_request_queued(request, engine_id):
+    calls.append(("omni_request_queued", request.request_id, engine_id))
 
 
 @hookimpl
-def omni_worker_died(replica, rank, reason):
-    calls.append(("omni_worker_died", replica, rank, reason))
+def omni_request_refused(request, error, engine_id):
+    calls.append(("omni_request_refused", request.request_id, type(error).__name__, engine_id))
 
 
 @hookimpl
-def omni_worker_restarted(replica, rank):
-    calls.append(("omni_worker_restarted", replica, rank))
+def omni_request_started(request_id, request, replica, engine_id):
+    calls.append(("omni_request_started", request_id, request.request_id, replica, engine_id))
+
+
+@hookimpl
+def omni_request_step(request_id, step, num_steps, engine_id):
+    calls.append(("omni_request_step", request_id, step, num_steps, engine_id))
+
+
+@hookimpl
+def omni_request_retried(request_id, request, replica, reason, num_retries, engine_id):
+    calls.append(("omni_request_retried", request_id, request.prompt, replica, reason, num_retries, engine_id))
+
+
+@hookimpl
+def omni_request_finished(request, output, engine_id):
+    calls.append(("omni_request_finished", request.request_id, output.finish_reason, engine_id))
+
+
+@hookimpl
+def omni_request_failed(request_id, request, output, error, engine_id):
+    same = output.error is error and request.request_id == request_id
+    calls.append(("omni_request_failed", request_id, type(error).__name__, same, engine_id))
+
+
+@hookimpl
+def omni_output_suspect(request_id, reason, engine_id):
+    calls.append(("omni_output_suspect", request_id, reason, engine_id))
+
+
+@hookimpl
+def omni_step_done(replica, seconds, forwards, engine_id):
+    calls.append(("omni_step_done", replica, seconds > 0, len(forwards) > 0, engine_id))
+
+
+@hookimpl
+def omni_worker_started(replica, rank, pid, engine_id):
+    calls.append(("omni_worker_started", replica, rank, pid, engine_id))
+
+
+@hookimpl
+def omni_worker_died(replica, rank, reason, engine_id):
+    calls.append(("omni_worker_died", replica, rank, reason, engine_id))
+
+
+@hookimpl
+def omni_worker_restarted(replica, rank, engine_id):
+    calls.append(("omni_worker_restarted", replica, rank, engine_id))
+
+
+@hookimpl
+def omni_replica_state(replica, state, reason, engine_id):
+    calls.append(("omni_replica_state", replica, state, reason, engine_id))
 
 
 @hookimpl
