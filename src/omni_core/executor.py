@@ -45,12 +45,14 @@ class ExecutorContext:
         pipeline: The pipeline object given to the engine, if one was.
         sleep_level: Tells at which level workers are to sleep; 0 is awake. One that replaces another while this is not
             0 is put to sleep before it is ready. From any thread.
+        name: What the user wrote in `executor_class`, if that is a registered name.
     """
 
     options: Any = None
     plugins: Hooks | None = None
     pipeline: Any = None
     sleep_level: Callable[[], int] = lambda: 0
+    name: str = ""
 
 
 class DiffusionExecutor(ABC):
@@ -114,6 +116,7 @@ class DiffusionExecutor(ABC):
         self.plugins = context.plugins
         self._pipeline = context.pipeline
         self.sleep_level = context.sleep_level
+        self._name = context.name
         self._change_listeners: list[Callable[[], None]] = []
         self._close_lock = threading.RLock()  # a signal handler may close in the middle of this
         self._closed = False
@@ -191,7 +194,7 @@ class DiffusionExecutor(ABC):
     @property
     def name(self) -> str:
         """Name of the executor in messages."""
-        return type(self).__name__
+        return self._name or type(self).__name__
 
     @property
     def num_replicas(self) -> int:

@@ -657,7 +657,7 @@ def test_observers_hear_of_everything_and_cannot_break_anything() -> None:
     ]
     assert "step good 3/3" in heard
     assert [line for line in heard if "bad" in line] == ["queued bad", "started bad on 0", "failed bad PipelineError"]
-    assert heard[0] == "engine started InlineExecutor"
+    assert heard[0] == "engine started inline"
     assert heard[-1] == "engine closed"
 
 

@@ -416,7 +416,9 @@ def _make_executor(config: OmniDiffusionConfig, context: ExecutorContext, plugin
     assert context.plugins is not None
     refuse_what_it_cannot(resolved.cls, resolved.name, config, context.pipeline, context.plugins)
     try:
-        executor: Any = resolved.cls(config, dataclasses.replace(context, options=options))
+        executor: Any = resolved.cls(
+            config, dataclasses.replace(context, options=options, name=resolved.spec.name if resolved.spec else "")
+        )
     except OmniError:
         raise
     except Exception as error:  # of an __init__ of its own; what `_init_executor` raises is wrapped there

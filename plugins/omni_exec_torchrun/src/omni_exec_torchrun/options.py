@@ -5,16 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from omni_core.errors import ConfigError
 from omni_core.validation import Seconds
 from omni_core.wire.options import WireOptions
 from omni_exec_torchrun.launch_settings import parse_nnodes
 
-# What means something in a program that torchrun has started; the rest is for launching ranks and watching them.
-_SPMD_OPTIONS = frozenset({"timeout_s", "outputs"})
+# What means something only in a program that torchrun has started.
 _SPMD_ONLY = frozenset({"outputs"})
+
+_TIMEOUT = Field(600.0, description="Seconds that a rank waits for the others in a collective before it gives up.")
+
+
+class SpmdOptions(BaseModel):
+    """Options of the executor `torchrun-spmd`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    timeout_s: Seconds = _TIMEOUT
+    outputs: Literal["all", "rank0"] = Field("all", description="Which ranks get pictures.")
 
 
 class TorchrunOptions(WireOptions):
@@ -50,9 +60,7 @@ class TorchrunOptions(WireOptions):
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="What connects the ranks for tensors. auto: nccl on GPUs, else gloo."
     )
-    timeout_s: Seconds = Field(
-        600.0, description="Seconds that a rank waits for the others in a collective before it gives up."
-    )
+    timeout_s: Seconds = _TIMEOUT
     master_addr: str | None = Field(
         None,
         description="Address of this machine by which other nodes reach it; the driver listens there. Unset: "
@@ -91,7 +99,7 @@ class TorchrunOptions(WireOptions):
         Raises:
             ConfigError: There is such an option.
         """
-        unused = frozenset(type(self).model_fields) - _SPMD_OPTIONS if spmd else _SPMD_ONLY
+        unused = frozenset(type(self).model_fields) - SpmdOptions.model_fields.keys() if spmd else _SPMD_ONLY
         fields = type(self).model_fields
         names = sorted(name for name in unused if getattr(self, name) != fields[name].get_default())
         if not names:

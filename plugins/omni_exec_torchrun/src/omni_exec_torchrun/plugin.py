@@ -19,7 +19,13 @@ def omni_register_executors() -> list[ExecutorSpec]:
             target="omni_exec_torchrun.executor:TorchrunExecutor",
             options="omni_exec_torchrun.options:TorchrunOptions",
             summary="Ranks on one or many nodes, launched by torch.distributed.elastic.",
-        )
+        ),
+        ExecutorSpec(
+            name="torchrun-spmd",
+            target="omni_exec_torchrun.spmd.executor:SpmdExecutor",
+            options="omni_exec_torchrun.options:SpmdOptions",
+            summary="One rank of a program that torchrun has started; `torchrun` means this one there.",
+        ),
     ]
 
 
