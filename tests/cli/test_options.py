@@ -20,7 +20,7 @@ def test_every_field_is_a_flag_with_its_help(omni):
     text = " ".join(omni("generate", "--help", terminal_width=200).stdout.split())
     for model, without in (
         (OmniDiffusionConfig, set()),
-        (OmniDiffusionRequest, {"prompt", "request_id", "preview_every"}),
+        (OmniDiffusionRequest, {"prompt", "request_id", "preview_every", "previews", "metadata"}),
     ):
         for name, field in model.model_fields.items():
             if name not in without:

@@ -215,8 +215,8 @@ class WaitsBusily(InlineExecutor):
 
 
 class SleepsNot(InlineExecutor):
-    def sleep(self, level: int = 1, timeout: float | None = None) -> None:
-        pass
+    def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        return [None] if method in ("sleep", "wake_up") else super().collective_rpc(method, *args, **kwargs)
 
 
 class AnswersHealthInTurn(InlineExecutor):

@@ -257,7 +257,8 @@ MISTAKES: dict[str, tuple[str, str, str, str, str]] = {
         "{module}",
         _HOOK + "\n@hookimpl\ndef omni_request_step(request_id, stp): ...\n",
         "broken",
-        "omni_request_step takes 'stp', and this omni-core gives it: request_id, step, num_steps. Did you mean 'step'?",
+        "omni_request_step takes 'stp', and this omni-core gives it: request_id, step, num_steps, engine_id. Did you "
+        "mean 'step'?",
     ),
     "no-module": ("omni_core", "{module}_x", _HOOK, "broken", "there is no module '{module}_x'"),
     "no-attribute": (

@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--without-torch", action="store_true", help="make tests fail that import torch or diffusers")
     parser.addini(
         "by_night",
-        "tests that are run with --nightly alone: names of tests or of single cases, with Class:: or without",
+        "tests that are run with --nightly alone: names of files, tests or single cases, with Class:: or without",
         type="linelist",
     )
     parser.addini(
@@ -102,8 +102,8 @@ def _beyond_number(items: list[pytest.Item], rules: list[str]) -> set[pytest.Ite
 
 
 def _names(item: pytest.Item) -> set[str]:
-    """Return what a test may be called: one case of it or all, with its class before it or without."""
-    names = {item.name, str(getattr(item, "originalname", ""))}
+    """Return what a test may be called: its file, one case of it or all, with its class before it or without."""
+    names = {item.path.name, item.name, str(getattr(item, "originalname", ""))}
     kind = getattr(item, "cls", None)
     return names if kind is None else names | {f"{kind.__name__}::{name}" for name in names}
 
