@@ -49,7 +49,7 @@ class CachingExecutor(DiffusionExecutor):
         self._thread.submit(self._load).result(self.config.startup_timeout_s)
 
     def _load(self) -> None:
-        from omni_core.worker.worker import worker_class  # imports torch, which whoever only names this class spares
+        from omni_core.worker.worker import worker_class  # imports torch, which is not needed to name this class
 
         self._worker = worker_class(self.config)(self.config, hooks=self.plugins)
 

@@ -316,7 +316,7 @@ class DiffusionExecutor(ABC):
             listener()
 
     def close(self) -> None:
-        """Call `shutdown` once, whoever asks and however often, and end the threads of `execute_step`."""
+        """Call `shutdown` once, however often this is called, and end the threads of `execute_step`."""
         with self._close_lock:
             if self._closed:
                 return

@@ -1,6 +1,6 @@
 """Threads of omni's own that call what users wrote (observers, callbacks), and that nothing may hold up there.
 
-Whoever waits in one of them for a request or a worker waits for that very thread, so it would be for ever.
+A wait for a request or a worker in one of them waits for the thread itself, and would never end.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def _settle(future: Future[T], call: Callable[[], T]) -> None:
         return
     try:
         result = call()
-    except BaseException as error:  # the future carries it to whoever asked
+    except BaseException as error:  # the future carries it to the caller
         with contextlib.suppress(InvalidStateError):  # given up
             future.set_exception(error)
     else:

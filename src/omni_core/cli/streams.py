@@ -28,7 +28,7 @@ def say(line: str) -> None:
     """Print a line on standard error. Where that cannot be written nobody hears it, and the work goes on."""
     try:
         click.echo(line, err=True)
-    except OSError:  # the disk is full, or whoever read it is gone
+    except OSError:  # the disk is full, or the reader is gone
         discard(sys.stderr)
 
 

@@ -172,7 +172,7 @@ class EngineCore:
     def close(self) -> None:
         """End what runs, fail what waits, shut the executor down. Later calls wait for the first and do nothing."""
         if self._closed and self.is_current:
-            return  # whoever closes waits for this very thread
+            return  # the thread that closes waits for this one
         if is_own_thread(self.thread_owners) and not self.is_current:
             # Of the executor, which ends only when this thread goes on: the end is left to another.
             threading.Thread(target=self.close, name="omni-close").start()

@@ -20,7 +20,7 @@ from omni_core.timeouts import Deadline, wait_seconds
 
 log = get_logger(__name__)
 
-# Previews that a handle keeps: the newest ones. Whoever follows a request as it goes sees all of them.
+# Previews that a handle keeps: the newest ones. A caller that follows a request as it runs sees all of them.
 _MOST_PREVIEWS = 8
 
 EventKind = Literal["queued", "started", "step", "retrying", "finished"]

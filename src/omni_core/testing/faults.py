@@ -20,7 +20,7 @@ from omni_core.testing.bounds import in_threads, is_healthy, wait_until
 from omni_core.testing.footprint import HAS_PROC, identity, is_alive, is_stopped
 from omni_core.testing.injection import fault
 
-# Seconds within which whoever waits must hear of a death.
+# Seconds within which a caller must hear of a death.
 _TOLD_S = 5.0
 
 
@@ -97,7 +97,7 @@ class Faults(ConformanceBase):
         self.assert_serves(engine)
 
     def test_a_retry_is_told(self) -> None:
-        """Whoever follows the request hears that it begins again, and its metrics count it."""
+        """A caller that follows the request hears that it begins again, and its metrics count it."""
         self.need_diffusion_worker()
         engine = self.shared_engine()
         handle = engine.submit(self.request(num_inference_steps=150))

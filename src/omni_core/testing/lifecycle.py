@@ -85,7 +85,7 @@ class Lifecycle(ConformanceBase):
             engine.check_health()
 
     def test_close_from_another_thread_wakes_who_waits(self) -> None:
-        """Whoever waits for a result is told when another thread closes the engine."""
+        """A caller that waits for a result is told when another thread closes the engine."""
         engine = self.engine()
         handle = self.start(engine)
         closing = threading.Thread(target=engine.close, name="conformance-closer", daemon=True)

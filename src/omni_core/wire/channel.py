@@ -118,7 +118,7 @@ class Channel:
         # After half a frame nothing can follow: the other side would take it for the other half.
         self._is_torn = False
         self._pool = BlockPool(shared_memory_bytes, make)
-        # Blocks of ours that came back, noted by whoever receives for whoever sends.
+        # Blocks of ours that came back, noted by the receiving thread for the sending one.
         self._came_back: collections.deque[int] = collections.deque()
         # Blocks of theirs to give back. Filled by finalizers, in any thread and at any moment: no lock here.
         self._to_give_back: collections.deque[int] = collections.deque()
@@ -212,7 +212,7 @@ class Channel:
             self._socket.shutdown(socket.SHUT_WR)
 
     def shutdown(self) -> None:
-        """End the connection in both directions: whoever waits on it wakes up."""
+        """End the connection in both directions: all that wait on it wake up."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -385,7 +385,7 @@ class Channel:
     def _next(self) -> Frame | None:
         """Take the next whole message off what was read."""
         while (frame := self._parse()) is not None and frame.number == _NO_MESSAGE:
-            if self._send_lock.acquire(blocking=False):  # else whoever sends collects
+            if self._send_lock.acquire(blocking=False):  # else the sending thread collects
                 try:
                     self._collect()
                 finally:

@@ -82,7 +82,7 @@ def check_secret(secret: bytes, source: str) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        # Not blocking: a pipe of that name must not hold up whoever only wanted to read a file.
+        # Not blocking: a pipe of that name must not hold up a caller that only wants to read a file.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)

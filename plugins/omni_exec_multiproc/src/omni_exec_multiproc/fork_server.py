@@ -38,7 +38,7 @@ def serve_owner(fd: int, owner: int) -> None:
 
 
 def serve_many(listener: int, lifeline: int, owner: int, folder: str) -> None:
-    """Serve whoever connects, provided that it is a process of the same user.
+    """Serve each process that connects, provided that it is a process of the same user.
 
     Args:
         listener: A SOCK_SEQPACKET socket that listens.

@@ -64,7 +64,7 @@ class GroupWatch:
                 ended.append(Ended(local_rank, pid, -result.si_status if was_killed else result.si_status))
                 if not was_killed and result.si_status == 0:
                     del self._pids[local_rank]  # torch collects it while others go on: its number may be reused
-        # Whoever loses a peer raises: the one that a signal killed is the cause.
+        # A rank that loses a peer raises: the one that a signal killed is the cause.
         return sorted(ended, key=lambda one: one.exit_code)
 
     def end(self, grace_s: float, first: signal.Signals = signal.SIGTERM) -> None:

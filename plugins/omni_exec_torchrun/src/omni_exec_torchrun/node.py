@@ -1,4 +1,4 @@
-"""A node other than the driver's: runs ranks for whoever meets at an address, and comes back whenever that is lost."""
+"""A node other than the driver's: runs ranks for the driver at an address, and joins again when that is lost."""
 
 from __future__ import annotations
 

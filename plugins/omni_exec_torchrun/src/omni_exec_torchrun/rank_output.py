@@ -1,4 +1,4 @@
-"""Where the output of ranks goes: on, to whoever reads the launcher's, or into files."""
+"""Where the output of ranks goes: to where the launcher's goes, or into files."""
 
 from __future__ import annotations
 

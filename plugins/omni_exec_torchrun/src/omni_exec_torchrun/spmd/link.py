@@ -23,7 +23,7 @@ from omni_core.wire.authentication import AuthenticationError, ServerHandshake, 
 from omni_core.worker.parallel.rank_group import RankGroup
 
 _COUNT = struct.Struct("<I")
-# Seconds that whoever connects has to prove who it is.
+# Seconds that a peer has to prove who it is after it has connected.
 _HANDSHAKE_S = 5.0
 # Seconds between two looks at the clock. It costs nothing that can be measured.
 _TICK_S = 1.0
@@ -167,7 +167,7 @@ def _accept_all(server: socket.socket, secret: bytes, world_size: int, deadline:
     while len(connections) < world_size - 1:
         server.settimeout(max(0.01, deadline - time.monotonic()))
         client, _ = server.accept()
-        # Whoever cannot prove to be one of us is let go of, and does not disturb the others.
+        # A peer that cannot prove to be one of us is dropped, and does not disturb the others.
         with client, contextlib.suppress(OSError, AuthenticationError):
             client.settimeout(_HANDSHAKE_S)
             handshake = ServerHandshake(secret)
