@@ -4,8 +4,8 @@ Pickle protocol 5 hands large buffers over by themselves, so that a transport ca
 pickling does not take part in that, nor does PIL's, nor numpy's where an array has gaps; here tensors, pictures and all
 arrays do, in their own dtype. Tensors on an accelerator arrive on the CPU.
 
-Unpickling runs code that the sender chose: only read what came from a process of one's own, or over a connection that has
-proved whose it is.
+Unpickling runs code that the sender chose: only read what came from a process of one's own, or over a connection that
+has proved whose it is.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ _NUM_STEPS = 4
 class FakeWorker:
     """Answers like `DiffusionWorker`, with the same methods; it makes nothing, but counts.
 
-    A request takes `num_inference_steps` waves and ends with the output `{"images": [seed]}`: so which worker got it, and
-    however often it was run again, the right one can be told. As with the real one, all methods but `interrupt`
+    A request takes `num_inference_steps` waves and ends with the output `{"images": [seed]}`: whichever worker got it
+    and however often it was run again, the right output is known. As with the real one, all methods but `interrupt`
     belong to one thread.
 
     Args:

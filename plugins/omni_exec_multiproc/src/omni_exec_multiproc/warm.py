@@ -1,8 +1,8 @@
 """A fork server that many engines share: all of them but the first start in a fraction of a second.
 
 An engine whose workers are forked has a server of its own, which imports torch and diffusers before its first worker
-is there: seconds, at each start. A program that makes many engines, one after another or in several processes, keeps one
-server for all of them::
+is there: seconds, at each start. A program that makes many engines, one after another or in several processes,
+keeps one server for all of them::
 
     with warm_fork_server():
         for config in configs:

@@ -105,7 +105,7 @@ class RankGroup:
                 else loopback if the rendezvous is on this machine, else what the backends choose.
             backend: "gloo", or "nccl" with gloo beside it. "auto" is the latter where the ranks compute on CUDA.
             key: What the ranks share and nobody else knows. With it no object is unpickled that another has sent; the
-                tensors that travel are not proved. Empty: any process that reaches the ports of the ranks is taken for one.
+                tensors that travel are not proved. Empty: whatever reaches the ports of the ranks is taken for one.
 
         Raises:
             RankGroupError: The others did not come in time, or this process has a default process group already.
