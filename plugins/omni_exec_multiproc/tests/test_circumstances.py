@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from omni_core.forking.starter import can_fork
 from omni_core.testing.programs import run_program
-from omni_exec_multiproc.starter import has_fork_server
 
 PROGRAM = """
 import os, signal, sys
@@ -66,7 +66,7 @@ def run(folder: Path, before: str, fields: str, *command: str, most_processes: i
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_everything_at_once(method: str, tmp_path: Path) -> None:
-    if method == "forkserver" and not has_fork_server():
+    if method == "forkserver" and not can_fork():
         pytest.skip("there are no fork servers on this system")
     result = run(tmp_path, EVERYTHING, f"executor_options={{'start_method': {method!r}}}")
     assert result == repr(["finished", True, True, True, True, *["finished", True] * 2])

@@ -20,13 +20,13 @@ import pytest
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from omni_core.errors import ConfigError, StartupError
+from omni_core.forking.messages import FORK
+from omni_core.forking.starter import can_fork
+from omni_core.forking.warm import SharedServer, current, warm_fork_server
 from omni_core.testing.bounds import bounded
 from omni_core.testing.footprint import identity, is_alive
-from omni_exec_multiproc.fork_messages import FORK
-from omni_exec_multiproc.starter import has_fork_server
-from omni_exec_multiproc.warm import SharedServer, current, warm_fork_server
 
-pytestmark = pytest.mark.skipif(not has_fork_server(), reason="there are no fork servers on this system")
+pytestmark = pytest.mark.skipif(not can_fork(), reason="there are no fork servers on this system")
 
 MODEL = "omni_core.testing.pipelines:class_conditional"
 WaitUntil = Callable[..., None]
@@ -34,7 +34,7 @@ WaitUntil = Callable[..., None]
 OWNER = f"""
 import json, threading
 from omni_core import DiffusionEngine, OmniDiffusionConfig
-from omni_exec_multiproc.warm import warm_fork_server
+from omni_core.forking.warm import warm_fork_server
 
 with warm_fork_server() as server:
     engine = DiffusionEngine(OmniDiffusionConfig(executor_class="multiproc", model="{MODEL}"))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from omni_core.forking.warm import SharedServer
 from omni_core.testing.programs import run_program
-from omni_exec_multiproc.warm import SharedServer
 
 SCRIPT = """
 import sys

@@ -29,7 +29,7 @@ from typing import Any
 
 # What a program needs that makes an engine for the small model.
 ENGINE = """
-from omni_core.worker.import_ahead import import_classes, import_common
+from omni_core.forking.import_ahead import import_classes, import_common
 import_common()
 import_classes(None)
 import omni_core.cli.app, omni_core.engine.engine

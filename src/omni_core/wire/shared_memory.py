@@ -1,7 +1,7 @@
 """Blocks of memory that two processes share, reused from message to message.
 
-They are memfds: files without a name, so nothing is left in /dev/shm when a process is killed, and /dev/shm may be as small as
-it likes. A block is made by the side that sends, its file descriptor goes to the other side once, and both keep it
+They are memfds: files without a name, so nothing is left in /dev/shm when a process is killed, and its size does not
+matter. A block is made by the side that sends, its file descriptor goes to the other side once, and both keep it
 mapped. What the receiver makes of it is a view; when the last view is gone, the block's number goes back to the sender.
 """
 

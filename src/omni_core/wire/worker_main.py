@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import sys
 import threading
@@ -34,7 +33,6 @@ def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any
     # Ctrl-C in a terminal reaches every process there; only the driver decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _draw_own_numbers()
     status = 0
     try:
         with loading_in_worker_process():
@@ -57,14 +55,6 @@ def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any
                 stream.flush()
         # Without the interpreter's own clean-up: threads of libraries could hold it up.
         os._exit(status)
-
-
-def _draw_own_numbers() -> None:
-    """Seed what a process that was forked shares with its siblings: they would all draw the same."""
-    random.seed()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed()
 
 
 class _Transport:

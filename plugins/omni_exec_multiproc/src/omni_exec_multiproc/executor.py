@@ -6,18 +6,21 @@ import socket
 from collections.abc import Sequence
 
 from omni_core.errors import StartupError
+from omni_core.forking.client import ForkClient
+from omni_core.forking.starter import Spawner, Starter, can_fork
+from omni_core.forking.warm import SharedServer, current
 from omni_core.log import get_logger
 from omni_core.replicas.executor import worker_config
 from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.executor import WireExecutor
 from omni_core.wire.reactor import Reactor
-from omni_exec_multiproc.fork_client import ForkClient
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.replica import ProcessReplica
-from omni_exec_multiproc.starter import Spawner, Starter, has_fork_server
-from omni_exec_multiproc.warm import SharedServer, current
 
 log = get_logger(__name__)
+
+RUN_FORKED = "omni_exec_multiproc.worker_process:run_connected"
+RUN_SPAWNED = "omni_exec_multiproc.worker_process:run_spawned"
 
 
 class MultiprocExecutor(WireExecutor):
@@ -49,9 +52,9 @@ class MultiprocExecutor(WireExecutor):
 
     def _make_starter(self, reactor: Reactor) -> Starter:
         method = self._options.start_method
-        if method == "spawn" or (method == "auto" and not has_fork_server()):
-            return Spawner(self._process_ended)
-        return ForkClient(reactor, self.config.model, self._process_ended, self._connect_shared())
+        if method == "spawn" or (method == "auto" and not can_fork()):
+            return Spawner(RUN_SPAWNED, self._process_ended)
+        return ForkClient(reactor, RUN_FORKED, self.config.model, self._process_ended, self._connect_shared())
 
     def _connect_shared(self) -> socket.socket | None:
         """Return a connection to the fork server to share with other engines, if there is one that will do."""

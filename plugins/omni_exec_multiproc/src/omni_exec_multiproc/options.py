@@ -20,7 +20,7 @@ class MultiprocOptions(WireOptions):
         "Linux, that of warm_fork_server where there is one; else spawn.",
     )
     fork_server: Path | None = Field(
-        None, description="Folder of a fork server to share with other engines: see `omni_exec_multiproc.warm`."
+        None, description="Folder of a fork server to share with other engines: see `omni_core.forking.warm`."
     )
     shared_memory_bytes: int = Field(
         1 << 30, ge=0, description="Most shared memory that the messages of one worker may take; 0 uses none."

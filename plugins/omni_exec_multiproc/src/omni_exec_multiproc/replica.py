@@ -5,13 +5,13 @@ from __future__ import annotations
 import secrets
 
 from omni_core.config import OmniDiffusionConfig
+from omni_core.forking.starter import Starter
 from omni_core.hookspecs import Hooks
 from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.replica import WireReplica
 from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions
-from omni_exec_multiproc.starter import Starter
 from omni_exec_multiproc.worker import ProcessWorker
 
 

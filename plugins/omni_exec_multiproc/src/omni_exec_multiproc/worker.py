@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 
+from omni_core.forking.starter import Started, Starter
 from omni_core.replicas.worker import WorkerEvents
 from omni_core.wire.channel import Channel
 from omni_core.wire.output import WorkerOutput
@@ -15,7 +16,6 @@ from omni_core.wire.reactor import Reactor
 from omni_core.wire.worker import WireWorker
 from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions
-from omni_exec_multiproc.starter import Started, Starter
 
 # Seconds after its death was seen within which a worker's exit code must have come; it is only for the message.
 _EXIT_CODE_WAIT_S = 0.05

@@ -13,9 +13,9 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, _RendezvousExitOp
 
+from omni_core.forking.starter import can_fork
 from omni_core.log import get_logger
 from omni_exec_torchrun.agent_events import EventWriter
-from omni_exec_torchrun.forked_rank import can_fork
 from omni_exec_torchrun.group_watch import Ended, GroupWatch, can_watch
 
 log = get_logger(__name__)

@@ -11,11 +11,12 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from omni_core.forking.starter import can_fork
 from omni_core.wire.process_end import describe_exit, die_with_parent
 from omni_core.wire.start import find_interpreter, import_path
 from omni_exec_torchrun.agent_end import AGENT_VARIABLE, watch_lifeline
 from omni_exec_torchrun.agent_events import EventWriter
-from omni_exec_torchrun.forked_rank import can_fork, run_rank
+from omni_exec_torchrun.forked_rank import run_rank
 from omni_exec_torchrun.launch_settings import WORKER_MODULE, LaunchSettings
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _run(
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.multiprocessing import SignalException
 
-    from omni_core.worker.import_ahead import import_classes, import_common
+    from omni_core.forking.import_ahead import import_classes, import_common
     from omni_exec_torchrun.agent import ReportingAgent, rank_command
     from omni_exec_torchrun.rank_output import rank_output
     from omni_exec_torchrun.rendezvous import make_rendezvous

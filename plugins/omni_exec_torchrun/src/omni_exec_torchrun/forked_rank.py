@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import runpy
-import signal
 import sys
 import traceback
 
+from omni_core.forking.child import begin_child
+
 # Beyond standard input, output and error nothing of the agent's is the rank's business.
 _FIRST_FOREIGN_FD = 3
-
-
-def can_fork() -> bool:
-    """Whether an agent may fork its ranks: on Linux, where it computes nothing and has no accelerator initialised."""
-    return sys.platform == "linux" and hasattr(os, "pidfd_open")
 
 
 def run_rank(module: str, *arguments: str) -> None:
@@ -25,8 +21,7 @@ def run_rank(module: str, *arguments: str) -> None:
         module: Name of the module.
         arguments: Of its command line.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
+    begin_child()
     os.setsid()  # a group of its own, with whatever it starts
     os.closerange(_FIRST_FOREIGN_FD, os.sysconf("SC_OPEN_MAX"))
     sys.argv[1:] = arguments

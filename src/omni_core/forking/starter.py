@@ -1,4 +1,4 @@
-"""Starting worker processes, each from nothing; `fork_client.py` has them forked."""
+"""Starting worker processes, each as a new interpreter; `client.py` has them forked."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from omni_core.wire.start import start_python
-
-RUN_SPAWNED = "omni_exec_multiproc.worker_process:run_spawned"
 
 
 @dataclass(slots=True)
@@ -41,7 +39,7 @@ class Starter(Protocol):
         """Start a worker.
 
         Args:
-            files: Its ends of the connections, for `run_connected`; they stay the caller's to close.
+            files: Its ends of the connections, which its function is called with; they stay the caller's to close.
             output: Where it writes; the caller's to close, too.
             on_started: Told what became of it.
         """
@@ -53,7 +51,7 @@ class Starter(Protocol):
         """Look for processes that have ended, where nothing tells by itself."""
 
 
-def has_fork_server() -> bool:
+def can_fork() -> bool:
     """Whether forking from a server is possible and safe here: Linux, where Python can watch processes by a file."""
     return sys.platform == "linux" and hasattr(os, "pidfd_open")
 
@@ -62,17 +60,19 @@ class Spawner:
     """Starts each worker as a new interpreter.
 
     Args:
+        child: `pkg.mod:function` that a worker calls with this process's id and its files.
         on_ended: Told of each worker that has ended, by `poll`.
     """
 
-    def __init__(self, on_ended: OnEnded) -> None:
+    def __init__(self, child: str, on_ended: OnEnded) -> None:
+        self._child = child
         self._on_ended = on_ended
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, files: Sequence[int], output: int, on_started: OnStarted) -> None:
         """Start an interpreter."""
         try:
-            process = start_python(RUN_SPAWNED, (os.getpid(), *files), fds=files, output=output)
+            process = start_python(self._child, (os.getpid(), *files), fds=files, output=output)
             pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
         except OSError as error:
             on_started(error)

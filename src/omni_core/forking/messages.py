@@ -11,12 +11,10 @@ import os
 import socket
 import struct
 
-from omni_exec_multiproc.surroundings import NUM_FDS
-
 HELLO = b"hello "
 FORK = b"fork"
-# The files that come with FORK: the worker's two channels, its output, and its surroundings.
-NUM_FORK_FDS = 3 + NUM_FDS
+# The files that come with FORK, at most: the worker's own, its output, and its surroundings.
+MOST_FDS = 16
 _LONGEST = 65536
 _CREDENTIALS = struct.Struct("3i")
 

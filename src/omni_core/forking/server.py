@@ -7,7 +7,7 @@ the workers along. An engine has one of its own; or several engines, of several 
 from __future__ import annotations
 
 import contextlib
-import gc
+import importlib
 import json
 import os
 import selectors
@@ -18,35 +18,37 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from omni_core.forking.child import begin_child
+from omni_core.forking.import_ahead import import_classes, import_common
+from omni_core.forking.messages import FORK, HELLO, MOST_FDS, peer_of, receive
+from omni_core.forking.surroundings import NUM_FDS, take_over
 from omni_core.wire.process_end import die_with_parent
-from omni_core.worker.import_ahead import import_classes, import_common
-from omni_exec_multiproc.fork_messages import FORK, HELLO, NUM_FORK_FDS, peer_of, receive
-from omni_exec_multiproc.surroundings import take_over
-from omni_exec_multiproc.worker_process import run_connected
 
 
-def serve_owner(fd: int, owner: int) -> None:
+def serve_owner(fd: int, owner: int, child: str) -> None:
     """Serve the process that has started this one, and nobody else.
 
     Args:
-        fd: A SOCK_SEQPACKET socket, for what `fork_messages.py` describes.
+        fd: A SOCK_SEQPACKET socket, for what `messages.py` describes.
         owner: Process id of the owner.
+        child: `pkg.mod:function` that a forked process calls with the files that it was given.
     """
-    server = _Server(owner)
+    server = _Server(owner, child)
     server.add_client(socket.socket(fileno=fd), server.end)
     server.run()
 
 
-def serve_many(listener: int, lifeline: int, owner: int, folder: str) -> None:
+def serve_many(listener: int, lifeline: int, owner: int, child: str, folder: str) -> None:
     """Serve each process that connects, provided that it is a process of the same user.
 
     Args:
         listener: A SOCK_SEQPACKET socket that listens.
         lifeline: A socket whose other end the owner holds: this process ends with it.
         owner: Process id of the owner.
+        child: `pkg.mod:function` that a forked process calls with the files that it was given.
         folder: Where the socket lies; it is removed at the end.
     """
-    server = _Server(owner, folder)
+    server = _Server(owner, child, folder)
     server.watch(socket.socket(fileno=lifeline), server.end)
     server.listen(socket.socket(fileno=listener))
     server.run()
@@ -74,11 +76,13 @@ class _Server:
 
     Args:
         owner: Process id of the owner; it ends with that.
+        child: `pkg.mod:function` that a forked process calls.
         folder: What to remove then.
     """
 
-    def __init__(self, owner: int, folder: str | None = None) -> None:
+    def __init__(self, owner: int, child: str, folder: str | None = None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._child = child
         self._folder = folder
         # All files that this process holds are in here: a worker closes them.
         self._selector = selectors.DefaultSelector()
@@ -147,14 +151,14 @@ class _Server:
 
     def _receive(self, client: _Client) -> None:
         try:
-            message, fds = receive(client.connection, NUM_FORK_FDS)
+            message, fds = receive(client.connection, MOST_FDS)
         except BlockingIOError:
             return
         try:
             if message.startswith(HELLO):
                 with contextlib.suppress(Exception):
                     import_classes(os.fsdecode(message.removeprefix(HELLO)) or None)
-            elif message == FORK and len(fds) == NUM_FORK_FDS:
+            elif message == FORK and len(fds) > NUM_FDS:
                 self._fork(client, fds)
             else:  # its end, or nothing that a client of ours says
                 self._drop(client)
@@ -209,13 +213,14 @@ class _Server:
                 file: Any = key.fileobj
                 os.close(file) if isinstance(file, int) else file.close()
             self._selector.close()
-            work, control, output, *surroundings = fds
+            *files, output = fds[:-NUM_FDS]
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
-            take_over(surroundings)
-            gc.unfreeze()
-            run_connected(work, control)
+            take_over(fds[-NUM_FDS:])
+            begin_child()
+            module, _, function = self._child.partition(":")
+            getattr(importlib.import_module(module), function)(*files)
         except BaseException:
             traceback.print_exc()
         finally:

@@ -22,18 +22,20 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import omni_core
 from omni_core.errors import StartupError
+from omni_core.forking.messages import peer_of
+from omni_core.forking.starter import can_fork
 from omni_core.wire.private_folder import make_private
 from omni_core.wire.process_end import end_process
 from omni_core.wire.start import occupy_standard_files, start_python
-from omni_exec_multiproc.fork_messages import peer_of
-from omni_exec_multiproc.starter import has_fork_server
 
-SERVE_MANY = "omni_exec_multiproc.fork_server:serve_many"
+# What the workers of omni-exec-multiproc do.
+WORKER = "omni_exec_multiproc.worker_process:run_connected"
+SERVE_MANY = "omni_core.forking.server:serve_many"
 _SOCKET = "socket"
 _FACTS = "server.json"
 # Seconds in which a connection must be made; the server answers later, when it has imported everything.
@@ -100,7 +102,7 @@ _lock = threading.RLock()
 
 
 @contextlib.contextmanager
-def warm_fork_server() -> Iterator[SharedServer]:
+def warm_fork_server(child: str = WORKER) -> Iterator[SharedServer]:
     """Keep a fork server that engines share.
 
     Engines that this process makes meanwhile use it, unless their `start_method` says otherwise. Those of other
@@ -108,13 +110,16 @@ def warm_fork_server() -> Iterator[SharedServer]:
     `sys.path`, the umask and the cores of the engine that it belongs to, and ends with that. The server ends with the
     context, or with this process; engines that are still open then go on with new workers and a server of their own.
 
+    Args:
+        child: `pkg.mod:function` that its workers call; by default those of `executor_class = "multiproc"`.
+
     Yields:
         The server, which need not be ready yet: engines wait for it.
 
     Raises:
         StartupError: There are no fork servers on this system.
     """
-    if not has_fork_server():
+    if not can_fork():
         raise StartupError("Workers can be forked from a server on Linux only.")
     occupy_standard_files()
     owner = os.getpid()
@@ -132,7 +137,7 @@ def warm_fork_server() -> Iterator[SharedServer]:
             listener.listen(128)
             fds = [listener.fileno(), theirs.fileno()]
             (folder / _FACTS).write_text(json.dumps(_facts(os.environ)), encoding="utf-8")
-            process = start_python(SERVE_MANY, (*fds, owner, str(folder)), fds=fds, output=2)
+            process = start_python(SERVE_MANY, (*fds, owner, child, str(folder)), fds=fds, output=2)
         with _lock:
             _entered.append(server)
         yield server
@@ -168,7 +173,7 @@ def _facts(environment: Mapping[str, str]) -> dict[str, Any]:
         "Python": sys.version,
         "sys.prefix": sys.prefix,
         "options of the interpreter": subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
-        "omni": [omni_core.__version__, omni_core.__file__],
+        "omni": [version("omni-core"), __file__],
         "variables": {
             name: value
             for name, value in environment.items()
