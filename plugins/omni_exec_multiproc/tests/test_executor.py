@@ -76,14 +76,23 @@ def test_workers_are_other_processes_with_an_environment_of_their_own(pair: Diff
 
 def test_threads_are_shared_between_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)))
-    from omni_core.replicas.executor import worker_config
+    from omni_core.wire.setup import WorkerSetup, own_config, sets_no_threads
 
-    assert worker_config(config(), "multiproc", 2).num_threads == 3
-    assert worker_config(config(), "multiproc", 8).num_threads == 1
-    assert worker_config(config(num_threads=5), "multiproc", 2).num_threads == 5
+    assert sets_no_threads(config())
+    assert not sets_no_threads(config(num_threads=5))
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert worker_config(config(), "multiproc", 2).num_threads is None
+    assert not sets_no_threads(config())
+    # What follows is decided where the worker runs, whose cores may be others than the driver's.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)))
+
+    def threads(num_local: int, shares_cores: bool, **fields: Any) -> int | None:
+        program: Any = None
+        return own_config(WorkerSetup(config(**fields), 0, 0, 1, 0, num_local, shares_cores, program, b"")).num_threads
+
+    assert threads(2, True) == 3
+    assert threads(8, True) == 1
+    assert threads(2, False) is None
+    assert threads(2, False, num_threads=5) == 5
 
 
 @pytest.mark.parametrize(

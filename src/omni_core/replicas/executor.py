@@ -310,7 +310,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
             self._heard.notify_all()
 
 
-def worker_config(config: OmniDiffusionConfig, executor: str, num_local: int) -> OmniDiffusionConfig:
+def worker_config(config: OmniDiffusionConfig, executor: str) -> OmniDiffusionConfig:
     """Return what workers are told.
 
     Without the executor's class and options, which may be things that only the driver has.
@@ -318,14 +318,8 @@ def worker_config(config: OmniDiffusionConfig, executor: str, num_local: int) ->
     Args:
         config: That of the engine.
         executor: Name of the executor.
-        num_local: Workers on one machine, which share its cores.
     """
-    changes: dict[str, Any] = {"executor_class": executor, "executor_options": {}}
-    if config.num_threads is None and "OMP_NUM_THREADS" not in os.environ:
-        # More threads than cores are ruinous: forwards were seen to take 200 times as long.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        changes["num_threads"] = max(1, cores // num_local)
-    return config.replace(**changes)
+    return config.replace(executor_class=executor, executor_options={})
 
 
 def _answered(worker: Worker, asked_at: float) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omni_core.config import OmniDiffusionConfig
 from omni_core.hookspecs import Hooks
 from omni_core.replicas.replica import Replica, ReplicaEvents
@@ -9,6 +11,7 @@ from omni_core.wire.options import WireOptions
 from omni_core.wire.private_file import PrivateFile
 from omni_core.wire.program import Program
 from omni_core.wire.reactor import Reactor
+from omni_core.wire.setup import sets_no_threads
 
 
 class WireReplica(Replica):
@@ -40,7 +43,29 @@ class WireReplica(Replica):
     ) -> None:
         super().__init__(reactor, config, options, events, index=index, hooks=hooks)
         self._program = Program.of_this_process(config)
+        self._shares_cores = sets_no_threads(config)
         self._meeting: PrivateFile | None = None
+
+    def describe_worker(self, rank: int, local_index: int, num_local: int, key: bytes) -> dict[str, Any]:
+        """Return the fields of the `WorkerSetup` of a worker.
+
+        Args:
+            rank: Its rank.
+            local_index: Its number among the workers of its machine.
+            num_local: Number of those.
+            key: By which the ranks of this replica know each other.
+        """
+        return {
+            "config": self._config,
+            "replica": self.index,
+            "rank": rank,
+            "world_size": self.world_size,
+            "local_index": local_index,
+            "num_local": num_local,
+            "shares_cores": self._shares_cores,
+            "program": self._program,
+            "key": key,
+        }
 
     def open_meeting(self) -> None:
         """Make the file in which the ranks of this machine meet, if there are several. It is gone with `clean_up`.

@@ -38,7 +38,7 @@ class MultiprocExecutor(WireExecutor):
     def make_replicas(self, loop: Reactor, events: ReplicaEvents) -> Sequence[ProcessReplica]:
         """Return the replicas, not started yet."""
         starter = self._starter = self._make_starter(loop)
-        config = worker_config(self.config, "multiproc", self.config.data_parallel_size * self.config.ranks_per_replica)
+        config = worker_config(self.config, "multiproc")
         self._process_replicas = [
             ProcessReplica(loop, starter, config, self._options, events, index=index, hooks=self.plugins)
             for index in range(self.config.data_parallel_size)

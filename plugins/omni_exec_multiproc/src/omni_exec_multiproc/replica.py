@@ -69,17 +69,7 @@ class ProcessReplica(WireReplica):
         for worker in workers:
             local_index = self.index * self.world_size + worker.rank
             worker.start(
-                Setup(
-                    self._config,
-                    self.index,
-                    worker.rank,
-                    self.world_size,
-                    local_index,
-                    num_local,
-                    self._program,
-                    key,
-                    self.rendezvous,
-                )
+                Setup(**self.describe_worker(worker.rank, local_index, num_local, key), rendezvous=self.rendezvous)
             )
 
     def note_exit(self, pid: int, exit_code: int) -> None:

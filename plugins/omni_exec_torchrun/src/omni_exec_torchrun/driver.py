@@ -63,8 +63,8 @@ class DriverExecutor(WireExecutor):
             silent_s=self._options.node_timeout_s,
         )
         number = self.config.data_parallel_size
-        num_local = self._nproc_per_node if self._is_multi_node else number * self.config.ranks_per_replica
-        config = worker_config(self.config, "torchrun", num_local)
+        num_local = None if self._is_multi_node else number * self.config.ranks_per_replica
+        config = worker_config(self.config, "torchrun")
         replicas: list[RankReplica] = []
         for members in [range(number)] if self._is_multi_node else [range(index, index + 1) for index in range(number)]:
             group = LaunchGroup(loop, self._launch_settings(len(self._groups), secret_file), self._note_heard)
@@ -76,7 +76,7 @@ class DriverExecutor(WireExecutor):
                     self._options,
                     events,
                     index=index,
-                    num_local=None if self._is_multi_node else num_local,
+                    num_local=num_local,
                     hooks=self.plugins,
                 )
                 for index in members

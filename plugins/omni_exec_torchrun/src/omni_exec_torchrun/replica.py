@@ -132,17 +132,11 @@ class RankReplica(WireReplica):
                 local_index, num_local = self.index * self.world_size + worker.rank, self._num_local
             worker.set_up(
                 Setup(
-                    self._config,
-                    self.index,
-                    worker.rank,
-                    self.world_size,
-                    local_index,
-                    num_local,
-                    self._program,
-                    key,
-                    self.rendezvous,
-                    meeting,
-                    self._options.backend,
-                    self._options.timeout_s,
+                    **self.describe_worker(worker.rank, local_index, num_local, key),
+                    rendezvous=self.rendezvous,
+                    meeting=meeting,
+                    backend=self._options.backend,
+                    timeout_s=self._options.timeout_s,
                 )
+            )
             )
