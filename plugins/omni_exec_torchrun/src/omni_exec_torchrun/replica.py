@@ -139,4 +139,3 @@ class RankReplica(WireReplica):
                     timeout_s=self._options.timeout_s,
                 )
             )
-            )
