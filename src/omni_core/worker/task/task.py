@@ -31,6 +31,8 @@ from omni_core.worker.task.state import StateSwitch, TaskState
 _MAX_THROWS = 100
 # Handed to a task in place of a result: run the call yourself.
 RUN_ALONE = object()
+# What a task stops at: a denoiser call, an autoencoder call under way, its end.
+Stop = DenoiserCall | Future[Any] | OmniRequestOutput
 
 
 class TaskEnded(BaseException):
@@ -49,9 +51,8 @@ class PipelineTask:
 
     Attributes:
         request: What is run.
-        output: The end of the request, once it has ended.
-        call: The denoiser call that it waits for.
-        side_call: The autoencoder call that it waits for.
+        stopped_at: What it stopped at: a denoiser call, an autoencoder call, or its end. None before it has begun, and
+            where it stands still.
         pipeline: The request's own copy of the pipeline, once it runs.
     """
 
@@ -64,9 +65,7 @@ class PipelineTask:
         switch: StateSwitch,
     ) -> None:
         self.request = request
-        self.output: OmniRequestOutput | None = None
-        self.call: DenoiserCall | None = None
-        self.side_call: Future[Any] | None = None
+        self.stopped_at: Stop | None = None
         self.pipeline: Any = None
         self.suspendable = suspendable
         self.steps = TaskProgress(request.preview_every, request.previews)
@@ -91,9 +90,24 @@ class PipelineTask:
         return self._state is not None
 
     @property
+    def call(self) -> DenoiserCall | None:
+        """The denoiser call that it waits for, if it does."""
+        return self.stopped_at if isinstance(self.stopped_at, DenoiserCall) else None
+
+    @property
+    def side_call(self) -> Future[Any] | None:
+        """The autoencoder call that it waits for, if it does."""
+        return self.stopped_at if isinstance(self.stopped_at, Future) else None
+
+    @property
+    def output(self) -> OmniRequestOutput | None:
+        """The end of the request, if it has ended."""
+        return self.stopped_at if isinstance(self.stopped_at, OmniRequestOutput) else None
+
+    @property
     def stands_still(self) -> bool:
         """Whether it has begun and not ended, and waits for nothing that this worker knows of."""
-        return self.is_started and self.output is None and self.call is None and self.side_call is None
+        return self.is_started and self.stopped_at is None
 
     @property
     def state(self) -> TaskState:
@@ -101,12 +115,15 @@ class PipelineTask:
         assert self._state is not None
         return self._state
 
-    def resume(self, result: Any = RUN_ALONE, rows: int = 0) -> None:
-        """Run on to the next denoiser call, or to the end: then `output` is set.
+    def resume(self, result: Any = RUN_ALONE, rows: int = 0) -> Stop | None:
+        """Run on to the next denoiser call, autoencoder call, or to the end.
 
         Args:
             result: What the call that the task waits for gives. `RUN_ALONE`: the task runs it itself.
             rows: Rows of the forward pass that gave the result.
+
+        Returns:
+            What it stopped at; None if it gave control away in a way that this worker does not know of.
         """
         if not self.is_started:
             self._started_at = time.monotonic()
@@ -118,51 +135,46 @@ class PipelineTask:
                 self.suspendable.cached_modules,
                 self.suspendable.editable_parts,
             )
-            self._enter(self._greenlet.switch)
-            return
+            return self._enter(self._greenlet.switch)
         if self.call is not None:
             self._calls += 1
             self._rows += rows or self.call.rows
             self._last_call_at = time.monotonic()
-        self.call = self.side_call = None
-        self._enter(lambda: self._greenlet.switch(result))
+        return self._enter(lambda: self._greenlet.switch(result))
 
-    def resume_with_error(self, error: BaseException) -> None:
-        """Run on with what the call that the task waits for raised."""
-        self.call = None
-        self._enter(lambda: self._greenlet.throw(error))
+    def resume_with_error(self, error: BaseException) -> Stop | None:
+        """Run on with what the call that the task waits for raised; return as `resume` does."""
+        return self._enter(lambda: self._greenlet.throw(error))
 
-    def resume_side(self) -> None:
-        """Run on with what the side thread gave, which is there: result or error."""
-        side_call, self.side_call = self.side_call, None
+    def resume_side(self) -> Stop | None:
+        """Run on with what the side thread gave, which is there: result or error; return as `resume` does."""
+        side_call = self.side_call
         assert side_call is not None
         error = side_call.exception()
-        if error is None:
-            result = side_call.result()
-            self._enter(lambda: self._greenlet.switch(result))
-        else:
-            self._enter(lambda: self._greenlet.throw(error))
+        if error is not None:
+            return self._enter(lambda: self._greenlet.throw(error))
+        result = side_call.result()
+        return self._enter(lambda: self._greenlet.switch(result))
 
     def end(self, reason: EndReason) -> None:
-        """End the request where it stands; `finally` blocks of the pipeline run. Sets `output`."""
+        """End the request where it stands; `finally` blocks of the pipeline run."""
         self._stop()
-        self.output = self.ended_output(reason)
+        self.stopped_at = self.ended_output(reason)
 
     def ended_output(self, reason: EndReason) -> OmniRequestOutput:
         """Return the output of a request that ends where it stands."""
         return OmniRequestOutput.ended(self.request, reason, self._final_metrics())
 
     def fail(self, error: OmniError) -> None:
-        """End the request where it stands, as one that failed, whatever it came to here. Sets `output`."""
+        """End the request where it stands, as one that failed, whatever it came to here."""
         self._stop()
-        self.output = OmniRequestOutput.failed(self.request, error, self._final_metrics())
+        self.stopped_at = OmniRequestOutput.failed(self.request, error, self._final_metrics())
 
     def _stop(self) -> None:
         for _ in range(_MAX_THROWS):
             if not self.is_started or self._greenlet.dead:
                 break
             self._enter(lambda: self._greenlet.throw(TaskEnded))
-        self.call = self.side_call = None
 
     def progress(self) -> StepProgress | None:
         """Return how far the request is, or None if nothing has changed since it was last asked for."""
@@ -172,9 +184,11 @@ class PipelineTask:
         self._reported = now
         return StepProgress(self.request.request_id, *now, preview=self.steps.take_preview())
 
-    def _enter(self, switch: Callable[[], Any]) -> None:
+    def _enter(self, switch: Callable[[], Any]) -> Stop | None:
+        self.stopped_at = None
         self._switch.enter(self.state)
         switch()
+        return self.stopped_at
 
     def _run(self) -> None:
         request = self.request
@@ -192,13 +206,13 @@ class PipelineTask:
             fields = output_fields(returned)
             self._nan.judge(fields, self.steps.sample)
         except TaskEnded:
-            return  # `end` sets the output
+            return  # `end` says how
         except BaseException as error:
             if is_ctrl_c(error):
                 raise
-            self.output = OmniRequestOutput.failed(request, pipeline_error(request, error), self._final_metrics())
+            self.stopped_at = OmniRequestOutput.failed(request, pipeline_error(request, error), self._final_metrics())
             return
-        self.output = OmniRequestOutput(
+        self.stopped_at = OmniRequestOutput(
             request.request_id, request.seed, "finished", output=fields, metrics=self._final_metrics()
         )
 
@@ -221,7 +235,7 @@ class PipelineTask:
         if self._first_call_at is None:
             self._first_call_at = time.monotonic()
         self._nan.forget()
-        self.call = DenoiserCall.unexamined(module, args, kwargs)
+        self.stopped_at = DenoiserCall.unexamined(module, args, kwargs)
         result = self._suspend()
         if result is RUN_ALONE:
             result = module(*args, **kwargs)
@@ -236,7 +250,7 @@ class PipelineTask:
         else:
             # With the task's context variables, such as numpy's error handling.
             context = contextvars.copy_context()
-            self.side_call = self._side.submit(context.run, (method, *args), kwargs)
+            self.stopped_at = self._side.submit(context.run, (method, *args), kwargs)
             try:
                 result = self._suspend()
             finally:
