@@ -192,7 +192,8 @@ class ZmqPeer:
 
 def serve_channel(connection: socket.socket) -> None:
     from omni_core.serialization import dumps, loads
-    from omni_core.wire.channel import Channel, ChannelClosedError, Frame
+    from omni_core.wire.channel import Channel
+    from omni_core.wire.frame import ChannelClosedError, Frame
 
     answers, channel = Answers(), Channel(connection)
     with contextlib.suppress(ChannelClosedError):
@@ -221,7 +222,7 @@ class DirectPeer:
 
     def _send(self, index: int, nbytes: int) -> None:
         from omni_core.serialization import dumps
-        from omni_core.wire.channel import Frame
+        from omni_core.wire.frame import Frame
 
         self._number += 1
         self._channels[index].send(Frame(self._number, *dumps(request(nbytes))))

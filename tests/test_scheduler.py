@@ -10,7 +10,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from omni_core import OmniDiffusionRequest, OmniRequestOutput, SchedulerOutput, StepOutput
 from omni_core.outputs import ForwardReport
-from omni_core.scheduler import LostRequest, Scheduler
+from omni_core.scheduler import Scheduler
+from omni_core.scheduler_state import LostRequest
 
 REPLICAS = 3
 MAX_NUM_SEQS = 2

@@ -11,12 +11,12 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from omni_core.compat.vllm_omni import missing_from_module
 from omni_core.outputs import EndReason, SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
+from omni_core.scheduler_state import Blame, LostRequest, RunningRequest, ScheduledReplica
 from omni_core.suspects import Queued, Suspect, Suspects, alone_for
 
 # Seconds that one call of `execute_step` aims at when it may run several waves, and the most waves of one call. New
@@ -27,96 +27,6 @@ _STEP_SECONDS = 0.15
 _MOST_WAVES = 32
 # Weight of the newest measurement in the running means.
 _NEWEST = 0.3
-
-Blame = Literal["none", "in company", "newest", "alone"]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Running(Queued):
-    """A request that a replica has taken up, or is about to.
-
-    Attributes:
-        charged: Seconds of forward passes that it was charged.
-        cost: What its last pass charged it.
-        kind: Number of the kind of call that it waits for; None if it waits for none, or was not started.
-        is_started: Whether the replica was told to start it.
-        is_parked: Whether it gave its place to one of higher priority.
-        leaving: Why the replica was told to give it up, if it was.
-        suspect: Why it runs alone, while it does.
-        was_cleared: Whether it was a suspect and is none any more.
-        calls: Denoiser calls of it that were reported.
-    """
-
-    charged: float = 0.0
-    cost: float = 0.0
-    kind: int | None = None
-    is_started: bool = False
-    is_parked: bool = False
-    leaving: EndReason | None = None
-    suspect: Suspect | None = None
-    was_cleared: bool = False
-    calls: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LostRequest:
-    """A request that a replica had taken up when it failed.
-
-    Attributes:
-        request: Which.
-        arrival: Its place in the order of arrival.
-        was_started: Whether it was at work there, so that it may be what the replica failed of.
-        end_reason: Why it was to be ended, if it was.
-        blame: Whether it may be what the replica failed of: `"newest"` if the others there had been cleared, and
-            `"alone"` if there were none.
-        incident: Number of the failure.
-        calls: Denoiser calls that it may have been in.
-        deaths_in_company: How often a replica has failed under it and others, this time included.
-    """
-
-    request: OmniDiffusionRequest
-    arrival: int
-    was_started: bool
-    end_reason: EndReason | None
-    blame: Blame
-    incident: int
-    calls: int
-    deaths_in_company: int
-
-
-@dataclass(slots=True)
-class _Replica:
-    running: dict[str, _Running] = field(default_factory=dict)
-    ended: dict[str, EndReason] = field(default_factory=dict)
-    wave_seconds: float = 0.0
-    start_seconds: float = 0.0
-    # Waves of the call that runs, or ran last.
-    num_waves: int = 0
-
-    @property
-    def has_suspect(self) -> bool:
-        """Whether it has one that must have no company."""
-        return any(one.suspect is not None for one in self.running.values())
-
-    @property
-    def active(self) -> list[_Running]:
-        """Those that have a place. One that is to be ended has given it up."""
-        return [one for name, one in self.running.items() if not one.is_parked and not self._is_ending(name)]
-
-    @property
-    def parked(self) -> list[_Running]:
-        """Those that wait for a place to be free again."""
-        return [one for name, one in self.running.items() if one.is_parked and not self._is_ending(name)]
-
-    def _is_ending(self, name: str) -> bool:
-        return name in self.ended or self.running[name].leaving is not None
-
-    def take_ended(self) -> dict[str, EndReason]:
-        """Return the requests to give up, each once."""
-        ended, self.ended = self.ended, {}
-        for name, reason in ended.items():
-            self.running[name].leaving = reason
-        return ended
 
 
 class Scheduler:
@@ -133,7 +43,7 @@ class Scheduler:
     def __init__(self, num_replicas: int, max_num_seqs: int, max_batch_wait_s: float = 0.0) -> None:
         self._max_num_seqs = max_num_seqs
         self._max_batch_wait_s = max_batch_wait_s
-        self._replicas = [_Replica() for _ in range(num_replicas)]
+        self._replicas = [ScheduledReplica() for _ in range(num_replicas)]
         self._arrivals = itertools.count()
         # Entries of ended requests stay in the heap until they come to its top: `_waiting` says which still wait.
         self._queue: list[tuple[int, int, str]] = []
@@ -244,7 +154,7 @@ class Scheduler:
 
     def take_running(self, replica_index: int) -> list[LostRequest]:
         """Take all requests away from a replica that failed, and return them."""
-        replica, self._replicas[replica_index] = self._replicas[replica_index], _Replica()
+        replica, self._replicas[replica_index] = self._replicas[replica_index], ScheduledReplica()
         if self._reserved == replica_index:
             self._reserved = None
         incident = next(self._incidents)
@@ -312,7 +222,7 @@ class Scheduler:
             suspect = self._suspects.take_most_urgent()
             request = suspect.request
             charged = min((one.charged for one in replica.active), default=0.0)
-            replica.running[request.request_id] = _Running(
+            replica.running[request.request_id] = RunningRequest(
                 request, suspect.arrival, suspect.deaths_in_company, charged=charged, suspect=suspect
             )
             return [request]
@@ -349,7 +259,7 @@ class Scheduler:
             if from_waiting and waiting is not None:
                 request = waiting.request
                 del self._waiting[request.request_id]
-                replica.running[request.request_id] = _Running(
+                replica.running[request.request_id] = RunningRequest(
                     request, waiting.arrival, waiting.deaths_in_company, charged=charged
                 )
                 new_requests.append(request)
@@ -370,7 +280,7 @@ class Scheduler:
             heapq.heappop(self._queue)
         return None
 
-    def _plan(self, replica: _Replica, active: list[_Running], most_waves: int) -> list[tuple[str, ...]]:
+    def _plan(self, replica: ScheduledReplica, active: list[RunningRequest], most_waves: int) -> list[tuple[str, ...]]:
         """Return the waves of the next call: who advances in each."""
         unstarted = [one for one in active if not one.is_started]
         started = [one for one in active if one.is_started]
@@ -402,11 +312,11 @@ class Scheduler:
         return waves
 
 
-def _names(running: list[_Running]) -> tuple[str, ...]:
+def _names(running: list[RunningRequest]) -> tuple[str, ...]:
     return tuple(one.request.request_id for one in running)
 
 
-def _urgency(one: _Running) -> tuple[int, int]:
+def _urgency(one: RunningRequest) -> tuple[int, int]:
     return one.urgency
 
 

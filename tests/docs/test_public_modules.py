@@ -36,7 +36,13 @@ def test_each_module_is_public_or_refused_to_plugins() -> None:
     assert public <= every
     assert refused <= every
     assert not public & refused
-    packages = {"omni_core", "omni_core.cli", "omni_core.worker", "omni_core.worker.pipeline", "omni_core.worker.parallel"}
+    packages = {
+        "omni_core",
+        "omni_core.cli",
+        "omni_core.worker",
+        "omni_core.worker.pipeline",
+        "omni_core.worker.parallel",
+    }
     undecided = {
         name
         for name in every - packages - {"omni_core.__main__"}

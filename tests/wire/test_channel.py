@@ -24,7 +24,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_core.wire.channel import Channel, ChannelClosedError, Frame, NoRoomError, SendTimeoutError
+from omni_core.wire.channel import Channel
+from omni_core.wire.frame import ChannelClosedError, Frame, NoRoomError, SendTimeoutError
 
 needs_memfd = pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux only")
 BOUND_S = 30.0
@@ -228,9 +229,9 @@ def test_a_frame_without_buffers_also_says_which_blocks_were_given_up(
     gc.collect()
     receiver.flush_releases()
     assert sender.drain() == []
-    assert len(receiver._views._blocks) == 3
+    assert len(receiver._reader._views._blocks) == 3
     cross(sender, receiver, Frame(2))
-    assert len(receiver._views._blocks) == 1
+    assert len(receiver._reader._views._blocks) == 1
 
 
 @needs_memfd
@@ -287,7 +288,7 @@ def test_nothing_is_left_after_close() -> None:
 @needs_memfd
 def test_files_that_came_along_are_not_inherited(pair: Pair) -> None:
     added: list[bool] = []
-    views = pair[1]._views
+    views = pair[1]._reader._views
     add = views.add
 
     def note(number: int, fd: int) -> None:
@@ -439,7 +440,8 @@ def test_a_buffer_that_is_not_contiguous_is_refused_before_anything_is_sent(pair
 
 ECHO = """
 import socket, sys
-from omni_core.wire.channel import Channel, ChannelClosedError
+from omni_core.wire.channel import Channel
+from omni_core.wire.frame import ChannelClosedError
 channel = Channel(socket.socket(fileno=int(sys.argv[1])))
 try:
     while True:
@@ -449,7 +451,8 @@ except ChannelClosedError:
 """
 SEND_LARGE = """
 import socket, sys
-from omni_core.wire.channel import Channel, Frame
+from omni_core.wire.channel import Channel
+from omni_core.wire.frame import Frame
 channel = Channel(socket.socket(fileno=int(sys.argv[1])), shared_memory_bytes=0)
 channel.send(Frame(1, bytes(100_000_000)))
 """

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from omni_core.wire.channel import Channel, ChannelClosedError, Frame, SendTimeoutError
+from omni_core.wire.channel import Channel
+from omni_core.wire.frame import ChannelClosedError, Frame, SendTimeoutError
 from omni_core.wire.outbox import Outbox
 
 BOUND_S = 20.0

@@ -14,26 +14,23 @@ from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState, TimeLimits
 from omni_core.engine.handle import RequestHandle
 from omni_core.engine.live_requests import LiveRequests
-from omni_core.engine.lost_requests import reason_to_give_up, step_error
 from omni_core.engine.notices import Notices
 from omni_core.engine.output_hooks import OutputHooks
 from omni_core.engine.sleeping import Sleeping
+from omni_core.engine.step_ends import StepEnds
 from omni_core.error_text import described_error
 from omni_core.errors import (
-    ContractError,
     EngineClosedError,
     EngineDeadError,
     EngineError,
-    ExecutorError,
     OmniError,
-    WorkerDiedError,
 )
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, StepOutput
 from omni_core.own_threads import begin_own_thread, is_own_thread
 from omni_core.request import OmniDiffusionRequest
-from omni_core.scheduler import LostRequest, Scheduler
+from omni_core.scheduler import Scheduler
 from omni_core.timeouts import wait_seconds
 
 log = get_logger(__name__)
@@ -45,10 +42,6 @@ _JOIN_TIMEOUT_S = 10.0
 _MOST_WAVES = 32
 # Faults of the engine's own, one round after the other, after which it stops.
 _MOST_FAULTS = 5
-# Requests that are given up in a row, after which the engine counts as unhealthy: hardly each of them kills workers.
-_MOST_GIVEN_UP = 5
-# Seconds for which a replica that broke its contract is given nothing, where there are others.
-_BROKEN_PAUSE_S = 1.0
 
 
 class EngineCore:
@@ -76,6 +69,14 @@ class EngineCore:
         self._time_limits = TimeLimits()
         self._output_hooks = OutputHooks(hooks, self, self._report_made)
         self._requests = LiveRequests(self._notices, self._output_hooks, self._note_counted)
+        self._steps = StepEnds(
+            config,
+            answers,
+            scheduler=self._scheduler,
+            replicas=self._replicas,
+            requests=self._requests,
+            notices=self._notices,
+        )
         # Others than the engine's thread read only what it publishes here.
         self._numbers = Numbers()
         # Guarded by the lock of `_requests`.
@@ -148,16 +149,8 @@ class EngineCore:
             raise EngineClosedError("The engine is closed; make a new one.")
 
     def check_served(self) -> None:
-        """Return if requests are served, as far as those that have ended tell.
-
-        Raises:
-            ExecutorError: One after the other was given up since workers died under it: that is no request's fault.
-        """
-        if self._requests.given_up >= _MOST_GIVEN_UP:
-            raise ExecutorError(
-                f"The last {self._requests.given_up} requests were given up, each since its workers died, and none has "
-                "finished since. Look at the reasons in the log: the device or the model fails at whatever is asked."
-            )
+        """Return if requests are served, as far as those that have ended tell; see `LiveRequests.check_served`."""
+        self._requests.check_served()
 
     @property
     def thread_owners(self) -> tuple[object, ...]:
@@ -290,7 +283,7 @@ class EngineCore:
                 is_ready = self.answers.is_ready(index)
             except OmniError as error:
                 broken.append(error)
-                self._replica_failed(index, error)
+                self._steps.replica_failed(index, error)
                 continue
             if is_ready:
                 self._begin_step(index, asleep=asleep)
@@ -302,7 +295,7 @@ class EngineCore:
         self._fail_waiting(error)
         for index, replica in enumerate(self._replicas):
             if replica.step is None:
-                self._replica_failed(index, error)
+                self._steps.replica_failed(index, error)
 
     def _begin_step(self, index: int, *, asleep: bool) -> None:
         replica = self._replicas[index]
@@ -326,7 +319,7 @@ class EngineCore:
 
     def _report_step(self, replica: int, future: Future[StepOutput]) -> None:
         """Pass the end of a step on from whatever thread it ended in."""
-        self._messages.put(functools.partial(self._step_done, replica, future))
+        self._messages.put(functools.partial(self._steps.done, replica, future))
 
     def _accept(self, accepted: list[Live]) -> None:
         # One that a fault of the engine's own has ended since is not taken up.
@@ -372,68 +365,6 @@ class EngineCore:
                 self._can_interrupt = False
                 log.exception("steps cannot be interrupted, and have one wave each from now on")
                 return
-
-    def _step_done(self, index: int, future: Future[StepOutput]) -> None:
-        replica = self._replicas[index]
-        if replica.step is not future:
-            return  # a future that tells of its end twice
-        replica.step = None
-        try:
-            answer = self.answers.step_answer(index, future, replica.requests, replica.strays)
-        except BaseException as error:  # CancelledError among them
-            self._replica_failed(index, error)
-            if isinstance(error, ContractError) and len(self._replicas) > 1:
-                # It fails at once whatever it is given: others would find nothing left to do.
-                replica.paused_until = time.monotonic() + _BROKEN_PAUSE_S
-            return
-        step_output = answer.output
-        self._notices.step_done(index, time.monotonic() - replica.begun_at, step_output)
-        self._scheduler.update_from_output(index, step_output)
-        for request_id in step_output.started:
-            if self._requests.has(live := replica.placed.get(request_id)):
-                self._notices.started(live, index)
-        for progress in step_output.progress:
-            if self._requests.has(live := replica.placed.get(progress.request_id)):
-                self._notices.progressed(live, progress)
-        for request_id, malformed in answer.malformed.items():
-            if (live := replica.placed.get(request_id)) is not None:
-                live.error = malformed  # for when the replica has given it up
-                self._scheduler.end_request(request_id, "aborted")
-        for request_id, reason in step_output.suspects.items():
-            self._notices.suspected(request_id, reason)
-        ended = [(replica.placed.get(output.request_id), output) for output in step_output.finished]
-        replica.end(step_output, time.monotonic())
-        self._requests.finish(ended)
-
-    def _replica_failed(self, index: int, error: BaseException) -> None:
-        replica = self._replicas[index]
-        placed = dict(replica.placed)
-        replica.lose(workers_go_on=not (isinstance(error, WorkerDiedError) or self.answers.runs_whole_requests))
-        ended: list[tuple[Live | None, OmniRequestOutput]] = []
-        for lost in self._scheduler.take_running(index):
-            live = placed.get(lost.request.request_id)
-            if lost.end_reason is not None:
-                ended.append((live, OmniRequestOutput.ended(lost.request, lost.end_reason)))
-            elif not isinstance(error, WorkerDiedError):
-                method = f"{self.answers.name}.{self.answers.step_method}"
-                ended.append((live, OmniRequestOutput.failed(lost.request, step_error(lost.request, method, error))))
-            elif self._requests.has(live):
-                reason = self._retry(index, lost, live, error)
-                if reason is not None:
-                    ended.append((live, OmniRequestOutput.failed(lost.request, reason)))
-        self._requests.finish(ended)
-
-    def _retry(self, index: int, lost: LostRequest, live: Live, error: WorkerDiedError) -> WorkerDiedError | None:
-        """Let a request run again from its seed, or return why not."""
-        reason = reason_to_give_up(lost, live, self._config.max_retries, error)
-        if reason is not None:
-            return reason
-        if lost.was_started:
-            live.num_deaths += lost.blame != "none"
-            live.num_retries += 1
-            self._notices.retrying(live, index, error)
-        self._scheduler.requeue(lost)
-        return None
 
     def _fail_waiting(self, error: OmniError) -> None:
         waiting = self._scheduler.take_waiting()

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from omni_core.calls import WorkerCall
 from omni_core.compat import vllm_omni
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
+from omni_core.engine.make_executor import close_quietly, make_executor
 from omni_core.engine.sleeping import Sleeping
+from omni_core.engine.worker_calls import begin_call, make_call
 from omni_core.engine_place import check_engine_place
-from omni_core.error_text import described_error
 from omni_core.errors import (
     ConfigError,
     ContractError,
     EngineClosedError,
     EngineOverloadedError,
-    OmniError,
     RequestError,
-    RPCError,
     RPCTimeoutError,
-    StartupError,
     WorkerDiedError,
 )
 from omni_core.executor import DiffusionExecutor, ExecutorContext
-from omni_core.executor_limits import refuse_what_it_cannot
 from omni_core.log import get_logger, set_level
 from omni_core.outputs import EngineStats, OmniRequestOutput, StackingStats
 from omni_core.own_threads import refuse_to_wait
@@ -44,17 +41,6 @@ from omni_core.timeouts import wait_seconds
 
 log = get_logger(__name__)
 
-# Methods of the worker that are not for `collective_rpc`, since the engine must know what its workers do, and what to
-# write instead. The last two are taken for calls of the engine's own, unless they are not to be waited for.
-OWN_CALLS = MappingProxyType(
-    {
-        "call": "Write collective_rpc with the name of the method itself.",
-        "close": "Write engine.close(), which ends the workers too.",
-        "execute_step": "Write engine.submit(request): the engine decides what its workers advance.",
-        "sleep": "Write engine.sleep(level=…), so that requests wait meanwhile.",
-        "wake_up": "Write engine.wake_up(), so that requests that waited are served.",
-    }
-)
 # Seconds that `stats` waits for the workers' own numbers.
 STATS_TIMEOUT_S = 5.0
 
@@ -103,13 +89,13 @@ class DiffusionEngine:
         self._hooks.call_strict("omni_configure", config=self.config)
         sleeping = Sleeping(self._hooks)
         context = ExecutorContext(None, self._hooks, pipeline, lambda: sleeping.level)
-        executor = _make_executor(self.config, context, registry)
+        executor = make_executor(self.config, context, registry)
         try:
             answers = ExecutorAnswers(executor, self.config)
             self._pipeline_info = answers.describe_pipeline()
             self._core = EngineCore(self.config, answers, self._hooks, sleeping)
         except BaseException:
-            _close_quietly(executor)
+            close_quietly(executor)
             raise
         self._pid = os.getpid()
         # Runs when the engine is closed, collected, or the interpreter exits, whichever comes first.
@@ -275,31 +261,10 @@ class DiffusionEngine:
             RPCTimeoutError: A reply did not come in time.
         """
         self._check_open()
-        seconds = wait_seconds(timeout)
-        if isinstance(method, str) and method in OWN_CALLS:
-            if non_block or method not in ("sleep", "wake_up"):
-                raise RPCError(f"The worker's {method!r} is not called by collective_rpc. {OWN_CALLS[method]}")
-            # The engine must know, so that requests wait meanwhile.
-            return self._change_sleep(method, seconds, args, kwargs or {}, unique_reply_rank)
+        call = WorkerCall(0, method, args, kwargs)
         if non_block:
-            return self._core.answers.begin_rpc(method, args, kwargs, unique_reply_rank)
-        return self._core.answers.collective_rpc(method, seconds, args, kwargs, unique_reply_rank)
-
-    def _change_sleep(
-        self, name: str, seconds: float | None, args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None
-    ) -> Any:
-        number = self._core.answers.num_workers
-        if rank is not None and rank not in range(number):
-            raise RPCError(f"There is no rank {rank}: there are {number} workers, 0 to {number - 1}.")
-        try:
-            level = _level_of_sleep(*args, **kwargs) if name == "sleep" else _no_arguments(*args, **kwargs)
-        except TypeError as error:
-            raise RPCError(f"The call {name!r} raised TypeError: {error}") from error
-        if name == "sleep":
-            self._core.sleep(level, seconds)
-        else:
-            self._core.wake_up(seconds)
-        return [None] * number if rank is None else None
+            return begin_call(self._core, call, unique_reply_rank)
+        return make_call(self._core, call, wait_seconds(timeout), unique_reply_rank)
 
     def check_health(self) -> None:
         """Return if the engine can serve requests.
@@ -408,40 +373,6 @@ class DiffusionEngine:
             raise EngineClosedError(
                 "This engine was made in another process and did not survive the fork; make one in this process."
             )
-
-
-def _make_executor(config: OmniDiffusionConfig, context: ExecutorContext, plugins: PluginRegistry) -> DiffusionExecutor:
-    resolved = plugins.resolve_executor(config.executor_class)
-    options = resolved.validate_options(config.executor_options)
-    assert context.plugins is not None
-    refuse_what_it_cannot(resolved.cls, resolved.name, config, context.pipeline, context.plugins)
-    try:
-        executor: Any = resolved.cls(
-            config, dataclasses.replace(context, options=options, name=resolved.spec.name if resolved.spec else "")
-        )
-    except OmniError:
-        raise
-    except Exception as error:  # of an __init__ of its own; what `_init_executor` raises is wrapped there
-        raise StartupError(f"The executor {resolved.name} could not be made: {described_error(error)}") from error
-    if not isinstance(executor, DiffusionExecutor):
-        raise ContractError(f"{resolved.name} made a {type(executor).__name__}, which is no DiffusionExecutor.")
-    return executor
-
-
-def _level_of_sleep(level: int = 1) -> int:
-    return level
-
-
-def _no_arguments() -> int:
-    return 0
-
-
-def _close_quietly(executor: DiffusionExecutor) -> None:
-    """End an executor after something else has failed, which is what the user shall hear of."""
-    try:
-        executor.close()
-    except Exception:
-        log.warning("clean-up after a failed start failed too", executor=type(executor).__name__, exc_info=True)
 
 
 def _close_core(core: EngineCore, pid: int) -> None:

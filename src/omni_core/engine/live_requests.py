@@ -12,9 +12,12 @@ from omni_core.engine.bookkeeping import Live
 from omni_core.engine.handle import RequestHandle
 from omni_core.engine.notices import Notices
 from omni_core.engine.output_hooks import OutputHooks
-from omni_core.errors import EngineOverloadedError, OmniError, RequestError, WorkerDiedError
+from omni_core.errors import EngineOverloadedError, ExecutorError, OmniError, RequestError, WorkerDiedError
 from omni_core.outputs import EndReason, OmniRequestOutput
 from omni_core.request import OmniDiffusionRequest
+
+# Requests that are given up in a row, after which the engine counts as unhealthy: hardly each of them kills workers.
+_MOST_GIVEN_UP = 5
 
 Ends = Iterable[tuple["Live | None", OmniRequestOutput]]
 
@@ -56,6 +59,18 @@ class LiveRequests:
     def num_made(self) -> int:
         """How many have their output, which plugins still look at. In the engine's thread."""
         return sum(live.is_made for live in self._live.values()) if self._output_hooks.are_there else 0
+
+    def check_served(self) -> None:
+        """Return if requests are served, as far as those that have ended tell.
+
+        Raises:
+            ExecutorError: One after the other was given up since workers died under it: that is no request's fault.
+        """
+        if self.given_up >= _MOST_GIVEN_UP:
+            raise ExecutorError(
+                f"The last {self.given_up} requests were given up, each since its workers died, and none has "
+                "finished since. Look at the reasons in the log: the device or the model fails at whatever is asked."
+            )
 
     def add(
         self,

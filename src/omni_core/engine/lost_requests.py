@@ -6,7 +6,7 @@ from omni_core.engine.bookkeeping import Live
 from omni_core.error_text import described_error
 from omni_core.errors import ExecutorError, OmniError, WorkerDiedError
 from omni_core.request import OmniDiffusionRequest
-from omni_core.scheduler import LostRequest
+from omni_core.scheduler_state import LostRequest
 
 
 def reason_to_give_up(lost: LostRequest, live: Live, most: int, error: WorkerDiedError) -> WorkerDiedError | None:

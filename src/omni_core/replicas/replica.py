@@ -17,6 +17,7 @@ from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
 from omni_core.replicas.loop import Loop
 from omni_core.replicas.options import ReplicaOptions
+from omni_core.replicas.raised_ranks import RaisedRanks
 from omni_core.replicas.timers import Timer
 from omni_core.replicas.watchdog import Watchdog
 from omni_core.replicas.worker import Worker, WorkerEvents
@@ -27,8 +28,6 @@ State = Literal["starting", "ready", "restarting", "failed", "closed"]
 
 # Seconds before the second try to start a replica that died; doubled for each further one. The first is at once.
 _FIRST_BACKOFF_S = 0.25
-# Seconds after a rank has raised in which the death of another is heard of: that one raised because it lost a peer.
-_CAUSE_WAIT_S = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +81,7 @@ class Replica(ABC):
         self._options = options
         self._hooks = hooks
         self._events = events
-        # A rank has raised in a step, and the loop's thread has not heard of it yet.
-        self._is_condemned = False
-        # Steps that have failed and wait for their cause.
-        self._unsettled: list[Callable[[], None]] = []
+        self._raised = RaisedRanks(loop, index, events.on_change, options.collective_grace_s, lambda: self.workers)
         # Starts that failed and deaths while idle, without a step done between them.
         self._failures = 0
         # Whether a step was under way when the workers were lost: then it may be a request's fault.
@@ -126,7 +122,9 @@ class Replica(ABC):
     def is_ready(self) -> bool:
         """Whether the workers take calls."""
         # Callers hear of a death before the state changes; what they then ask for must not go to the dead.
-        return self.state == "ready" and not self._is_condemned and all(worker.is_alive for worker in self.workers)
+        return (
+            self.state == "ready" and not self._raised.is_condemned and all(worker.is_alive for worker in self.workers)
+        )
 
     @property
     def all_workers(self) -> list[Worker]:
@@ -188,7 +186,7 @@ class Replica(ABC):
             raise
         if len(futures) > 1:
             for future in futures:
-                future.add_done_callback(lambda done: self._release_others(done, workers, futures))
+                future.add_done_callback(lambda done: self._raised.release_others(done, workers, futures))
         self._watchdog.look_after()
         return futures
 
@@ -237,7 +235,7 @@ class Replica(ABC):
             self._watchdog.step_since = None
             if error is not None:
                 self._was_at_work = True
-                self._fail_step(outcome, futures, index, error)
+                self._raised.fail_step(outcome, futures, index, error)
                 return
             self._failures = 0
             outcome.set_result(futures[0].result())
@@ -273,8 +271,7 @@ class Replica(ABC):
 
     def forget(self) -> None:
         """Let go of what is left. All processes were killed."""
-        for settle in list(self._unsettled):
-            self._settle(settle)
+        self._raised.settle_all()
         for worker in self.all_workers:
             worker.abandon("the executor was shut down")
         self.workers, self._leaving = [], []
@@ -336,7 +333,7 @@ class Replica(ABC):
             self._start_timer.cancel()
         self._state = "restarting"
         workers, self.workers = self.workers, []
-        self._is_condemned = False
+        self._raised.is_condemned = False
         self._leaving.extend(worker for worker in workers if not worker.is_closed)
         for worker in workers:
             if worker is not dead:
@@ -378,75 +375,6 @@ class Replica(ABC):
                 worker.declare_dead(what)
                 return
         self.start_failed(what)
-
-    def _fail_step(
-        self, outcome: Future[StepOutput], futures: list[Future[Any]], rank: int, error: BaseException
-    ) -> None:
-        """Let a step fail: if a rank raised, with the death of another if that turns out to be the cause."""
-        if len(futures) == 1 or isinstance(error, WorkerDiedError):
-            outcome.set_exception(self._step_error(rank, error))
-            return
-
-        def settle() -> None:
-            ended = [future.exception() for future in futures if future.done()]
-            cause = next((one for one in ended if isinstance(one, WorkerDiedError)), None)
-            if cause is not None:
-                self._is_condemned = False
-                self._events.on_change()
-            outcome.set_exception(cause or self._step_error(rank, error))
-
-        def wait() -> None:
-            self._unsettled.append(settle)
-            self._loop.call_later(_CAUSE_WAIT_S, lambda: self._settle(settle))
-
-        self._is_condemned = True
-        self._loop.call_soon(wait)
-
-    def _settle(self, settle: Callable[[], None]) -> None:
-        if settle in self._unsettled:
-            self._unsettled.remove(settle)
-            settle()
-
-    def _step_error(self, rank: int, error: BaseException) -> BaseException:
-        """Return what a step's failure means; a replica in which a rank raised is in no state that is known."""
-        if isinstance(error, WorkerDiedError):
-            return error
-        workers = self.workers
-        if rank < len(workers):
-            self._is_condemned = True
-            worker = workers[rank]
-
-            def replace() -> None:
-                worker.declare_dead(f"raised in a step and was replaced: {error}")
-                self._is_condemned = False
-
-            self._loop.call_soon(replace)
-        message = error.message if isinstance(error, OmniError) else str(error)
-        return WorkerDiedError(
-            f"Rank {rank} of replica {self.index} raised in a step, and the replica is replaced: {message}",
-            replica=self.index,
-            rank=rank,
-            worker_traceback=getattr(error, "worker_traceback", None),
-        )
-
-    def _release_others(self, done: Future[Any], workers: list[Worker], futures: list[Future[Any]]) -> None:
-        """If a rank has raised, the others may wait for it for ever: give them a moment."""
-        if done.cancelled() or done.exception() is None or isinstance(done.exception(), WorkerDiedError):
-            return
-        grace_s = self._options.collective_grace_s
-
-        def look() -> None:
-            for worker, future in zip(workers, futures, strict=True):
-                if not future.done() and worker.is_alive:
-                    worker.declare_dead(
-                        f"waited {grace_s:g} s (collective_grace_s) for another rank, which had raised, and was killed"
-                    )
-                    return
-
-        def wait() -> None:
-            self._loop.call_later(grace_s, look)
-
-        self._loop.call_soon(wait)
 
     def _notify(self, hook: str, **arguments: Any) -> None:
         if self._hooks is not None:

@@ -6,81 +6,38 @@ import array
 import collections
 import contextlib
 import itertools
-import pickle
 import select
 import socket
-import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from omni_core.wire.shared_memory import Block, BlockPool, BlockViews, Bytes, close_files, make_memory
+from omni_core.wire.frame import (
+    BUFFER,
+    CHUNK,
+    DONTWAIT,
+    HEADER,
+    MARK,
+    MOST_FDS,
+    MOST_PARTS,
+    MOST_PIECES,
+    NO_MESSAGE,
+    NUMBER,
+    ChannelClosedError,
+    Frame,
+    NoRoomError,
+    SendTimeoutError,
+    advance,
+    raw_memory,
+)
+from omni_core.wire.frame_reader import FrameReader
+from omni_core.wire.shared_memory import Block, BlockPool, Bytes, make_memory
 
-# Mark of a frame, number of its buffers, its number, bytes of its data; numbers of: blocks given back, given up.
-_HEADER = struct.Struct("<4sIQQII")
-_MARK = b"omni"
-# Of each buffer: its length, the number of its block (0: its bytes follow the data), whether the block is new.
-_BUFFER = struct.Struct("<QIB")
-_NUMBER = struct.Struct("<I")
-# Number of a frame that is no message: it only gives blocks back.
-_NO_MESSAGE = (1 << 64) - 1
 # Buffers from this size on go through shared memory: below, copying through the socket costs less than the bookkeeping.
 _SHARED_FROM = 1 << 16
-# What one receive call takes at most, unless a larger frame is being received.
-_CHUNK = 1 << 17
-# Most file descriptors, and most pieces of memory, in one call (the kernel's own limits are 253 and 1024).
-_MOST_FDS = 200
-_MOST_PIECES = 256
-_FDS_SPACE = socket.CMSG_SPACE(4 * _MOST_FDS)
-# As plain numbers: each operation on the enumeration takes a microsecond.
-_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
-_DONTWAIT = int(socket.MSG_DONTWAIT)
-_CTRUNC = int(socket.MSG_CTRUNC)
 # Bytes that a socket takes at once when it says that it takes any: less than half of what the kernel gives to one.
 _AT_ONCE = 1 << 14
-# No frame of ours has more bytes, or more of anything else; a header that says so is no header.
-_MOST_BYTES = 1 << 40
-_MOST_PARTS = 1 << 20
-
-
-class ChannelClosedError(ConnectionError):
-    """The other side is gone, or this one was closed."""
-
-
-class NoRoomError(Exception):
-    """What was sent before is not on its way yet, and sending would wait for that. Nothing was sent."""
-
-
-class SendTimeoutError(ChannelClosedError):
-    """The other side does not take what is sent: it is stopped, or stuck. Nothing can be sent any more."""
-
-
-@dataclass(slots=True)
-class Frame:
-    """What is sent: a number that the channel does not look at, some data, and its large parts.
-
-    Attributes:
-        number: Tells the receiver what it is; below 2^64 - 1.
-        data: Any bytes.
-        buffers: Further contiguous buffers. On the receiving side they may be views on shared memory.
-    """
-
-    number: int
-    data: bytes | bytearray = b""
-    buffers: Sequence[Any] = ()
-
-
-@dataclass(slots=True)
-class _Incoming:
-    """A frame of which some is still missing: pieces of `data` and `buffers`, in order."""
-
-    number: int
-    data: bytearray
-    buffers: list[Any]
-    missing: list[memoryview]
 
 
 class Channel:
@@ -122,11 +79,7 @@ class Channel:
         self._came_back: collections.deque[int] = collections.deque()
         # Blocks of theirs to give back. Filled by finalizers, in any thread and at any moment: no lock here.
         self._to_give_back: collections.deque[int] = collections.deque()
-        self._views = BlockViews(self._to_give_back.append)
-        self._fds: collections.deque[int] = collections.deque()
-        self._chunk = memoryview(bytearray(_CHUNK))
-        self._rest = bytearray()
-        self._incoming: _Incoming | None = None
+        self._reader = FrameReader(connection, self._to_give_back.append, self._came_back.extend)
         self._closed = False
 
     def fileno(self) -> int:
@@ -151,10 +104,10 @@ class Channel:
         if not wait and not self._has_room(frame):
             raise NoRoomError
         sent = [] if sent is None else sent
-        if frame.buffers or len(frame.data) >= _CHUNK or self._to_give_back or self._came_back or self._pool.retired:
+        if frame.buffers or len(frame.data) >= CHUNK or self._to_give_back or self._came_back or self._pool.retired:
             raws = [raw_memory(buffer) for buffer in frame.buffers]
-            if len(raws) > _MOST_PARTS:
-                raise ValueError(f"a frame has at most {_MOST_PARTS} buffers, not {len(raws)}")
+            if len(raws) > MOST_PARTS:
+                raise ValueError(f"a frame has at most {MOST_PARTS} buffers, not {len(raws)}")
             with self._sending():
                 pieces, new_blocks = self._encode(frame, raws)
                 try:
@@ -164,7 +117,7 @@ class Channel:
                         block.close_fd()
             return
         # What most messages are, some bytes alone: in one call, and with no more ado than that takes.
-        message = _HEADER.pack(_MARK, 0, frame.number, len(frame.data), 0, 0) + frame.data
+        message = HEADER.pack(MARK, 0, frame.number, len(frame.data), 0, 0) + frame.data
         with self._sending():
             self._send_pieces([memoryview(message)], [], sent)
 
@@ -176,7 +129,7 @@ class Channel:
             SendTimeoutError: It takes nothing.
         """
         if self._to_give_back:
-            self.send(Frame(_NO_MESSAGE))
+            self.send(Frame(NO_MESSAGE))
 
     def recv(self) -> Frame:
         """Wait for the next frame.
@@ -185,9 +138,9 @@ class Channel:
             ChannelClosedError: The other side is gone, and there are no more; or what came is not a frame.
         """
         while True:
-            frame = self._next() if self._rest or self._incoming is not None else None
+            frame = self._next() if self._reader.has_some else None
             if frame is None:
-                frame = self._fill(0)
+                frame = self._reader.fill(0)
             if frame is not None:
                 return frame
 
@@ -199,7 +152,7 @@ class Channel:
         """
         frames = []
         with contextlib.suppress(BlockingIOError):
-            frame = self._fill(_DONTWAIT)
+            frame = self._reader.fill(DONTWAIT)
             if frame is not None:
                 frames.append(frame)
         while (frame := self._next()) is not None:
@@ -226,8 +179,7 @@ class Channel:
         with self._send_lock:
             self._socket.close()
             self._pool.close()
-        self._views.close()
-        close_files(self._fds)
+        self._reader.close()
 
     # Sending.
 
@@ -250,19 +202,19 @@ class Channel:
         new: list[Block] = []
         inline: list[memoryview] = []
         for raw in raws:
-            block = pool.take(raw.nbytes) if raw.nbytes >= _SHARED_FROM and len(new) < _MOST_FDS else None
+            block = pool.take(raw.nbytes) if raw.nbytes >= _SHARED_FROM and len(new) < MOST_FDS else None
             if block is None:
-                table.append(_BUFFER.pack(raw.nbytes, 0, 0))
+                table.append(BUFFER.pack(raw.nbytes, 0, 0))
                 inline.append(raw)
                 continue
             np.copyto(block.memory[: raw.nbytes], np.frombuffer(raw, dtype=np.uint8))
-            table.append(_BUFFER.pack(raw.nbytes, block.number, block.fd is not None))
+            table.append(BUFFER.pack(raw.nbytes, block.number, block.fd is not None))
             if block.fd is not None:
                 new.append(block)
-        given_back = [self._to_give_back.popleft() for _ in range(min(len(self._to_give_back), _MOST_PARTS))]
-        retired, pool.retired = pool.retired[:_MOST_PARTS], pool.retired[_MOST_PARTS:]
-        header = _HEADER.pack(_MARK, len(table), frame.number, len(frame.data), len(given_back), len(retired))
-        numbers = map(_NUMBER.pack, itertools.chain(given_back, retired))
+        given_back = [self._to_give_back.popleft() for _ in range(min(len(self._to_give_back), MOST_PARTS))]
+        retired, pool.retired = pool.retired[:MOST_PARTS], pool.retired[MOST_PARTS:]
+        header = HEADER.pack(MARK, len(table), frame.number, len(frame.data), len(given_back), len(retired))
+        numbers = map(NUMBER.pack, itertools.chain(given_back, retired))
         head = b"".join([header, *numbers, *table])
         return [memoryview(head), *(piece for piece in (memoryview(frame.data), *inline) if piece.nbytes)], new
 
@@ -286,7 +238,7 @@ class Channel:
                         raise
                     # Half a message would be taken for a whole one: what is left goes before the exception does.
                     left, interrupt = list(pieces), error
-                    _advance(left, sum(sent))
+                    advance(left, sum(sent))
         except ChannelClosedError:
             self._tear()
             raise
@@ -307,16 +259,16 @@ class Channel:
                 # `extend` sends and takes note in one step of the interpreter, which no signal handler can divide.
                 if fds:
                     files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-                    sent.extend(map(self._socket.sendmsg, (left[:_MOST_PIECES],), (files,), (_DONTWAIT,)))
+                    sent.extend(map(self._socket.sendmsg, (left[:MOST_PIECES],), (files,), (DONTWAIT,)))
                 elif len(left) == 1:
-                    sent.extend(map(self._socket.send, left, (_DONTWAIT,)))
+                    sent.extend(map(self._socket.send, left, (DONTWAIT,)))
                 else:
-                    sent.extend(map(self._socket.sendmsg, (left[:_MOST_PIECES],), ((),), (_DONTWAIT,)))
+                    sent.extend(map(self._socket.sendmsg, (left[:MOST_PIECES],), ((),), (DONTWAIT,)))
             except BlockingIOError:
                 self._wait_for_room()
                 continue
             fds = []
-            _advance(left, sent[-1])
+            advance(left, sent[-1])
 
     def _tear(self) -> None:
         self._is_torn = True
@@ -348,123 +300,12 @@ class Channel:
             if not self.is_other_alive():
                 raise SendTimeoutError(f"the other side took nothing for {limit_s:g} s")
 
-    # Receiving.
-
-    def _fill(self, flags: int) -> Frame | None:
-        """Read what the socket has; return it if it is one small frame, as most times."""
-        missing: list[memoryview] = []
-        into = [self._chunk]
-        if self._incoming is not None:
-            missing = self._incoming.missing
-            into = missing[:_MOST_PIECES] if len(missing) >= _MOST_PIECES else [*missing, self._chunk]
-        try:
-            count, files, result, _ = self._socket.recvmsg_into(into, _FDS_SPACE, flags | _CLOEXEC)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise ChannelClosedError(f"the other side is gone: {error}") from error
-        for level, kind, data in files:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-                self._fds.extend(fds)
-        if result & _CTRUNC:
-            raise ChannelClosedError("this process may not open as many files as came: see `ulimit -n`")
-        if count == 0:
-            raise ChannelClosedError("the other side is gone")
-        if not self._rest and self._incoming is None and count >= _HEADER.size:
-            mark, num_buffers, number, size, num_back, num_retired = _HEADER.unpack_from(self._chunk)
-            is_alone = count == _HEADER.size + size and not (num_buffers or num_back or num_retired)
-            if is_alone and mark == _MARK and number != _NO_MESSAGE:
-                return Frame(number, bytes(self._chunk[_HEADER.size : count]))
-        beyond = _advance(missing, count) if missing else count
-        if beyond:
-            self._rest += self._chunk[:beyond]
-        return None
-
     def _next(self) -> Frame | None:
         """Take the next whole message off what was read."""
-        while (frame := self._parse()) is not None and frame.number == _NO_MESSAGE:
+        while (frame := self._reader.parse()) is not None and frame.number == NO_MESSAGE:
             if self._send_lock.acquire(blocking=False):  # else the sending thread collects
                 try:
                     self._collect()
                 finally:
                     self._send_lock.release()
         return frame
-
-    def _parse(self) -> Frame | None:
-        incoming = self._incoming
-        if incoming is None:
-            rest = self._rest
-            if len(rest) < _HEADER.size:
-                return None
-            mark, num_buffers, number, data_size, num_back, num_retired = _HEADER.unpack_from(rest)
-            if mark != _MARK or data_size > _MOST_BYTES or max(num_buffers, num_back, num_retired) > _MOST_PARTS:
-                raise ChannelClosedError("what comes is not a frame")
-            numbers_end = _HEADER.size + (num_back + num_retired) * _NUMBER.size
-            start = numbers_end + num_buffers * _BUFFER.size
-            end = start + data_size
-            if len(rest) < (end if data_size < _CHUNK else start):
-                return None
-            if start == _HEADER.size and len(rest) >= end:
-                frame = Frame(number, bytes(rest[start:end]))
-                del rest[:end]
-                return frame
-            numbers = [one for (one,) in _NUMBER.iter_unpack(rest[_HEADER.size : numbers_end])]
-            entries = list(_BUFFER.iter_unpack(rest[numbers_end:start]))
-            incoming = self._begin(number, data_size, entries)
-            self._came_back.extend(numbers[:num_back])
-            for block in numbers[num_back:]:
-                self._views.drop(block)
-            self._incoming = incoming
-            del rest[: start + _copy(memoryview(rest)[start:], incoming.missing)]
-        if incoming.missing:
-            return None
-        self._incoming = None
-        return Frame(incoming.number, incoming.data, tuple(incoming.buffers))
-
-    def _begin(self, number: int, data_size: int, entries: list[tuple[int, int, int]]) -> _Incoming:
-        """Make room for a frame of which the tables were read."""
-        try:
-            if sum(size for size, block, _ in entries if block == 0) > _MOST_BYTES:
-                raise ValueError("what comes is not a frame")
-            data = bytearray(data_size)
-            buffers: list[Any] = []
-            for size, block, is_new in entries:
-                if is_new:
-                    self._views.add(block, self._fds.popleft())
-                buffers.append(self._views.view(block, size) if block else bytearray(size))
-        except (IndexError, KeyError, MemoryError, OSError, ValueError) as error:
-            raise ChannelClosedError(f"a frame cannot be received: {type(error).__name__}: {error}") from error
-        inline = [buffer for buffer, (_, block, _) in zip(buffers, entries, strict=True) if block == 0]
-        return _Incoming(number, data, buffers, [memoryview(piece) for piece in (data, *inline) if piece])
-
-
-def raw_memory(buffer: Any) -> memoryview:
-    """Return the bytes of a buffer, which must be contiguous."""
-    return (buffer if isinstance(buffer, pickle.PickleBuffer) else pickle.PickleBuffer(buffer)).raw()
-
-
-def _copy(source: memoryview, pieces: list[memoryview]) -> int:
-    """Fill the pieces as far as `source` goes, drop those that are full, and return how many bytes that took."""
-    taken = 0
-    with source:
-        while pieces and taken < len(source):
-            count = min(len(pieces[0]), len(source) - taken)
-            pieces[0][:count] = source[taken : taken + count]
-            taken += count
-            _advance(pieces, count)
-    return taken
-
-
-def _advance(pieces: list[memoryview], count: int) -> int:
-    """Take `count` bytes off the front of the pieces, and return how many there were not."""
-    full = 0
-    while full < len(pieces) and count >= len(pieces[full]):
-        count -= len(pieces[full])
-        full += 1
-    del pieces[:full]
-    if count and pieces:
-        pieces[0] = pieces[0][count:]
-        return 0
-    return count

@@ -13,7 +13,7 @@ from omni_core import serialization
 from omni_core.calls import WorkerCall, WorkerReply, call_error, call_name
 from omni_core.error_text import described_error
 from omni_core.errors import OmniError, RPCError
-from omni_core.wire.channel import Frame
+from omni_core.wire.frame import Frame
 from omni_core.wire.sealed import open_outputs, seal_outputs
 
 # Numbers of frames that are no calls: the setup and what became of it; on the control channel, what is wanted.

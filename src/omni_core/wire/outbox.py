@@ -6,7 +6,8 @@ import collections
 import threading
 from collections.abc import Callable
 
-from omni_core.wire.channel import Channel, ChannelClosedError, Frame, NoRoomError, raw_memory
+from omni_core.wire.channel import Channel
+from omni_core.wire.frame import ChannelClosedError, Frame, NoRoomError, raw_memory
 
 
 class Outbox:

@@ -8,7 +8,8 @@ from typing import Any
 
 from omni_core.errors import OmniError
 from omni_core.replicas.worker import Worker, WorkerEvents
-from omni_core.wire.channel import Channel, ChannelClosedError, Frame, NoRoomError, SendTimeoutError
+from omni_core.wire.channel import Channel
+from omni_core.wire.frame import ChannelClosedError, Frame, NoRoomError, SendTimeoutError
 from omni_core.wire.messages import INTERRUPT, PING, STARTED, open_reply, seal, seal_call
 from omni_core.wire.outbox import Outbox
 from omni_core.wire.reactor import Reactor

@@ -13,7 +13,8 @@ from typing import Any
 from omni_core.calls import WorkerCall, WorkerReply, call_error, serve
 from omni_core.engine_place import loading_in_worker_process
 from omni_core.errors import OmniError, RPCError, StartupError
-from omni_core.wire.channel import Channel, ChannelClosedError, Frame
+from omni_core.wire.channel import Channel
+from omni_core.wire.frame import ChannelClosedError, Frame
 from omni_core.wire.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
 from omni_core.wire.sealed import StepOpener
 from omni_core.wire.setup import WorkerSetup

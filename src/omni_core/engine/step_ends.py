@@ -1,0 +1,124 @@
+"""What the end of a step brings about: progress, ends, and what becomes of the requests of a replica that failed."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+
+from omni_core.config import OmniDiffusionConfig
+from omni_core.engine.answers import ExecutorAnswers
+from omni_core.engine.bookkeeping import Live, ReplicaState
+from omni_core.engine.live_requests import LiveRequests
+from omni_core.engine.lost_requests import reason_to_give_up, step_error
+from omni_core.engine.notices import Notices
+from omni_core.errors import ContractError, WorkerDiedError
+from omni_core.outputs import OmniRequestOutput, StepOutput
+from omni_core.scheduler import Scheduler
+from omni_core.scheduler_state import LostRequest
+
+# Seconds for which a replica that broke its contract is given nothing, where there are others.
+_BROKEN_PAUSE_S = 1.0
+
+
+class StepEnds:
+    """Tells the scheduler and the requests what a step came to. In the engine's thread.
+
+    Args:
+        config: The configuration.
+        answers: Checks what the executor answered.
+        scheduler: Whose requests they are.
+        replicas: The replicas, by index.
+        requests: The requests that have not ended.
+        notices: Tells callers and observers.
+    """
+
+    def __init__(
+        self,
+        config: OmniDiffusionConfig,
+        answers: ExecutorAnswers,
+        *,
+        scheduler: Scheduler,
+        replicas: list[ReplicaState],
+        requests: LiveRequests,
+        notices: Notices,
+    ) -> None:
+        self._max_retries = config.max_retries
+        self._answers = answers
+        self._scheduler = scheduler
+        self._replicas = replicas
+        self._requests = requests
+        self._notices = notices
+
+    def done(self, index: int, future: Future[StepOutput]) -> None:
+        """Take what became of the step of a replica.
+
+        Args:
+            index: Index of the replica.
+            future: What `execute_step` gave.
+        """
+        replica = self._replicas[index]
+        if replica.step is not future:
+            return  # a future that tells of its end twice
+        replica.step = None
+        try:
+            answer = self._answers.step_answer(index, future, replica.requests, replica.strays)
+        except BaseException as error:  # CancelledError among them
+            self.replica_failed(index, error)
+            if isinstance(error, ContractError) and len(self._replicas) > 1:
+                # It fails at once whatever it is given: others would find nothing left to do.
+                replica.paused_until = time.monotonic() + _BROKEN_PAUSE_S
+            return
+        step_output = answer.output
+        self._notices.step_done(index, time.monotonic() - replica.begun_at, step_output)
+        self._scheduler.update_from_output(index, step_output)
+        for request_id in step_output.started:
+            if self._requests.has(live := replica.placed.get(request_id)):
+                self._notices.started(live, index)
+        for progress in step_output.progress:
+            if self._requests.has(live := replica.placed.get(progress.request_id)):
+                self._notices.progressed(live, progress)
+        for request_id, malformed in answer.malformed.items():
+            if (live := replica.placed.get(request_id)) is not None:
+                live.error = malformed  # for when the replica has given it up
+                self._scheduler.end_request(request_id, "aborted")
+        for request_id, reason in step_output.suspects.items():
+            self._notices.suspected(request_id, reason)
+        ended = [(replica.placed.get(output.request_id), output) for output in step_output.finished]
+        replica.end(step_output, time.monotonic())
+        self._requests.finish(ended)
+
+    def replica_failed(self, index: int, error: BaseException) -> None:
+        """Take all requests away from a replica: they run again if a worker died, and fail otherwise.
+
+        Args:
+            index: Index of the replica.
+            error: Why.
+        """
+        replica = self._replicas[index]
+        placed = dict(replica.placed)
+        replica.lose(workers_go_on=not (isinstance(error, WorkerDiedError) or self._answers.runs_whole_requests))
+        ended: list[tuple[Live | None, OmniRequestOutput]] = []
+        for lost in self._scheduler.take_running(index):
+            live = placed.get(lost.request.request_id)
+            if lost.end_reason is not None:
+                ended.append((live, OmniRequestOutput.ended(lost.request, lost.end_reason)))
+            elif not isinstance(error, WorkerDiedError):
+                method = f"{self._answers.name}.{self._answers.step_method}"
+                ended.append((live, OmniRequestOutput.failed(lost.request, step_error(lost.request, method, error))))
+            elif self._requests.has(live):
+                reason = self._retry(index, lost, live, error)
+                if reason is not None:
+                    ended.append((live, OmniRequestOutput.failed(lost.request, reason)))
+        self._requests.finish(ended)
+
+    def _retry(self, index: int, lost: LostRequest, live: Live, error: WorkerDiedError) -> WorkerDiedError | None:
+        """Let a request run again from its seed, or return why not."""
+        reason = reason_to_give_up(lost, live, self._max_retries, error)
+        if reason is not None:
+            return reason
+        if lost.was_started:
+            live.num_deaths += lost.blame != "none"
+            live.num_retries += 1
+            self._notices.retrying(live, index, error)
+        self._scheduler.requeue(lost)
+        return None

@@ -1,0 +1,77 @@
+"""Calls of users to the workers, some of which the engine must make itself."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from types import MappingProxyType
+from typing import Any
+
+from omni_core.calls import WorkerCall
+from omni_core.engine.core import EngineCore
+from omni_core.errors import RPCError
+
+# Methods of the worker that are not for `collective_rpc`, since the engine must know what its workers do, and what to
+# write instead. The last two are taken for calls of the engine's own, unless they are not to be waited for.
+OWN_CALLS = MappingProxyType(
+    {
+        "call": "Write collective_rpc with the name of the method itself.",
+        "close": "Write engine.close(), which ends the workers too.",
+        "execute_step": "Write engine.submit(request): the engine decides what its workers advance.",
+        "sleep": "Write engine.sleep(level=…), so that requests wait meanwhile.",
+        "wake_up": "Write engine.wake_up(), so that requests that waited are served.",
+    }
+)
+
+
+def make_call(core: EngineCore, call: WorkerCall, seconds: float | None, rank: int | None) -> Any:
+    """Make a call on every worker and return the results, or one of them.
+
+    Args:
+        core: Of the engine.
+        call: What to call.
+        seconds: How long to wait; None waits until the replies are there.
+        rank: Whose result alone is wanted.
+
+    Raises:
+        RPCError: The call raised in a worker, the worker has no such method, or it is one of `OWN_CALLS`.
+        RPCTimeoutError: A reply did not come in time.
+    """
+    if call.method in ("sleep", "wake_up"):  # the engine must know, so that requests wait meanwhile
+        return _change_sleep(core, call, seconds, rank)
+    _refuse_own(call)
+    return core.answers.collective_rpc(call.method, seconds, call.args, call.kwargs, rank)
+
+
+def begin_call(core: EngineCore, call: WorkerCall, rank: int | None) -> Future[Any]:
+    """Begin a call on every worker, and return a future of what `make_call` returns."""
+    _refuse_own(call)
+    return core.answers.begin_rpc(call.method, call.args, call.kwargs, rank)
+
+
+def _refuse_own(call: WorkerCall) -> None:
+    if isinstance(call.method, str) and call.method in OWN_CALLS:
+        raise RPCError(f"The worker's {call.method!r} is not called by collective_rpc. {OWN_CALLS[call.method]}")
+
+
+def _change_sleep(core: EngineCore, call: WorkerCall, seconds: float | None, rank: int | None) -> Any:
+    number = core.answers.num_workers
+    if rank is not None and rank not in range(number):
+        raise RPCError(f"There is no rank {rank}: there are {number} workers, 0 to {number - 1}.")
+    read = _level_of_sleep if call.method == "sleep" else _no_arguments
+    try:
+        level = read(*call.args, **(call.kwargs or {}))
+    except TypeError as error:
+        raise RPCError(f"The call {call.name!r} raised TypeError: {error}") from error
+    if call.method == "sleep":
+        core.sleep(level, seconds)
+    else:
+        core.wake_up(seconds)
+    return [None] * number if rank is None else None
+
+
+def _level_of_sleep(level: int = 1) -> int:
+    return level
+
+
+def _no_arguments() -> int:
+    return 0
