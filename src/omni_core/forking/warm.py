@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -31,7 +30,7 @@ from omni_core.forking.messages import peer_of
 from omni_core.forking.starter import can_fork
 from omni_core.wire.private_folder import make_private
 from omni_core.wire.process_end import end_process
-from omni_core.wire.start import occupy_standard_files, start_python
+from omni_core.wire.start import interpreter_flags, occupy_standard_files, start_python
 
 # What the workers of omni-exec-multiproc do.
 WORKER = "omni_exec_multiproc.worker_process:run_connected"
@@ -172,7 +171,7 @@ def _facts(environment: Mapping[str, str]) -> dict[str, Any]:
     return {
         "Python": sys.version,
         "sys.prefix": sys.prefix,
-        "options of the interpreter": subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+        "options of the interpreter": interpreter_flags(),
         "omni": [version("omni-core"), __file__],
         "variables": {
             name: value

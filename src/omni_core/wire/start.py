@@ -37,6 +37,12 @@ _MOST_ENVIRONMENT = 64 << 10
 _STANDARD_FILES = (0, 1, 2)
 
 
+def interpreter_flags() -> list[str]:
+    """Return the options that this interpreter was started with, as `multiprocessing` hands them on too."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return flags
+
+
 def start_python(
     function: str,
     arguments: Sequence[Any],
@@ -70,7 +76,7 @@ def start_python(
         file.write(json.dumps(told).encode())
         file.flush()
         file.seek(0)
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        flags = interpreter_flags()
         return subprocess.Popen(  # noqa: S603  # our own interpreter with our own code
             [python, *flags, "-c", _CODE, str(file.fileno())],
             stdin=stdin,

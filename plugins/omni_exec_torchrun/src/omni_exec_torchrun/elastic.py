@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omni_core.forking.starter import can_fork
 from omni_core.wire.process_end import describe_exit, die_with_parent
-from omni_core.wire.start import find_interpreter, import_path
+from omni_core.wire.start import find_interpreter, import_path, interpreter_flags
 from omni_exec_torchrun.agent_end import AGENT_VARIABLE, watch_lifeline
 from omni_exec_torchrun.agent_events import EventWriter
 from omni_exec_torchrun.forked_rank import run_rank
@@ -92,8 +91,7 @@ def _run(
         entrypoint = find_interpreter()
         # They find modules where this process does, and not in whatever folder they run in (from Python 3.11 on).
         os.environ.update(PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join(map(os.path.abspath, import_path())))
-        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        arguments = rank_command(settings.module, settings.module_arguments, flags)
+        arguments = rank_command(settings.module, settings.module_arguments, interpreter_flags())
     # Its account of each death, with a traceback of its own insides, comes on top of what is reported.
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     handler, depends = make_rendezvous(settings)

@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from omni_core.error_text import is_ctrl_c
 from omni_core.errors import RankGroupError
+from omni_core.worker.parallel.process_groups import default_store, num_collectives
 from omni_core.worker.parallel.rank_group import RankGroup
 
 Result = TypeVar("Result")
@@ -49,9 +49,7 @@ class ForwardPeers:
         self._device = device
         self._peers = peers
         self._collectives = list(dict.fromkeys(collectives))
-        self._store: Store = PrefixStore(
-            f"omni-forward-{peers.process_group.group_name}", dist.distributed_c10d._get_default_store()
-        )
+        self._store: Store = PrefixStore(f"omni-forward-{peers.process_group.group_name}", default_store())
         self._longest_s = 0.0
         self._has_told = False
 
@@ -100,8 +98,7 @@ class ForwardPeers:
 
     def _place(self) -> str:
         """Return how many collectives each group has been through: ranks in step have the same."""
-        backends = [group.process_group._get_backend(self._device) for group in self._collectives]
-        return repr([backend._get_sequence_number_for_group() for backend in backends])  # type: ignore[attr-defined]
+        return repr([num_collectives(group.process_group, self._device) for group in self._collectives])
 
     def _out_of_step(self, error: BaseException, what: str) -> RankGroupError:
         found = "".join(traceback.format_exception(error))

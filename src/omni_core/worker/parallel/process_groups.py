@@ -85,7 +85,7 @@ def new_part(whole: dist.ProcessGroup, parts: Sequence[Sequence[int]]) -> dist.P
     # is to be avoided: a second group of the same ranks would find in the store what the first one has left there.
     is_whole_world = len(members) == dist.get_world_size()
     rank = whole.rank()
-    timeout = whole._get_backend(torch.device("cpu")).options._timeout
+    timeout = _backend(whole, torch.device("cpu")).options._timeout
     found: dist.ProcessGroup | None = None
     for part in parts:
         if not is_whole_world and rank not in part:
@@ -120,12 +120,33 @@ def all_gather(received: torch.Tensor, sent: torch.Tensor, group: dist.ProcessGr
     gather(received, sent, group=group)
 
 
+def abort(group: dist.ProcessGroup | None) -> None:
+    """End a process group without waiting for the other ranks, for which there is no public way; None is all groups."""
+    dist.distributed_c10d._abort_process_group(group)
+
+
+def default_store() -> Store:
+    """Return the store of the default process group."""
+    store: Store = dist.distributed_c10d._get_default_store()
+    return store
+
+
+def num_collectives(group: dist.ProcessGroup, device: torch.device) -> int:
+    """Return how many collectives a group has been through on a kind of device: ranks in step have the same."""
+    number: int = _backend(group, device)._get_sequence_number_for_group()
+    return number
+
+
+def _backend(group: dist.ProcessGroup, device: torch.device) -> Any:
+    return group._get_backend(device)
+
+
 def _end(groups: list[dist.ProcessGroup | None], was_broken: bool) -> None:
     while groups:
         group = groups.pop()
         with contextlib.suppress(Exception):
             if was_broken:
-                dist.distributed_c10d._abort_process_group(group)  # there is no public way that waits for nobody
+                abort(group)
             else:
                 dist.destroy_process_group(group)
 

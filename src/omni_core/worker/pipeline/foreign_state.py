@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from omni_core.worker.pipeline.diffusers_hooks import original_forwards
+
 # What these put in place of a `forward` keeps no state, or state that is known (see `cache_state.py`).
 _TRUSTED = ("torch", "diffusers", "accelerate", "transformers")
 
@@ -49,8 +51,7 @@ def foreign_step(scheduler: Any) -> str | None:
 def _is_known(part: torch.nn.Module, forward: Any) -> bool:
     """Whether a `forward` that was set on a module itself is the class's own, or a hook of diffusers or accelerate."""
     called = [forward, part.__dict__.get("_old_forward")]  # the latter by accelerate's hook
-    for reference in getattr(part.__dict__.get("_diffusers_hook"), "_fn_refs", []):
-        called.append(reference.original_forward or reference.forward)
+    called += original_forwards(part)
     return all(one is None or _is_harmless(part, one) for one in called)
 
 

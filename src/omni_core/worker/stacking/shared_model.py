@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
+from omni_core.worker.pipeline import diffusers_hooks
 from omni_core.worker.stacking.call import is_plain
 
 # What torch keeps for itself in every module, and what is kept apart by request in another way (`module_edits.py`,
 # `cache_state.py`, `foreign_state.py`).
-_NOT_LOOKED_AT = frozenset(vars(torch.nn.Module())) | {"processor", "forward", "_diffusers_hook"}
+_NOT_LOOKED_AT = frozenset(vars(torch.nn.Module())) | {"processor", "forward", diffusers_hooks.ATTRIBUTE}
 
 # Weights that are looked at for their values, one number of each.
 _SAMPLED = 16

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from omni_core.worker.pipeline.diffusers_hooks import state_holders
+
 
 class CacheState:
     """What the cache hooks of some modules remember of one request.
@@ -22,7 +24,7 @@ class CacheState:
     """
 
     def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
-        self._holders = [holder for module in modules for holder in _state_holders(module)]
+        self._holders = [holder for module in modules for holder in state_holders(module)]
         # Begins empty: as the hooks are right after the cache was enabled.
         self._mine = [{name: _empty(value) for name, value in kept.items()} for _, kept in self._holders]
         self._outside: list[dict[str, Any]] = []
@@ -47,24 +49,6 @@ class CacheState:
             for name, value in values.items():
                 setattr(holder, name, value)
         return old
-
-
-def _state_holders(module: torch.nn.Module) -> list[tuple[Any, dict[str, Any]]]:
-    """Return the objects that hold state for the stateful hooks of a module, with their attributes that are state."""
-    from diffusers.hooks.hooks import StateManager
-
-    found: dict[int, tuple[Any, dict[str, Any]]] = {}
-    for part in module.modules():
-        registry = getattr(part, "_diffusers_hook", None)
-        for hook in getattr(registry, "hooks", {}).values():
-            if not getattr(hook, "_is_stateful", False):
-                continue
-            if hasattr(hook, "state"):
-                found[id(hook)] = (hook, {"state": hook.state})
-            for value in vars(hook).values():
-                if isinstance(value, StateManager):
-                    found[id(value)] = (value, {"_state_cache": value._state_cache, "_context": value._context})
-    return list(found.values())
 
 
 def _empty(value: Any) -> Any:

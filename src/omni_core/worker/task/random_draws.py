@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from omni_core.worker.task.dispatch_modes import has_dispatch_modes, is_traced
 from omni_core.worker.task.generators import TaskRandom
 from omni_core.worker.task.random_functions import install_functions
 
@@ -136,7 +137,7 @@ def _in_task_state(operator: Any) -> Callable[..., Any]:
 
     def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
         generator = _generator_for(None, args, kwargs)
-        if generator is not None and generator.device.type == "cpu" and not torch._C._len_torch_dispatch_stack():
+        if generator is not None and generator.device.type == "cpu" and not has_dispatch_modes():
             return operator.redispatch(keys.remove(_KEY), *args, **kwargs)  # it draws by way of others, which are seen
         with torch._C._ExcludeDispatchKeyGuard(_KEYS):
             if generator is None:
@@ -164,7 +165,7 @@ def _generator_for(given: torch.Generator | None, args: tuple[Any, ...], kwargs:
         default = _default_generator(given.device)
         return random.generator(given.device) if default is not None and _is_same(given, default) else None
     device = _device_of(args, kwargs)
-    if device.type == "meta" or _is_traced():
+    if device.type == "meta" or is_traced():
         return None
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return None  # a graph knows the generators that it draws from: the default ones
@@ -183,14 +184,6 @@ def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
 def _is_same(one: Any, other: Any) -> bool:
     # On its way to a kernel a generator becomes another Python object, of the same C++ one.
     return bool(one._cdata == other._cdata)
-
-
-def _is_traced() -> bool:
-    """Whether operators are recorded instead of run: a generator would become a part of the recording."""
-    if not torch._C._len_torch_dispatch_stack():
-        return False
-    kinds = torch._C._TorchDispatchModeKey
-    return any(torch._C._get_dispatch_mode(kind) is not None for kind in (kinds.FAKE, kinds.PROXY, kinds.FUNCTIONAL))
 
 
 def _default_generator(device: torch.device) -> torch.Generator | None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from omni_core.worker.task import dispatch_modes
+
 # Those of tasks that were dropped where they stood.
 _left_guards: list[Any] = []
 
@@ -102,24 +104,13 @@ class _Modes:
 
     def __init__(self) -> None:
         # Nearly always there are none.
-        self._functions = [
-            torch._C._get_function_stack_at(index) for index in range(torch._C._len_torch_function_stack())
-        ]
-        self._dispatches = [
-            torch._C._get_dispatch_stack_at(index) for index in range(torch._C._len_torch_dispatch_stack())
-        ]
+        self._functions = dispatch_modes.function_modes()
+        self._dispatches = dispatch_modes.dispatch_modes()
 
     @property
     def identity(self) -> tuple[int, ...]:
         return tuple(map(id, (*self._functions, *self._dispatches)))
 
     def put_in(self) -> None:
-        """Make these the running thread's, in place of those that it has. Some put themselves below others."""
-        while torch._C._len_torch_function_stack():
-            torch._C._pop_torch_function_stack()
-        while torch._C._len_torch_dispatch_stack():
-            torch._C._pop_torch_dispatch_stack(None)
-        for mode in self._functions:
-            torch._C._push_on_torch_function_stack(mode)
-        for mode in self._dispatches:
-            torch._C._push_on_torch_dispatch_stack(mode)
+        """Make these the running thread's, in place of those that it has."""
+        dispatch_modes.put_in(self._functions, self._dispatches)

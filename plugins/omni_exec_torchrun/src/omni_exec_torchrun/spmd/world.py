@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from omni_core.errors import ConfigError, StartupError
-from omni_core.worker.parallel.process_groups import listening_on, local_interface
+from omni_core.worker.parallel.process_groups import abort, listening_on, local_interface
 from omni_core.worker.parallel.rank_group import RankGroup
 from omni_exec_torchrun.secret import load_secret
 
@@ -168,6 +168,6 @@ def _self_description() -> str:
 def _destroy(subgroup: Any, broken: bool) -> None:
     with contextlib.suppress(Exception):  # the program may have destroyed it with its own
         if broken:
-            dist.distributed_c10d._abort_process_group(subgroup)  # there is no public way that waits for nobody
+            abort(subgroup)
         else:
             dist.destroy_process_group(subgroup)
