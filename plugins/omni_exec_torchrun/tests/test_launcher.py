@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from omni_core.errors import ConfigError
+from omni_core.forking.warm import connect_shared
 from omni_core.replicas.loop import run_in
 from omni_core.wire.reactor import Reactor
 from omni_exec_torchrun.launch_settings import LaunchSettings, parse_nnodes
@@ -41,16 +42,24 @@ class Group:
         self._wait = wait_until
         self.output = folder / "output.txt"
         environment = settings.pop("environment", {})
+        # As with a warm server; one test of each kind says `interpreter=True`.
+        connection = None if settings.pop("interpreter", False) else connect_shared()
         told = {"module": "tiny_rank", "module_arguments": (str(folder),), **settings}
         launch_settings = LaunchSettings(environment=environment, **told)
 
         def start() -> None:
             with self.output.open("wb") as output:
                 self.launcher = Launcher(
-                    reactor, launch_settings, output.fileno(), self.ended.append, self.events.append
+                    reactor,
+                    launch_settings,
+                    output.fileno(),
+                    self.ended.append,
+                    self.events.append,
+                    fork_server=connection,
                 )
 
         run_in(reactor, start)
+        wait_until(lambda: self.launcher.pid is not None, STARTING)
 
     def ranks(self, restart: int) -> list[dict[str, Any]]:
         return [one for one in _told(self.folder) if one["TORCHELASTIC_RESTART_COUNT"] == str(restart)]
@@ -270,7 +279,8 @@ def test_nothing_is_left_of_a_killed_driver(tmp_path: Path, wait_until: WaitUnti
     code = f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from omni_core.replicas.loop import run_in
+        from omni_core.forking.warm import connect_shared
+from omni_core.replicas.loop import run_in
         from omni_core.wire.reactor import Reactor
         from omni_exec_torchrun.launch_settings import LaunchSettings
         from omni_exec_torchrun.launcher import Launcher

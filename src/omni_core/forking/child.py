@@ -1,4 +1,4 @@
-"""What a process that was just forked does first, to be as one that was started anew."""
+"""What a new process does first: one that was just forked, to be as one that was started anew, and one that was."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ import gc
 import random
 import signal
 import sys
+
+from omni_core.forking.messages import ChildCall
+from omni_core.wire.process_end import die_with_parent
+
+
+def run_spawned(parent: int, call: str, *files: int) -> None:
+    """Make a call in a new interpreter, which ends with the process that has started it.
+
+    Args:
+        parent: Process id of that.
+        call: A `ChildCall` as JSON.
+        files: Files that it was given.
+    """
+    die_with_parent(parent)
+    ChildCall.from_json(call.encode()).make(files)
 
 
 def begin_child() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from omni_core.forking.messages import FORK, HELLO, receive
+from omni_core.forking.messages import FORK, HELLO, ChildCall, receive
 from omni_core.forking.starter import OnEnded, OnStarted, Started
 from omni_core.forking.surroundings import Surroundings
 from omni_core.log import get_logger
@@ -42,10 +42,9 @@ class OwnServer:
 
     Args:
         reactor: Where its output is read.
-        child: `pkg.mod:function` that a worker calls with its files.
     """
 
-    def __init__(self, reactor: Reactor, child: str) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as stack:
             stack.callback(self.socket.close)
@@ -53,7 +52,7 @@ class OwnServer:
                 output = WorkerOutput(reactor, {"process": "fork server"})
                 stack.callback(output.close)
                 fd = theirs.fileno()
-                self._process = start_python(SERVE_OWNER, (fd, os.getpid(), child), fds=(fd,), output=output.write_fd)
+                self._process = start_python(SERVE_OWNER, (fd, os.getpid()), fds=(fd,), output=output.write_fd)
             stack.pop_all()
         output.close_write_end()
         self._output = output
@@ -95,7 +94,7 @@ class ForkClient:
 
     Args:
         reactor: Where answers are waited for.
-        child: `pkg.mod:function` that a worker calls with its files.
+        call: What each worker calls.
         model: What the workers will load, so that the server can import what that needs; None is the small model.
         on_ended: Told of each worker that has ended.
         shared: A connection to a server that others use as well, which becomes this object's. Without one, and once
@@ -103,10 +102,15 @@ class ForkClient:
     """
 
     def __init__(
-        self, reactor: Reactor, child: str, model: str | None, on_ended: OnEnded, shared: socket.socket | None = None
+        self,
+        reactor: Reactor,
+        call: ChildCall,
+        model: str | None,
+        on_ended: OnEnded,
+        shared: socket.socket | None = None,
     ) -> None:
         self._reactor = reactor
-        self._child = child
+        self._call = call
         self._model = model
         self._on_ended = on_ended
         self._waiting: list[OnStarted] = []
@@ -119,8 +123,8 @@ class ForkClient:
     def start(self, files: Sequence[int], output: int, on_started: OnStarted) -> None:
         """Ask the server to fork a worker."""
         try:
-            connection = self._connection or self._open(OwnServer(self._reactor, self._child))
-            socket.send_fds(connection.socket, [FORK], [*files, output, *self._surroundings.fds])
+            connection = self._connection or self._open(OwnServer(self._reactor))
+            socket.send_fds(connection.socket, [FORK, self._call.to_json()], [*files, output, *self._surroundings.fds])
         except OSError as error:
             if self._connection is not None:
                 self._lose()

@@ -7,7 +7,6 @@ the workers along. An engine has one of its own; or several engines, of several 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import selectors
@@ -20,35 +19,33 @@ from typing import Any
 
 from omni_core.forking.child import begin_child
 from omni_core.forking.import_ahead import import_classes, import_common
-from omni_core.forking.messages import FORK, HELLO, MOST_FDS, peer_of, receive
+from omni_core.forking.messages import FORK, HELLO, MOST_FDS, ChildCall, peer_of, receive
 from omni_core.forking.surroundings import NUM_FDS, take_over
 from omni_core.wire.process_end import die_with_parent
 
 
-def serve_owner(fd: int, owner: int, child: str) -> None:
+def serve_owner(fd: int, owner: int) -> None:
     """Serve the process that has started this one, and nobody else.
 
     Args:
         fd: A SOCK_SEQPACKET socket, for what `messages.py` describes.
         owner: Process id of the owner.
-        child: `pkg.mod:function` that a forked process calls with the files that it was given.
     """
-    server = _Server(owner, child)
+    server = _Server(owner)
     server.add_client(socket.socket(fileno=fd), server.end)
     server.run()
 
 
-def serve_many(listener: int, lifeline: int, owner: int, child: str, folder: str) -> None:
+def serve_many(listener: int, lifeline: int, owner: int, folder: str) -> None:
     """Serve each process that connects, provided that it is a process of the same user.
 
     Args:
         listener: A SOCK_SEQPACKET socket that listens.
         lifeline: A socket whose other end the owner holds: this process ends with it.
         owner: Process id of the owner.
-        child: `pkg.mod:function` that a forked process calls with the files that it was given.
         folder: Where the socket lies; it is removed at the end.
     """
-    server = _Server(owner, child, folder)
+    server = _Server(owner, folder)
     server.watch(socket.socket(fileno=lifeline), server.end)
     server.listen(socket.socket(fileno=listener))
     server.run()
@@ -76,13 +73,11 @@ class _Server:
 
     Args:
         owner: Process id of the owner; it ends with that.
-        child: `pkg.mod:function` that a forked process calls.
         folder: What to remove then.
     """
 
-    def __init__(self, owner: int, child: str, folder: str | None = None) -> None:
+    def __init__(self, owner: int, folder: str | None = None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._child = child
         self._folder = folder
         # All files that this process holds are in here: a worker closes them.
         self._selector = selectors.DefaultSelector()
@@ -158,8 +153,8 @@ class _Server:
             if message.startswith(HELLO):
                 with contextlib.suppress(Exception):
                     import_classes(os.fsdecode(message.removeprefix(HELLO)) or None)
-            elif message == FORK and len(fds) > NUM_FDS:
-                self._fork(client, fds)
+            elif message.startswith(FORK) and len(fds) > NUM_FDS:
+                self._fork(client, ChildCall.from_json(message.removeprefix(FORK)), fds)
             else:  # its end, or nothing that a client of ours says
                 self._drop(client)
         finally:
@@ -177,7 +172,7 @@ class _Server:
             os.close(client.pidfd)
         client.on_gone()
 
-    def _fork(self, client: _Client, fds: list[int]) -> None:
+    def _fork(self, client: _Client, call: ChildCall, fds: list[int]) -> None:
         server = os.getpid()
         try:
             pid = os.fork()
@@ -185,7 +180,7 @@ class _Server:
             self._tell(client, {"error": f"cannot fork: {error}"})
             return
         if pid == 0:
-            self._become_worker(server, fds)
+            self._become_worker(server, call, fds)
         pidfd = os.pidfd_open(pid)
         client.workers.add(pid)
         self.watch(pidfd, lambda: self._note_end(client, pid, pidfd))
@@ -205,7 +200,7 @@ class _Server:
         except OSError:  # it is gone, or has not read hundreds of messages
             self._drop(client)
 
-    def _become_worker(self, server: int, fds: list[int]) -> None:
+    def _become_worker(self, server: int, call: ChildCall, fds: list[int]) -> None:
         try:
             die_with_parent(server)
             # Closed and not unregistered, which would be so for the server as well.
@@ -219,8 +214,7 @@ class _Server:
             os.close(output)
             take_over(fds[-NUM_FDS:])
             begin_child()
-            module, _, function = self._child.partition(":")
-            getattr(importlib.import_module(module), function)(*files)
+            call.make(files)
         except BaseException:
             traceback.print_exc()
         finally:

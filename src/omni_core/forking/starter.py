@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from omni_core.forking.messages import ChildCall
 from omni_core.wire.start import start_python
+
+RUN_SPAWNED = "omni_core.forking.child:run_spawned"
 
 
 @dataclass(slots=True)
@@ -60,19 +63,21 @@ class Spawner:
     """Starts each worker as a new interpreter.
 
     Args:
-        child: `pkg.mod:function` that a worker calls with this process's id and its files.
+        call: What each worker calls.
         on_ended: Told of each worker that has ended, by `poll`.
     """
 
-    def __init__(self, child: str, on_ended: OnEnded) -> None:
-        self._child = child
+    def __init__(self, call: ChildCall, on_ended: OnEnded) -> None:
+        self._call = call
         self._on_ended = on_ended
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, files: Sequence[int], output: int, on_started: OnStarted) -> None:
         """Start an interpreter."""
         try:
-            process = start_python(self._child, (os.getpid(), *files), fds=files, output=output)
+            process = start_python(
+                RUN_SPAWNED, (os.getpid(), self._call.to_json().decode(), *files), fds=files, output=output
+            )
             pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
         except OSError as error:
             on_started(error)

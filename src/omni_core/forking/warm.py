@@ -28,12 +28,13 @@ from typing import Any
 from omni_core.errors import StartupError
 from omni_core.forking.messages import peer_of
 from omni_core.forking.starter import can_fork
+from omni_core.log import get_logger
 from omni_core.wire.private_folder import make_private
 from omni_core.wire.process_end import end_process
 from omni_core.wire.start import interpreter_flags, occupy_standard_files, start_python
 
-# What the workers of omni-exec-multiproc do.
-WORKER = "omni_exec_multiproc.worker_process:run_connected"
+log = get_logger(__name__)
+
 SERVE_MANY = "omni_core.forking.server:serve_many"
 _SOCKET = "socket"
 _FACTS = "server.json"
@@ -101,16 +102,13 @@ _lock = threading.RLock()
 
 
 @contextlib.contextmanager
-def warm_fork_server(child: str = WORKER) -> Iterator[SharedServer]:
+def warm_fork_server() -> Iterator[SharedServer]:
     """Keep a fork server that engines share.
 
     Engines that this process makes meanwhile use it, unless their `start_method` says otherwise. Those of other
     processes of the same user do if they are given its `options`. Each worker has the environment, the folder, the
     `sys.path`, the umask and the cores of the engine that it belongs to, and ends with that. The server ends with the
     context, or with this process; engines that are still open then go on with new workers and a server of their own.
-
-    Args:
-        child: `pkg.mod:function` that its workers call; by default those of `executor_class = "multiproc"`.
 
     Yields:
         The server, which need not be ready yet: engines wait for it.
@@ -136,7 +134,7 @@ def warm_fork_server(child: str = WORKER) -> Iterator[SharedServer]:
             listener.listen(128)
             fds = [listener.fileno(), theirs.fileno()]
             (folder / _FACTS).write_text(json.dumps(_facts(os.environ)), encoding="utf-8")
-            process = start_python(SERVE_MANY, (*fds, owner, child, str(folder)), fds=fds, output=2)
+            process = start_python(SERVE_MANY, (*fds, owner, str(folder)), fds=fds, output=2)
         with _lock:
             _entered.append(server)
         yield server
@@ -154,6 +152,35 @@ def current() -> SharedServer | None:
     """Return the server of the innermost `warm_fork_server` of this process."""
     with _lock:
         return _entered[-1] if _entered else None
+
+
+def connect_shared(folder: Path | None = None) -> socket.socket | None:
+    """Return a connection to a fork server to share with other engines, if there is one that will do.
+
+    Args:
+        folder: Of the server; None is that of the innermost `warm_fork_server` of this process.
+
+    Raises:
+        StartupError: There is none in `folder`, or it is not as one that this process would start.
+    """
+    server = SharedServer(folder) if folder is not None else current()
+    if server is None:
+        return None
+    try:
+        different = server.differences()
+        if not different:
+            return server.connect()
+    except (OSError, ValueError) as error:
+        problem = f"There is no fork server to share in {server.folder}: {error}"
+    else:
+        problem = (
+            f"The fork server in {server.folder} has not what its libraries would see here when they are imported: "
+            f"different is {', '.join(different)}"
+        )
+    if folder is not None:
+        raise StartupError(f"{problem}. Leave executor_options['fork_server'] out for a server of its own.")
+    log.warning("an engine starts a fork server of its own", reason=problem)
+    return None
 
 
 @contextlib.contextmanager

@@ -8,23 +8,11 @@ from typing import TYPE_CHECKING, Any
 from omni_core.plugins import default_registry
 from omni_core.wire import setup as remote
 from omni_core.wire.channel import Channel
-from omni_core.wire.process_end import die_with_parent
 from omni_core.wire.worker_main import run_worker
 from omni_exec_multiproc.messages import Setup
 
 if TYPE_CHECKING:
     from omni_core.worker.parallel.rank_group import RankGroup
-
-
-def run_spawned(parent: int, *files: int) -> None:
-    """`run_connected` in a new interpreter.
-
-    Args:
-        parent: Process id of the driver.
-        files: As for `run_connected`.
-    """
-    die_with_parent(parent)
-    run_connected(*files)
 
 
 def run_connected(work: int, control: int) -> None:

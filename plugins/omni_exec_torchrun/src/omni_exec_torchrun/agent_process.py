@@ -1,18 +1,27 @@
-"""Starting the process that runs torch elastic's agent, and reading what it reports."""
+"""The process that runs torch elastic's agent: a new interpreter, or forked by a warm server; and what it reports."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import select
+import signal
+import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from omni_core.forking.client import ForkClient
+from omni_core.forking.messages import ChildCall
+from omni_core.forking.starter import OnStarted, Started
+from omni_core.wire.reactor import Reactor
 from omni_core.wire.start import start_python
 from omni_exec_torchrun.launch_settings import LaunchSettings
 
 RUN_AGENT = "omni_exec_torchrun.elastic:main"
+RUN_FORKED_AGENT = "omni_exec_torchrun.elastic:run_forked"
 
 _LONGEST_LINE = 1 << 20
 
@@ -31,12 +40,100 @@ class AgentProcess:
     lifeline: int
     events: int
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if it is there."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def wait_and_close(self, seconds: float) -> None:
+        """Close both pipes, and wait for the end of the process, which was killed."""
+        self.close_files()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+
     def close_files(self) -> None:
         """Close both pipes. The process ends, if it has not."""
         for fd in (self.lifeline, self.events):
             if fd >= 0:
                 os.close(fd)
         self.lifeline = self.events = -1
+
+
+class ForkedAgent:
+    """An agent that a fork server has started, which has imported torch: it is there at once.
+
+    Everything happens in the reactor's thread.
+
+    Args:
+        reactor: Where the server's answers are waited for.
+        connection: To the server; becomes this object's.
+        settings: What the agent is told.
+        output: File descriptor for what it and its ranks print.
+        on_started: Called when the process is there, or could not be started.
+        on_ended: Called with its exit code; negative for a signal.
+
+    Attributes:
+        pid: Its process id, once it is there.
+        lifeline: As of `AgentProcess`.
+        events: As of `AgentProcess`.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        connection: socket.socket,
+        settings: LaunchSettings,
+        output: int,
+        *,
+        on_started: OnStarted,
+        on_ended: Callable[[int], None],
+    ) -> None:
+        self.pid: int | None = None
+        self._pidfd: int | None = None
+        self._on_started = on_started
+        call = ChildCall(RUN_FORKED_AGENT, (settings.to_json(),))
+        self._client = ForkClient(reactor, call, settings.model, lambda _, status: on_ended(status), connection)
+        lifeline_read, self.lifeline = os.pipe()
+        self.events, events_write = os.pipe()
+        os.set_blocking(self.events, False)
+        try:
+            self._client.start([lifeline_read, events_write], output, self._started)
+        finally:
+            os.close(lifeline_read)
+            os.close(events_write)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if it is there."""
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def wait_and_close(self, seconds: float) -> None:
+        """Wait for the end of the process, which was killed, and close everything."""
+        if self._pidfd is not None:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            poll.poll(seconds * 1e3)
+        self.close_files()
+
+    def close_files(self) -> None:
+        """Close both pipes and the connection to the server, which ends the process if it has not."""
+        for fd in (self.lifeline, self.events, *([] if self._pidfd is None else [self._pidfd])):
+            if fd >= 0:
+                os.close(fd)
+        self.lifeline = self.events = -1
+        self._pidfd = None
+        self._client.close()
+
+    def _started(self, started: Started | OSError) -> None:
+        if isinstance(started, Started):
+            self.pid, self._pidfd = started.pid, started.pidfd
+        self._on_started(started)
 
 
 def start_agent(settings: LaunchSettings, output: int | None) -> AgentProcess:

@@ -36,9 +36,28 @@ def main(settings_json: str, events: int, starter: int) -> None:
     Ends with code 0 if all ranks did, 1 if the ranks kept dying, `EXIT_LOST` if other nodes cannot be reached, and by
     the signal that it was sent.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     die_with_parent(starter)
+    _serve(LaunchSettings.from_json(settings_json), events)
+
+
+def run_forked(lifeline: int, events: int, settings_json: str) -> None:
+    """Do as `main` in a process that a fork server has forked, which ends with that server or with its driver.
+
+    Args:
+        lifeline: File descriptor of the lifeline.
+        events: File descriptor on which it reports.
+        settings_json: Its settings.
+    """
+    os.setsid()  # Ctrl-C in a terminal is not meant for it
+    os.dup2(lifeline, 0)
+    os.close(lifeline)
     settings = LaunchSettings.from_json(settings_json)
+    os.environ.update(settings.environment)
+    _serve(settings, events)
+
+
+def _serve(settings: LaunchSettings, events: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     agents: list[ReportingAgent] = []
 
     def give_up(reason: str | None = None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from omni_core.forking.starter import can_fork
+from omni_core.forking.warm import connect_shared
 from omni_core.log import get_logger
 from omni_core.wire.arrival import Arrival
 from omni_core.wire.output import WorkerOutput
@@ -63,7 +65,12 @@ class LaunchGroup:
         self._output = WorkerOutput(self._reactor, {"process": "torchrun"})
         try:
             self._launcher = Launcher(
-                self._reactor, self._settings, self._output.write_fd, self._launcher_ended, self._take_event
+                self._reactor,
+                self._settings,
+                self._output.write_fd,
+                self._launcher_ended,
+                self._take_event,
+                fork_server=connect_shared() if can_fork() else None,
             )
         finally:
             self._output.close_write_end()

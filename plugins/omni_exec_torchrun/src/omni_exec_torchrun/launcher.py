@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
+import socket
 from collections.abc import Callable
 from typing import Any
 
+from omni_core.forking.starter import Started
 from omni_core.log import get_logger
 from omni_core.replicas.timers import Timer
 from omni_core.wire.reactor import Reactor
-from omni_exec_torchrun.agent_process import EventReader, start_agent
+from omni_exec_torchrun.agent_process import AgentProcess, EventReader, ForkedAgent, start_agent
 from omni_exec_torchrun.launch_settings import LaunchSettings
 
 log = get_logger(__name__)
@@ -26,8 +26,8 @@ _POLL_S = 0.05
 class Launcher:
     """A process of its own in which torch elastic's agent starts ranks and starts them again.
 
-    Everything happens in the reactor's thread, and nothing waits, `close` aside. On Linux the process dies with that
-    thread; everywhere, with this process.
+    Everything happens in the reactor's thread, and nothing waits, `close` aside. On Linux a new interpreter dies with
+    that thread, and a process of a fork server with the connection to that; everywhere, with this process.
 
     Args:
         reactor: Where its end and its events are waited for.
@@ -35,6 +35,8 @@ class Launcher:
         output: File descriptor for what it and its ranks print; it stays the caller's to close.
         on_ended: Called once, with the exit code (negative for a signal), after the last event.
         on_event: Called with everything that it reports; see `agent_events.py`.
+        fork_server: A connection to a fork server that has imported torch, which becomes this object's. None: a new
+            interpreter.
 
     Raises:
         OSError: The process cannot be started.
@@ -47,6 +49,8 @@ class Launcher:
         output: int,
         on_ended: Callable[[int], None],
         on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+        *,
+        fork_server: socket.socket | None = None,
     ) -> None:
         self._reactor = reactor
         self._on_ended = on_ended
@@ -54,18 +58,26 @@ class Launcher:
         self._stop_s = settings.stop_grace_s + _STOP_MARGIN_S
         self._timer: Timer | None = None
         self._has_ended = False
-        self._agent = start_agent(settings, output)
+        self._status: int | None = None
+        # Without this the end of the pipe tells of the process's; a fork server tells by itself.
+        self._pidfd: int | None = None
+        self._agent: AgentProcess | ForkedAgent
+        if fork_server is not None:
+            self._agent = ForkedAgent(
+                reactor, fork_server, settings, output, on_started=self._forked, on_ended=self._note_status
+            )
+        else:
+            self._agent = start_agent(settings, output)
+            self._pidfd = os.pidfd_open(self._agent.pid) if hasattr(os, "pidfd_open") else None
         self._reader = EventReader(self._agent.events)
-        # Without this the end of the pipe tells of the process's.
-        self._pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
         reactor.watch(self._agent.events, self._read_events)
         if self._pidfd is not None:
             reactor.watch(self._pidfd, self._check)
 
     @property
-    def pid(self) -> int:
-        """Process id of the launcher."""
-        return self._agent.process.pid
+    def pid(self) -> int | None:
+        """Process id of the launcher; None while a fork server has not started it yet."""
+        return self._agent.pid
 
     @property
     def has_ended(self) -> bool:
@@ -94,26 +106,32 @@ class Launcher:
         if self._timer is not None:
             self._timer.cancel()
         self._unwatch()
-        self._agent.close_files()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._agent.process.wait(_REAP_S)
+        self._agent.wait_and_close(_REAP_S)
 
     def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._agent.process.send_signal(number)
+        self._agent.send_signal(number)
+
+    def _forked(self, started: Started | OSError) -> None:
+        if isinstance(started, OSError):
+            log.error("a launcher could not be forked", reason=str(started))
+            self._note_status(1)
+
+    def _note_status(self, status: int) -> None:
+        self._status = status
+        self._check()
 
     def _read_events(self) -> None:
         for event in self._reader.read():
             self._on_event(event)
         if self._reader.has_ended:
             self._reactor.unwatch(self._agent.events)
-            if self._pidfd is None:
+            if self._pidfd is None and isinstance(self._agent, AgentProcess):
                 self._check()
 
     def _check(self) -> None:
         if self._has_ended:
             return
-        status = self._agent.process.poll()
+        status = self._status if isinstance(self._agent, ForkedAgent) else self._agent.process.poll()
         if status is None:  # it has closed its files, and ends in a moment
             self._reactor.call_later(_POLL_S, self._check)
             return
