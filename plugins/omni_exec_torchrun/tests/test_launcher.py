@@ -121,8 +121,9 @@ def start(tmp_path: Path, wait_until: WaitUntil) -> Iterator[Start]:
 
 
 @pytest.mark.alone
-def test_a_rank_that_dies_is_started_again(start: Start) -> None:
-    group = start(nproc_per_node=2, max_restarts=3)
+@pytest.mark.parametrize("interpreter", [False, True])
+def test_a_rank_that_dies_is_started_again(start: Start, interpreter: bool) -> None:
+    group = start(nproc_per_node=2, max_restarts=3, interpreter=interpreter)
     took = []
     for restart in range(3):
         ranks = group.wait_for_ranks(restart, 2)
@@ -279,8 +280,7 @@ def test_nothing_is_left_of_a_killed_driver(tmp_path: Path, wait_until: WaitUnti
     code = f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from omni_core.forking.warm import connect_shared
-from omni_core.replicas.loop import run_in
+        from omni_core.replicas.loop import run_in
         from omni_core.wire.reactor import Reactor
         from omni_exec_torchrun.launch_settings import LaunchSettings
         from omni_exec_torchrun.launcher import Launcher
