@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
-import io
 import re
 import shlex
 import subprocess
@@ -42,45 +40,29 @@ def recording():
     return ET.parse(IMAGES / "terminal.svg").getroot()
 
 
-def shown_lines(root):
-    return {text.get("id"): "".join(text.itertext()) for text in root.iter(f"{SVG}text") if text.get("id")}
+def shown(root):
+    return " ".join(" ".join("".join(text.itertext()).split()) for text in root.iter(f"{SVG}text"))
 
 
-def test_the_recording_plays_where_no_script_and_no_other_file_is_allowed(recording):
+def test_the_picture_of_a_terminal_needs_no_script_and_no_other_file(recording):
     text = (IMAGES / "terminal.svg").read_text(encoding="utf-8")
     assert len(text.encode()) < 300_000
     assert recording.tag == f"{SVG}svg"
     assert not list(recording.iter(f"{SVG}script"))
-    assert re.findall(r"url\(|@import|@font-face|foreignObject", text) == []
+    assert re.findall(r"url\((?!#)|@import|@font-face|foreignObject|https?://(?!www\.w3\.org)", text) == []
     for element in recording.iter():
-        assert element.get("href", "#").startswith(("#", "data:image/png;base64,"))
+        assert element.get("href", "#").startswith("#")
         assert not any(name.startswith("on") for name in element.attrib)
 
 
-def test_every_frame_of_the_recording_is_shown_and_has_its_lines(recording):
-    style = recording.find(f"{SVG}style").text
-    film = next(group for group in recording.iter(f"{SVG}g") if group.get("class") == "film")
-    width = int(recording.get("width"))
-    places = [int(re.search(r"\d+", frame.get("transform")).group()) for frame in film]
-    assert places == [index * width for index in range(len(film))]
-    steps = re.findall(r"([\d.]+)%\{transform:translateX\(-(\d+)px\)\}", style)
-    assert [int(place) for _, place in steps] == [*places, places[-1]]
-    assert [float(percent) for percent, _ in steps] == sorted({float(percent) for percent, _ in steps})
-    defined = {element.get("id") for element in recording.iter() if element.get("id")}
-    assert {use.get("href")[1:] for use in recording.iter(f"{SVG}use")} == defined
-
-
-def test_the_recording_shows_the_commands_of_the_script_and_what_they_did(recording, load):
-    lines = set(shown_lines(recording).values())
-    commands = load("record_terminal").COMMANDS
-    assert {f"$ {command}" for command in commands} <= lines
-    assert any("━" in line and re.search(r"\d+/100", line) for line in lines), "no bar"
-    pictures = [image.get("href").partition(",")[2] for image in recording.iter(f"{SVG}image")]
-    assert len(pictures) == 4
-    assert {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures} == {(256, 256)}
+def test_it_shows_the_commands_of_the_script_and_what_they_did(recording, load):
+    text = shown(recording)
+    for command in load("record_terminal").COMMANDS:
+        assert f"$ {command[:60]}" in text
+    assert "100/100" in text, "no bar"
     for name in ("omni-exec-multiproc", "omni-exec-torchrun"):
-        assert any(name in line for line in lines)
-    assert any("`export OMNI_DTYPE=float32`" in line for line in lines), "no cure"
+        assert name in text
+    assert "`export OMNI_DTYPE=float32`" in text, "no cure"
 
 
 def test_the_commands_that_are_recorded_exist(load):
@@ -93,26 +75,12 @@ def test_the_commands_that_are_recorded_exist(load):
         command.make_context(name, arguments)  # raises if there is no such flag
 
 
-def test_frames_are_written_once_and_in_their_place(load):
-    svg = load("animated_svg")
-    line = (svg.Run(0, "a <b> & c", "#ff0000", True), svg.Run(12, "─"))
-    picture = svg.Picture(b"\x89PNG", 3, 10, 2)
-    frames = [svg.Frame(1.0, (line, ())), svg.Frame(3.0, ((), line), (picture,))]
-    root = ET.fromstring(svg.write_svg(frames, 20, 4, "it's <a> title", still=0))
-    assert list(shown_lines(root).values()) == ["a <b> & c─"]
-    assert [use.get("y") for use in root.iter(f"{SVG}use")] == [None, str(svg.LINE), str(3 * svg.LINE)]
-    style = root.find(f"{SVG}style").text
-    assert "25.000%{transform:translateX(-200px)}" in style
-    assert ".film{transform:translateX(-0px);animation:film 4.00s" in style
-    assert root.get("aria-label") == root.find(f"{SVG}title").text == "it's <a> title"
-
-
-def test_a_command_that_fails_is_not_recorded(load, tmp_path):
+def test_a_command_that_fails_is_not_shown(load, tmp_path):
     recorder = load("record_terminal")
-    chunks = list(recorder.run_in_terminal([sys.executable, "-c", "print(input.__name__)"], tmp_path))
-    assert b"".join(data for _, data in chunks).split() == [b"input"]
-    with pytest.raises(RuntimeError, match="ended with 3"):
-        list(recorder.run_in_terminal([sys.executable, "-c", "raise SystemExit(3)"], tmp_path))
+    bar = "import sys; sys.stdout.write('1/2\\r2/2\\nend\\n')"
+    assert recorder.run([sys.executable, "-c", bar], tmp_path) == "2/2\nend"
+    with pytest.raises(subprocess.CalledProcessError):
+        recorder.run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 
 def test_the_grid_is_what_its_script_asks_for(load):

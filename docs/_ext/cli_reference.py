@@ -1,4 +1,7 @@
-"""The reference of the command line, made from the commands themselves, those of installed plugins among them."""
+"""The reference of the command line, made from the commands themselves, those of installed plugins among them.
+
+Not by sphinx-click: it knows no sections of flags, and would repeat all fields of the configuration under each command.
+"""
 
 from __future__ import annotations
 

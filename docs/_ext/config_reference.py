@@ -1,4 +1,8 @@
-"""The reference of the configuration, of requests and of executor options, made from their pydantic models."""
+"""The reference of the configuration, of requests and of executor options, made from their pydantic models.
+
+Not by autodoc-pydantic: what a reader looks for (the variable, the flag, which executor honours a field) is not in the
+models.
+"""
 
 from __future__ import annotations
 

@@ -69,9 +69,7 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
 BY_DAY = (
     "SwapsOutputs",
     "IgnoresAborts",
-    "GivesLateReplies",
     "LeaksADescriptor",
-    "SleepsNot",
 )
 EACH = [pytest.param(name, marks=() if name in BY_DAY else pytest.mark.nightly) for name in FAULTS]
 

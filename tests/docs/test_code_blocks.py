@@ -5,6 +5,9 @@ that has imported torch; with --nightly, an interpreter of its own. The lines of
 shell block are run there; a block after a line `<!-- file: NAME -->` is written to that file instead; one after
 `<!-- continued -->` goes on in the process of the Python block before it. One after `<!-- nightly -->` takes long,
 and is run with --nightly alone.
+
+Not by sybil or pytest-markdown-docs: those run Python in the process of the tests, and most blocks here are commands, or
+programs that must work as a user starts them.
 """
 
 from __future__ import annotations

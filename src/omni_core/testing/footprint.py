@@ -1,4 +1,8 @@
-"""What a process holds: threads, file descriptors, child processes, shared memory. Linux, by /proc."""
+"""What a process holds: threads, file descriptors, child processes, shared memory. Linux, by /proc.
+
+Not by psutil: plugins that are tested with this suite need pytest alone, and psutil does not tell what a descriptor of
+shared memory or of an event file is.
+"""
 
 from __future__ import annotations
 
