@@ -6,7 +6,7 @@ shell block are run there; a block after a line `<!-- file: NAME -->` is written
 `<!-- continued -->` goes on in the process of the Python block before it. One after `<!-- nightly -->` takes long,
 and is run with --nightly alone.
 
-Not by sybil or pytest-markdown-docs: those run Python in the process of the tests, and most blocks here are commands, or
+Not by sybil or pytest-markdown-docs: those run Python in the process of the tests. Most blocks here are commands, or
 programs that must work as a user starts them.
 """
 

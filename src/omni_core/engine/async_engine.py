@@ -126,8 +126,10 @@ class AsyncDiffusionEngine:
         """Return if the engine can serve requests, as `DiffusionEngine.check_health` does."""
         await self._calls.run(self.engine.check_health)
 
-    async def stats(self, timeout: float | None = STATS_TIMEOUT_S) -> EngineStats:
+    async def stats(self, timeout: float | None = STATS_TIMEOUT_S, *, ask_workers: bool = True) -> EngineStats:
         """Return what the engine does and did, as `DiffusionEngine.stats` does."""
+        if not ask_workers:
+            return self.engine.stats(ask_workers=False)
         return await self._calls.run(self.engine.stats, timeout)
 
     async def sleep(self, level: int = 1, timeout: float | None = None) -> None:

@@ -23,6 +23,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from omni_core.forking.starter import can_fork
+from omni_core.forking.warm import SharedServer, warm_fork_server
 from omni_core.log import ROOT
 from omni_core.testing import SAMPLE
 from omni_core.testing.warm_python import ENGINE, WarmPython
@@ -188,6 +190,16 @@ def warm_python() -> Iterator[WarmPython]:
     """Run programs without importing torch and diffusers for each."""
     with WarmPython(ENGINE) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def warm_server() -> Iterator[SharedServer | None]:
+    """Keep a fork server, which the engines of the tests share; those with a `start_method` of their own do without."""
+    if not can_fork():
+        yield None
+        return
+    with warm_fork_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
