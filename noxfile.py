@@ -88,8 +88,9 @@ CORE_JOBS = (CLI_TESTS, ENGINE_TESTS, OTHER_TESTS, EXTRA_TESTS)
 # The longest first, so that no long one is left for the end.
 JOBS = (TORCHRUN_SUITE, CLI_TESTS, TORCHRUN_TESTS, ENGINE_TESTS, MULTIPROC_TESTS, DOCS_TESTS, OTHER_TESTS)
 JOBS = (*JOBS, MULTIPROC_SUITE, EXTRA_TESTS, CHECKS)
-# What measures time, when nothing else runs.
-ALONE = (CORE_ALONE, MULTIPROC_ALONE, TORCHRUN_ALONE)
+# What measures time, when nothing else runs. Those of torchrun by night: by day multiproc shows the same, on the same
+# replicas and wire.
+ALONE = (CORE_ALONE, MULTIPROC_ALONE)
 
 
 def run(session: nox.Session, *jobs: Job, alone: tuple[Job, ...] = (), more: tuple[str, ...] = ()) -> None:
@@ -118,7 +119,7 @@ def nightly(session: nox.Session) -> None:
     When: by night, before a release, and after a change of the suite, of the examples, or of how workers are started.
     It takes two to three times as long as `nox`.
     """
-    run(session, *JOBS, alone=ALONE, more=("--nightly",))
+    run(session, *JOBS, alone=(*ALONE, TORCHRUN_ALONE), more=("--nightly",))
 
 
 @nox.session(venv_backend="none", default=False)

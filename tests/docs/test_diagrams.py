@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -59,14 +58,14 @@ def test_every_event_is_one():
             assert (element.text or "").split()[0] in EventKind.__args__
 
 
-def test_a_request_still_takes_that_way(tmp_path):
+def test_a_request_still_takes_that_way(tmp_path, warm_python):
     code = (
         "import json, request_path\n"
         "print(json.dumps([f'{call.callee}.{call.method}' for call in request_path.record()]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(DIAGRAMS), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [*warm_python.command(), "-c", code],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
