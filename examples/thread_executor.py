@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from omni_core import DiffusionEngine, OmniDiffusionRequest
 from omni_core.calls import WorkerCall, answer, call_error
 from omni_core.config import OmniDiffusionConfig
+from omni_core.log import get_logger
 from omni_core.own_threads import begin_own_thread
 from omni_core.replicas.executor import ReplicaExecutor
 from omni_core.replicas.loop import Loop
@@ -29,6 +30,8 @@ from omni_core.replicas.options import ReplicaOptions
 from omni_core.replicas.replica import Replica, ReplicaEvents
 from omni_core.replicas.timers import Timer, Timers
 from omni_core.replicas.worker import Worker, WorkerEvents
+
+log = get_logger(__name__)
 
 _LATE_S = 1.0
 
@@ -81,11 +84,17 @@ class QueueLoop(Loop):
                 for listener in self._late if late > _LATE_S else ():
                     listener(late)
                 if (action := self._timers.take_due(time.monotonic())) is not None:
-                    action()
+                    self._guarded(action)
                 continue
             if action is None:
                 return
+            self._guarded(action)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
             action()
+        except Exception:  # the thread goes on: others wait for it
+            log.exception("an action in the loop's thread raised")
 
 
 class ThreadWorker(Worker):
@@ -188,6 +197,7 @@ class ThreadExecutor(ReplicaExecutor[QueueLoop]):
         "ring_degree",
         "tensor_parallel_size",
     }
+    has_worker_processes: ClassVar[bool] = False
 
     def make_loop(self) -> QueueLoop:
         """Return the loop, which runs."""

@@ -92,6 +92,7 @@ class DiffusionExecutor(ABC):
             change what workers compute and were given in code are then refused.
         config: The configuration of the engine.
         options: `executor_options` as an instance of the options model of the executor's `ExecutorSpec`.
+        sleep_level: Tells at which level workers are to sleep; see `ExecutorContext`.
         plugins: The plugins of the engine. Hooks that are called through it carry its `engine_id`.
 
     Args:
@@ -122,6 +123,7 @@ class DiffusionExecutor(ABC):
         self._closed = False
         # Guarded by `_close_lock`: none is made once it is closed.
         self._step_threads: dict[int, SerialThread] = {}
+        self._rpc_thread: SerialThread | None = None
         try:
             self._init_executor()
         except BaseException as error:
@@ -254,16 +256,19 @@ class DiffusionExecutor(ABC):
     ) -> Future[Any]:
         """Begin a `collective_rpc` and return at once.
 
-        This version makes the call in a thread of its own. An executor that can wait for replies without one
-        overrides it.
+        Calls that are begun are made in their order. This version makes them one after the other in a thread for
+        that; a call of `collective_rpc` meanwhile may go first. An executor that can wait for replies without a
+        thread overrides it.
 
         Returns:
             A future of what `collective_rpc` returns, with the same errors.
         """
-        thread = SerialThread(f"omni-{self.name}-rpc")
-        future = thread.submit(self.collective_rpc, method, None, args, kwargs, unique_reply_rank)
-        future.add_done_callback(lambda _: thread.close(0.0))
-        return future
+        with self._close_lock:
+            if self._closed:
+                raise ExecutorError(f"The executor {self.name} was shut down.")
+            if self._rpc_thread is None:
+                self._rpc_thread = SerialThread(f"omni-{self.name}-rpc")
+            return self._rpc_thread.submit(self.collective_rpc, method, None, args, kwargs, unique_reply_rank)
 
     def request_queued(self, request: OmniDiffusionRequest) -> None:  # noqa: B027  # to be overridden where it is of use
         """Take note that the engine has accepted a request, which it may hand over later. In the engine's thread.
@@ -273,6 +278,8 @@ class DiffusionExecutor(ABC):
 
     def request_ended(self, request_id: str, error: OmniError | None) -> None:  # noqa: B027
         """Take note that a request has ended, handed over or not. In the engine's thread, or in that which closes it.
+
+        While an engine is closed it may come for requests that were never told of, and after `shutdown`.
 
         Args:
             request_id: Which.
@@ -321,7 +328,7 @@ class DiffusionExecutor(ABC):
             if self._closed:
                 return
             self._closed = True
-            threads = list(self._step_threads.values())
+            threads = [*self._step_threads.values(), *([] if self._rpc_thread is None else [self._rpc_thread])]
         try:
             self.shutdown()
         finally:

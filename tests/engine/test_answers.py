@@ -39,6 +39,7 @@ class Panic(BaseException):
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DiffusionEngine]:
     with make_engine() as made:
+        made.collective_rpc("interrupt", non_block=True).result(30)  # its thread is there from the beginning
         yield made
 
 

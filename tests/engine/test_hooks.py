@@ -20,6 +20,7 @@ from omni_core.errors import (
     PluginError,
     RequestAbortedError,
     RequestError,
+    RPCTimeoutError,
     WorkerDiedError,
 )
 from omni_core.hookspecs import OBSERVERS
@@ -149,6 +150,51 @@ def test_sleep_and_wake_are_told_once_each(seen: Any) -> None:
     ]
 
 
+def test_a_sleep_that_takes_too_long_is_told_since_requests_wait(seen: Any) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def block(worker: Any) -> None:
+        entered.set()
+        release.wait(PATIENCE_S)
+
+    with engine_with(seen, executor_class="inline") as engine:
+        call = engine.collective_rpc(block, non_block=True)
+        assert entered.wait(PATIENCE_S)
+        with pytest.raises(RPCTimeoutError):
+            engine.sleep(timeout=0.05)
+        release.set()
+        call.result(PATIENCE_S)
+        engine.wake_up()
+    assert [name for name, _ in seen.told if name.startswith("omni_engine_a")] == [
+        "omni_engine_asleep",
+        "omni_engine_awake",
+    ]
+
+
+@pytest.mark.parametrize("executor_class", ["inline", Tampered])
+def test_calls_that_are_begun_are_made_in_their_order(executor_class: Any) -> None:
+    made: list[int] = []
+    with engine_with(executor_class=executor_class, data_parallel_size=1) as engine:
+        calls = [
+            engine.collective_rpc(lambda worker, number: made.append(number), args=(number,), non_block=True)
+            for number in range(50)
+        ]
+        for call in calls:
+            call.result(PATIENCE_S)
+    assert made == list(range(50))
+
+
+def test_an_observer_of_steps_cannot_change_them() -> None:
+    class Sorts:
+        @hookimpl
+        def omni_step_done(self, forwards: Any) -> None:
+            forwards.clear()
+
+    with engine_with(Sorts(), executor_class="inline") as engine:
+        [output] = engine.step([ask(1)], PATIENCE_S)
+    output.raise_for_error()
+
+
 def test_a_retry_is_told_with_its_reason(seen: Any) -> None:
     deaths = iter([WorkerDiedError("killed by nobody", replica=0)])
 
@@ -271,8 +317,20 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "error without one": (
         lambda request, output: dataclasses.replace(output, finish_reason="error") if request.seed == 3 else None,
         PluginError,
-        "'error' with one",
+        "'error' with an OmniError",
     ),
+}
+
+
+def spoiled(**changes: Any) -> Callable[[OmniDiffusionRequest, OmniRequestOutput], Any]:
+    return lambda request, output: dataclasses.replace(output, **changes) if request.seed == 3 else None
+
+
+BAD |= {
+    "no metrics": (spoiled(metrics=None), PluginError, "whose metrics is None"),
+    "no table": (spoiled(output=[1]), PluginError, "whose output is a list"),
+    "a text for an error": (spoiled(finish_reason="error", error="no"), PluginError, "'error' with an OmniError"),
+    "an error though finished": (spoiled(error=RequestError("no")), PluginError, "must be 'finished' with no error"),
 }
 
 
@@ -342,6 +400,42 @@ def test_a_request_ends_while_a_plugin_looks_at_its_output(held: Any, how: str) 
         assert sum(engine.stats().ended.values()) == 2
 
 
+def test_requests_that_come_meanwhile_do_no_harm() -> None:
+    with engine_with(changes_outputs(lambda request, output: None)) as engine:
+        waiting: list[Any] = []
+
+        def submit(first: int) -> None:
+            waiting.extend(engine.submit(ask(first + number)) for number in range(150))
+
+        threads = [threading.Thread(target=submit, args=(1000 * index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        for handle in waiting:
+            assert handle.result(PATIENCE_S).raise_for_error().images == [handle.request.seed]
+        assert engine.stats().running == 0
+        assert engine.stats().ended == {"finished": 600}
+
+
+def test_an_output_that_is_suspected_while_a_plugin_looks_at_it_says_so_itself(held: Any, seen: Any) -> None:
+    engine, entered, release = held
+
+    def suspect(asked: str, replica: int, answer: Any) -> Any:
+        if asked == "the step" and not answer.finished:
+            answer.suspects["first"] = "it was mixed up"
+        return answer
+
+    first = engine.submit(ask(3, request_id="first"))
+    assert entered.wait(PATIENCE_S)
+    executor_of(engine).tamper = suspect
+    second = engine.submit(ask(4))
+    next(event for event in second.events(PATIENCE_S) if event.kind == "step")
+    release.set()
+    output = first.result(PATIENCE_S)
+    assert (output.images, output.metrics.suspect) == ([3], "it was mixed up")
+
+
 def test_it_cannot_wait_for_its_own_engine() -> None:
     caught: list[Exception] = []
 
@@ -400,6 +494,23 @@ def test_a_plugin_encodes_the_prompt(together: bool) -> None:
     assert plugin.calls == 3
     # Else it would tell nothing: the hook's negative prompt makes another picture.
     assert abs(outputs[0].images[0] - outputs[1].images[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("error", [RequestError("no such words"), ValueError("no such words")])
+def test_what_it_raises_is_what_the_request_fails_with(error: Exception) -> None:
+    class Refuses:
+        @hookimpl
+        def omni_encode_prompt(self, pipeline: Any, request: OmniDiffusionRequest) -> Any:
+            if request.seed == 3:
+                raise error
+            return None
+
+    with engine_with(Refuses(), executor_class="inline") as engine:
+        good, bad = engine.step([ask(1), ask(3)], PATIENCE_S)
+    good.raise_for_error()
+    assert type(bad.error) is (RequestError if isinstance(error, RequestError) else PluginError)
+    assert "no such words" in str(bad.error)
+    assert "omni_encode_prompt" in str(bad.error.worker_traceback)
 
 
 def test_what_it_returns_that_the_pipeline_does_not_take_fails_the_request() -> None:

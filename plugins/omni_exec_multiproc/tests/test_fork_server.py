@@ -255,7 +255,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_client_that_talks_nonsense(warm_server: SharedServer) -> None:
-    for message in (b"nonsense", FORK):
+    for message in (b"nonsense", FORK, FORK + b"{", FORK + b'["x"]', FORK + b"[" * 70_000):
         with warm_server.connect() as connection:
             connection.settimeout(20.0)
             connection.send(message)

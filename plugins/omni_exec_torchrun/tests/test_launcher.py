@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -350,3 +351,39 @@ def test_modules_of_the_current_folder_are_left_alone(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # "", as with -c, would be this folder
     start().wait_for_ranks(0, 1)
+
+
+def test_a_fork_server_that_cannot_be_asked_is_told_at_once(tmp_path: Path, wait_until: WaitUntil) -> None:
+    reactor = Reactor("omni-test")
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            theirs.close()
+
+            def start(connection: socket.socket = ours) -> None:
+                Launcher(reactor, LaunchSettings(), 2, lambda status: None, fork_server=connection)
+
+            with pytest.raises(ConnectionError):
+                run_in(reactor, start)
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        reactor.stop()
+
+
+def test_one_that_has_not_answered_yet_does_not_hold_up_the_end(wait_until: WaitUntil) -> None:
+    reactor = Reactor("omni-test")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ended: list[int] = []
+    try:
+        launchers: list[Launcher] = []
+        run_in(
+            reactor,
+            lambda: launchers.append(Launcher(reactor, LaunchSettings(), 2, ended.append, fork_server=ours)),
+        )
+        run_in(reactor, launchers[0].stop)
+        wait_until(lambda: ended == [-signal.SIGTERM], 5.0)
+        run_in(reactor, launchers[0].close)
+    finally:
+        theirs.close()
+        reactor.stop()

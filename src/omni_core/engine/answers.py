@@ -175,7 +175,20 @@ class ExecutorAnswers:
         )
         if not isinstance(future, Future):
             raise self._wrong("begin_rpc", future, "a concurrent.futures.Future")
-        return future
+        checked: Future[Any] = Future()
+        checked.set_running_or_notify_cancel()
+
+        def settle(done: Future[Any]) -> None:
+            try:
+                replies = self._ask("begin_rpc", done.result, RPCError)
+                self._check_replies("begin_rpc", replies, unique_reply_rank)
+            except BaseException as error:
+                checked.set_exception(error)
+            else:
+                checked.set_result(replies)
+
+        future.add_done_callback(settle)
+        return checked
 
     def collective_rpc(
         self,
@@ -191,12 +204,15 @@ class ExecutorAnswers:
             lambda: self.executor.collective_rpc(method, timeout, args, kwargs, unique_reply_rank),
             RPCError,
         )
+        self._check_replies("collective_rpc", replies, unique_reply_rank)
+        return replies
+
+    def _check_replies(self, method: str, replies: Any, unique_reply_rank: int | None) -> None:
         if unique_reply_rank is None and (not isinstance(replies, list) or len(replies) != self.num_workers):
             what = f"{len(replies)} results" if isinstance(replies, list) else replies
             raise self._wrong(
-                "collective_rpc", what, f"a list with one result per rank of every replica, {self.num_workers} in all"
+                method, what, f"a list with one result per rank of every replica, {self.num_workers} in all"
             )
-        return replies
 
     def close(self) -> None:
         """End the workers."""

@@ -35,6 +35,7 @@ class Live:
         number: Which of the time limits is its own, if it has one.
         error: With what it must fail when the replica gives it up.
         is_made: Whether its output is there, and plugins look at it before it is given out.
+        suspect: Why that output may be wrong, as was found meanwhile.
     """
 
     handle: RequestHandle
@@ -46,6 +47,7 @@ class Live:
     number: int | None = None
     error: ContractError | None = None
     is_made: bool = False
+    suspect: str = ""
 
     @property
     def request(self) -> OmniDiffusionRequest:

@@ -319,7 +319,7 @@ class EngineCore:
 
     def _report_step(self, replica: int, future: Future[StepOutput]) -> None:
         """Pass the end of a step on from whatever thread it ended in."""
-        self._messages.put(functools.partial(self._steps.done, replica, future))
+        self._messages.put(functools.partial(self._step_done, replica, future))
 
     def _accept(self, accepted: list[Live]) -> None:
         # One that a fault of the engine's own has ended since is not taken up.
@@ -365,6 +365,9 @@ class EngineCore:
                 self._can_interrupt = False
                 log.exception("steps cannot be interrupted, and have one wave each from now on")
                 return
+
+    def _step_done(self, index: int, future: Future[StepOutput]) -> None:
+        self._steps.done(index, future)
 
     def _fail_waiting(self, error: OmniError) -> None:
         waiting = self._scheduler.take_waiting()

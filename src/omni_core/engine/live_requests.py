@@ -42,6 +42,8 @@ class LiveRequests:
         self._notices = notices
         self._output_hooks = output_hooks
         self._on_counted = on_counted
+        # Of those there are, how many have their output, which plugins still look at.
+        self._num_made = 0
         self._live: dict[str, Live] = {}
         self._ended: collections.Counter[str] = collections.Counter()
 
@@ -58,7 +60,7 @@ class LiveRequests:
     @property
     def num_made(self) -> int:
         """How many have their output, which plugins still look at. In the engine's thread."""
-        return sum(live.is_made for live in self._live.values()) if self._output_hooks.are_there else 0
+        return self._num_made
 
     def check_served(self) -> None:
         """Return if requests are served, as far as those that have ended tell.
@@ -127,7 +129,9 @@ class LiveRequests:
         at_once: list[tuple[Live | None, OmniRequestOutput]] = []
         for live, output in ends:
             if output.finish_reason == "finished" and self.has(live) and live.error is None:
-                live.is_made = True
+                with self.lock:
+                    live.is_made = True
+                    self._num_made += 1
                 self._output_hooks.begin(live, output)
             else:
                 at_once.append((live, output))
@@ -148,7 +152,10 @@ class LiveRequests:
                     continue  # ended before: aborted under an executor of whole requests
                 if live.error is not None:
                     output = OmniRequestOutput.failed(live.request, live.error, output.metrics)  # noqa: PLW2901
+                if live.suspect:
+                    output.metrics.suspect = live.suspect
                 del self._live[live.handle.request_id]
+                self._num_made -= live.is_made
                 self._ended[output.finish_reason] += 1
                 if output.finish_reason == "finished":
                     self.given_up = 0

@@ -80,7 +80,7 @@ class Notices:
 
     def step_done(self, replica: int, seconds: float, output: StepOutput) -> None:
         """A replica has done a step."""
-        self.notify("omni_step_done", replica=replica, seconds=seconds, forwards=output.forwards)
+        self.notify("omni_step_done", replica=replica, seconds=seconds, forwards=tuple(output.forwards))
 
     def suspected(self, request_id: str, reason: str) -> None:
         """An output that was given out may be wrong."""

@@ -11,9 +11,10 @@ from omni_core.engine.bookkeeping import Live
 from omni_core.error_text import described_error
 from omni_core.errors import OmniError, PluginError
 from omni_core.hookspecs import Hooks
-from omni_core.outputs import OmniRequestOutput
+from omni_core.outputs import OmniRequestOutput, RequestMetrics
 from omni_core.own_threads import begin_own_thread
 from omni_core.serial_thread import SerialThread, ThreadClosedError
+from omni_core.validation import described
 
 _HOOK = "omni_output"
 # Seconds that closing waits for a plugin that is at work on an output which nobody gets any more.
@@ -59,21 +60,34 @@ class OutputHooks:
         try:
             output = self._hooks.call_chain(_HOOK, OmniRequestOutput, "output", request=live.request, output=output)
             _check(live, output)
-        except OmniError as error:
-            output = OmniRequestOutput.failed(live.request, error, metrics)
-        except BaseException as error:  # KeyboardInterrupt, raised by a plugin in this thread
-            output = OmniRequestOutput.failed(live.request, PluginError(described_error(error)), metrics)
-        output.metrics.output_s = time.monotonic() - begun
+            output.metrics.output_s = time.monotonic() - begun
+        except BaseException as error:  # KeyboardInterrupt too, raised by a plugin in this thread
+            reason = error if isinstance(error, OmniError) else PluginError(described_error(error))
+            metrics.output_s = time.monotonic() - begun
+            output = OmniRequestOutput.failed(live.request, reason, metrics)
         self._on_done(live, output)
 
 
 def _check(live: Live, output: OmniRequestOutput) -> None:
+    """Refuse what cannot be given out.
+
+    Raises:
+        PluginError: It is that.
+    """
     name = live.handle.request_id
     if output.request_id != name:
         raise PluginError(f"A plugin returned the output of request {output.request_id!r} from {_HOOK} for {name!r}.")
-    if output.finish_reason not in ("finished", "error") or (output.finish_reason == "error") != bool(output.error):
+    for field, kind in (("metrics", RequestMetrics), ("output", dict)):
+        if not isinstance(value := getattr(output, field), kind):
+            raise PluginError(
+                f"A plugin returned an output from {_HOOK} for request {name!r} whose {field} is {described(value)}: "
+                f"it must be {kind.__name__}."
+            )
+    is_error = isinstance(output.error, OmniError)
+    wanted = {"finished": output.error is None, "error": is_error}
+    if not wanted.get(output.finish_reason, False):
         raise PluginError(
             f"A plugin returned an output from {_HOOK} for request {name!r} whose finish_reason is "
             f"{output.finish_reason!r} and whose error is {output.error!r}. It must be 'finished' with no error, or "
-            "'error' with one."
+            "'error' with an OmniError."
         )

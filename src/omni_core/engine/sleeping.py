@@ -58,13 +58,14 @@ class Sleeping:
             try:
                 call("sleep", timeout=deadline.left(), kwargs={"level": level})
             except RPCTimeoutError:
+                self._hooks.notify("omni_engine_asleep", level=level)  # requests wait all the same
                 raise
             except BaseException:
                 self.level = before
                 if before == 0:
                     _wake_those_asleep(call)
                 raise
-        self._hooks.notify("omni_engine_asleep", level=level)
+            self._hooks.notify("omni_engine_asleep", level=level)
 
     def wake_up(self, call: Callable[..., Any], timeout: float | None) -> None:
         """Wake the workers up.
@@ -82,7 +83,7 @@ class Sleeping:
                 return
             call("wake_up", timeout=deadline.left())
             self.level = 0
-        self._hooks.notify("omni_engine_awake")
+            self._hooks.notify("omni_engine_awake")
 
     def close(self) -> None:
         """Let nobody wait for a turn any more."""

@@ -69,11 +69,11 @@ class StepEnds:
                 replica.paused_until = time.monotonic() + _BROKEN_PAUSE_S
             return
         step_output = answer.output
-        self._notices.step_done(index, time.monotonic() - replica.begun_at, step_output)
         self._scheduler.update_from_output(index, step_output)
         for request_id in step_output.started:
             if self._requests.has(live := replica.placed.get(request_id)):
                 self._notices.started(live, index)
+        self._notices.step_done(index, time.monotonic() - replica.begun_at, step_output)
         for progress in step_output.progress:
             if self._requests.has(live := replica.placed.get(progress.request_id)):
                 self._notices.progressed(live, progress)
@@ -82,7 +82,10 @@ class StepEnds:
                 live.error = malformed  # for when the replica has given it up
                 self._scheduler.end_request(request_id, "aborted")
         for request_id, reason in step_output.suspects.items():
-            self._notices.suspected(request_id, reason)
+            if (made := self._requests.get(request_id)) is not None and made.is_made:
+                made.suspect = reason  # not given out yet: it says so itself
+            else:
+                self._notices.suspected(request_id, reason)
         ended = [(replica.placed.get(output.request_id), output) for output in step_output.finished]
         replica.end(step_output, time.monotonic())
         self._requests.finish(ended)

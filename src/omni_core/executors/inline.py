@@ -82,6 +82,25 @@ class InlineExecutor(DiffusionExecutor):
         result = self._wait(future, name, seconds)
         return [result] if unique_reply_rank is None else result
 
+    def begin_rpc(
+        self,
+        method: str | Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Future[Any]:
+        """Begin a call of a method of the one worker, after those before it, and return at once."""
+        if unique_reply_rank not in (None, 0):
+            raise RPCError(f"There is no rank {unique_reply_rank}: the inline executor has one worker, rank 0.")
+
+        def call() -> Any:
+            result = self._call(call_name(method), method, args, kwargs)
+            return [result] if unique_reply_rank is None else result
+
+        future = self._submit(call)
+        self.interrupt(0)
+        return future
+
     def _wait(self, future: Future[Any], name: str, seconds: float | None) -> Any:
         """Wait for a call to the worker; closing the executor ends the wait."""
         if not is_done_within(future, seconds):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from omni_core.forking.messages import FORK, HELLO, ChildCall, receive
+from omni_core.forking.messages import FORK, HELLO, LONGEST, ChildCall, receive
 from omni_core.forking.starter import OnEnded, OnStarted, Started
 from omni_core.forking.surroundings import Surroundings
 from omni_core.log import get_logger
@@ -123,8 +123,11 @@ class ForkClient:
     def start(self, files: Sequence[int], output: int, on_started: OnStarted) -> None:
         """Ask the server to fork a worker."""
         try:
+            message = FORK + self._call.to_json()
+            if len(message) > LONGEST:
+                raise OSError(f"what the process is told has {len(message)} bytes, and at most {LONGEST} can be sent")
             connection = self._connection or self._open(OwnServer(self._reactor))
-            socket.send_fds(connection.socket, [FORK, self._call.to_json()], [*files, output, *self._surroundings.fds])
+            socket.send_fds(connection.socket, [message], [*files, output, *self._surroundings.fds])
         except OSError as error:
             if self._connection is not None:
                 self._lose()

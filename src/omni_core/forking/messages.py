@@ -20,7 +20,7 @@ HELLO = b"hello "
 FORK = b"fork "
 # The files that come with FORK, at most: the worker's own, its output, and its surroundings.
 MOST_FDS = 16
-_LONGEST = 65536
+LONGEST = 65536
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -59,7 +59,7 @@ def receive(connection: socket.socket, most_fds: int) -> tuple[bytes, list[int]]
         BlockingIOError: There is none.
     """
     try:
-        message, fds, _, _ = socket.recv_fds(connection, _LONGEST, most_fds)
+        message, fds, _, _ = socket.recv_fds(connection, LONGEST, most_fds)
     except BlockingIOError:
         raise
     except OSError:

@@ -153,8 +153,8 @@ class _Server:
             if message.startswith(HELLO):
                 with contextlib.suppress(Exception):
                     import_classes(os.fsdecode(message.removeprefix(HELLO)) or None)
-            elif message.startswith(FORK) and len(fds) > NUM_FDS:
-                self._fork(client, ChildCall.from_json(message.removeprefix(FORK)), fds)
+            elif (call := _call_of(message)) is not None and len(fds) > NUM_FDS:
+                self._fork(client, call, fds)
             else:  # its end, or nothing that a client of ours says
                 self._drop(client)
         finally:
@@ -219,6 +219,15 @@ class _Server:
             traceback.print_exc()
         finally:
             os._exit(1)
+
+
+def _call_of(message: bytes) -> ChildCall | None:
+    """Return what a message asks a new process to call; None if it asks for none, or was cut off."""
+    if not message.startswith(FORK):
+        return None
+    with contextlib.suppress(ValueError, TypeError):
+        return ChildCall.from_json(message.removeprefix(FORK))
+    return None
 
 
 def _kill(workers: set[int]) -> None:

@@ -105,10 +105,11 @@ _lock = threading.RLock()
 def warm_fork_server() -> Iterator[SharedServer]:
     """Keep a fork server that engines share.
 
-    Engines that this process makes meanwhile use it, unless their `start_method` says otherwise. Those of other
-    processes of the same user do if they are given its `options`. Each worker has the environment, the folder, the
-    `sys.path`, the umask and the cores of the engine that it belongs to, and ends with that. The server ends with the
-    context, or with this process; engines that are still open then go on with new workers and a server of their own.
+    Engines that this process makes meanwhile use it: `multiproc` for its workers, unless its `start_method` says
+    otherwise, and `torchrun` for its launchers. Those of other processes of the same user do if they are given its
+    `options`. Each worker has the environment, the folder, the `sys.path`, the umask and the cores of the engine that
+    it belongs to, and ends with that. The server ends with the context, or with this process; engines that are still
+    open then go on with new workers and a server of their own.
 
     Yields:
         The server, which need not be ready yet: engines wait for it.

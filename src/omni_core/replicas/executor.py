@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from omni_core.calls import call_name
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine_place import refuse_worker_processes
-from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
+from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError, WorkerDiedError
 from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
 from omni_core.replicas.loop import Loop, run_in
@@ -181,7 +181,12 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
         self._refuse_unknown_rank(unique_reply_rank)
         if not all(replica.is_ready for replica in self._replicas):
             return super().begin_rpc(method, args, kwargs, unique_reply_rank)
-        return gather(self._call_all(method, args, kwargs), unique_reply_rank)
+        try:
+            return gather(self._call_all(method, args, kwargs), unique_reply_rank)
+        except WorkerDiedError as error:  # just now
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
 
     def _refuse_unknown_rank(self, rank: int | None) -> None:
         number = self._num_workers

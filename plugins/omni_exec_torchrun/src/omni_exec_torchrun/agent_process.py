@@ -81,6 +81,9 @@ class ForkedAgent:
         pid: Its process id, once it is there.
         lifeline: As of `AgentProcess`.
         events: As of `AgentProcess`.
+
+    Raises:
+        OSError: The server cannot be asked.
     """
 
     def __init__(
@@ -94,24 +97,39 @@ class ForkedAgent:
         on_ended: Callable[[int], None],
     ) -> None:
         self.pid: int | None = None
+        self.lifeline = self.events = -1
         self._pidfd: int | None = None
+        self._reactor = reactor
         self._on_started = on_started
+        self._on_ended = on_ended
+        self._is_given_up = False
+        self._is_starting = True
+        self._refusal: OSError | None = None
         call = ChildCall(RUN_FORKED_AGENT, (settings.to_json(),))
         self._client = ForkClient(reactor, call, settings.model, lambda _, status: on_ended(status), connection)
-        lifeline_read, self.lifeline = os.pipe()
-        self.events, events_write = os.pipe()
-        os.set_blocking(self.events, False)
-        try:
-            self._client.start([lifeline_read, events_write], output, self._started)
-        finally:
-            os.close(lifeline_read)
-            os.close(events_write)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close_files)
+            with contextlib.ExitStack() as theirs:
+                lifeline_read, self.lifeline = os.pipe()
+                theirs.callback(os.close, lifeline_read)
+                self.events, events_write = os.pipe()
+                theirs.callback(os.close, events_write)
+                os.set_blocking(self.events, False)
+                self._client.start([lifeline_read, events_write], output, self._started)
+            if self._refusal is not None:
+                raise self._refusal
+            stack.pop_all()
+        self._is_starting = False
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process, if it is there."""
+        """Send a signal to the process. One that is not there yet is given up, and `on_ended` is called soon."""
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
+        elif not self._is_given_up:
+            self._is_given_up = True
+            self._client.close()  # the server kills what it forks for somebody who is gone
+            self._reactor.call_soon(lambda: self._on_ended(-number))
 
     def wait_and_close(self, seconds: float) -> None:
         """Wait for the end of the process, which was killed, and close everything."""
@@ -133,6 +151,9 @@ class ForkedAgent:
     def _started(self, started: Started | OSError) -> None:
         if isinstance(started, Started):
             self.pid, self._pidfd = started.pid, started.pidfd
+        elif self._is_starting:  # nobody can be told yet: it is raised
+            self._refusal = started
+            return
         self._on_started(started)
 
 

@@ -67,7 +67,12 @@ class DriverExecutor(WireExecutor):
         config = worker_config(self.config, "torchrun")
         replicas: list[RankReplica] = []
         for members in [range(number)] if self._is_multi_node else [range(index, index + 1) for index in range(number)]:
-            group = LaunchGroup(loop, self._launch_settings(len(self._groups), secret_file), self._note_heard)
+            group = LaunchGroup(
+                loop,
+                self._launch_settings(len(self._groups), secret_file),
+                self._note_heard,
+                self._options.fork_server,
+            )
             group.replicas = [
                 RankReplica(
                     loop,

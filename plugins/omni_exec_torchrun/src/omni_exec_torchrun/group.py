@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from omni_core.forking.starter import can_fork
@@ -28,9 +29,18 @@ class LaunchGroup:
         reactor: Where the launcher is watched.
         settings: What it is told.
         on_ended: Called when the launcher has ended.
+        fork_server: Folder of a fork server that forks the launcher. None: that of `warm_fork_server` in this process,
+            if there is one.
     """
 
-    def __init__(self, reactor: Reactor, settings: LaunchSettings, on_ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        settings: LaunchSettings,
+        on_ended: Callable[[], None],
+        fork_server: Path | None = None,
+    ) -> None:
+        self._fork_server = fork_server
         self.replicas: Sequence[RankReplica] = ()
         self._reactor = reactor
         self._settings = settings
@@ -70,7 +80,7 @@ class LaunchGroup:
                 self._output.write_fd,
                 self._launcher_ended,
                 self._take_event,
-                fork_server=connect_shared() if can_fork() else None,
+                fork_server=connect_shared(self._fork_server) if can_fork() else None,
             )
         finally:
             self._output.close_write_end()

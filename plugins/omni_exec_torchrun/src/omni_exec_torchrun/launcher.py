@@ -39,7 +39,7 @@ class Launcher:
             interpreter.
 
     Raises:
-        OSError: The process cannot be started.
+        OSError: The process cannot be started, or the fork server not be asked.
     """
 
     def __init__(

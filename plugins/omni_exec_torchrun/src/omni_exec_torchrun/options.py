@@ -75,6 +75,9 @@ class TorchrunOptions(WireOptions):
     log_folder: Path | None = Field(
         None, description="Folder for what each rank prints, in torchrun's layout. Unset: it goes to omni's log."
     )
+    fork_server: Path | None = Field(
+        None, description="Folder of a fork server that forks the launchers: see `omni_core.forking.warm`."
+    )
     outputs: Literal["all", "rank0"] = Field(
         "all", description="In a program that torchrun has started: which ranks get pictures."
     )

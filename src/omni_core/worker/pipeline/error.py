@@ -8,17 +8,18 @@ import traceback
 import torch
 
 from omni_core.error_text import described_error
-from omni_core.errors import OmniError, PipelineError, PluginError
+from omni_core.errors import OmniError, PipelineError
 from omni_core.request import OmniDiffusionRequest
+from omni_core.worker.pipeline.prompt import HookError
 
 
 def pipeline_error(request: OmniDiffusionRequest, error: BaseException) -> OmniError:
     """Return the error that the caller gets for what a pipeline raised, with its traceback as text."""
     text = "".join(traceback.format_exception(error))
     _let_go_of_frames(error)
-    if isinstance(error, PluginError):  # of a hook that takes part in the request, and says so itself
-        error.worker_traceback = text
-        return error
+    if isinstance(error, HookError):
+        error.error.worker_traceback = text
+        return error.error
     hint = ""
     if isinstance(error, torch.OutOfMemoryError):
         hint = " Ask for a smaller picture or fewer outputs, lower max_num_seqs, or set offload."

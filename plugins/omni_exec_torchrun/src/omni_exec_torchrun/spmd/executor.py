@@ -155,24 +155,49 @@ class SpmdExecutor(DiffusionExecutor):
         Each rank calls its own worker with its own method and arguments, so they need not pickle; only the name of
         the method is compared. Results travel, so they must.
         """
+        seconds = wait_seconds(timeout)
+        future = self.begin_rpc(method, args, kwargs, unique_reply_rank)
+        if not is_done_within(future, seconds):
+            raise RPCTimeoutError(
+                f"The call {call_name(method)!r} did not return on all ranks within {seconds:g} s. If it has begun, it "
+                "runs on, and its result is dropped."
+            )
+        return future.result()
+
+    def begin_rpc(
+        self,
+        method: str | Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Future[Any]:
+        """Begin a call of a method on every worker, as `collective_rpc` does, and return at once.
+
+        It has its number among the calls of this rank when this returns: ranks that begin the same calls in the same
+        order agree.
+        """
         role = self._started()
         world_size = role.world.group.world_size
         if unique_reply_rank is not None and unique_reply_rank not in range(world_size):
             raise RPCError(f"There is no rank {unique_reply_rank}: there are {world_size}, 0 to {world_size - 1}.")
-        seconds = wait_seconds(timeout)
         name = call_name(method)
         reply_ranks = range(world_size) if unique_reply_rank is None else (unique_reply_rank,)
         call = PendingCall(
             name, lambda worker, _: worker.call(method, args, kwargs), self._timeout_s, frozenset(reply_ranks)
         )
-        future = role.call(call, {"the call": name})
-        if not is_done_within(future, seconds):
-            raise RPCTimeoutError(
-                f"The call {name!r} did not return on all ranks within {seconds:g} s. If it has begun, it runs on, "
-                "and its result is dropped."
-            )
-        results = _results(future.result(), world_size)
-        return results if unique_reply_rank is None else results[unique_reply_rank]
+        outcome: Future[Any] = Future()
+        outcome.set_running_or_notify_cancel()
+
+        def settle(done: Future[list[WorkerReply]]) -> None:
+            try:
+                results = _results(done.result(), world_size)
+            except BaseException as error:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(results if unique_reply_rank is None else results[unique_reply_rank])
+
+        role.call(call, {"the call": name}).add_done_callback(settle)
+        return outcome
 
     def check_health(self) -> None:
         """Return if the ranks still work together, as far as this one knows."""
