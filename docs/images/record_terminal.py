@@ -19,6 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+import omni_core
+
 COMMANDS = (
     'omni generate "a red seven" "a blue two on yellow" "a cyan four" "a pink nine" --seed 32 --steps 100 -o pictures/',
     "omni plugins",
@@ -42,12 +44,14 @@ def run(words: Sequence[str], folder: Path) -> str:
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
         timeout=_SECONDS_PER_COMMAND,
         check=True,
     )
     # Of a line that was written over, as bars are, what a terminal shows in the end.
-    return "\n".join(line.rpartition("\r")[2] for line in done.stdout.rstrip("\n").split("\n"))
+    lines = done.stdout.decode().rstrip("\n").split("\n")
+    # Where omni lies on the machine that draws is nobody's concern.
+    place = str(Path(omni_core.__file__).parents[1])
+    return "\n".join(line.rpartition("\r")[2] for line in lines).replace(place, "…/site-packages")
 
 
 def record(omni: Sequence[str], folder: Path) -> str:
@@ -62,7 +66,7 @@ def record(omni: Sequence[str], folder: Path) -> str:
         console.print(Text.assemble(("$ ", "bold green"), command))
         console.print(Text.from_ansi(run([*omni, *shlex.split(command)[1:]], folder)))
     # Without the fonts that it would fetch: the reader's own do.
-    return re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="omni"), flags=re.DOTALL)
+    return re.sub(r"@font-face \{.*?\}|<!--.*?-->", "", console.export_svg(title="omni"), flags=re.DOTALL)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
