@@ -71,6 +71,38 @@ def test_a_start_that_takes_too_long_is_ended() -> None:
     assert replica.made[0].has_exited
 
 
+def test_a_start_does_not_count_while_its_workers_wait_for_a_place() -> None:
+    replica = FakeReplica(FakeLoop(), startup_timeout_s=50)
+    replica.start()
+    replica.loop.advance(40)
+    replica.start_clock.hold()
+    assert replica.start_clock.due is None
+    replica.loop.advance(3600)
+    assert not replica.first_start.done()
+    replica.start_clock.go_on()
+    replica.start_clock.go_on()
+    assert replica.start_clock.due == replica.loop.time() + 50
+    replica.loop.advance(49)
+    assert not replica.first_start.done()
+    replica.loop.advance(2)
+    assert "startup_timeout_s = 50 s" in str(error_of(replica.first_start))
+    # A start that is over is not begun anew.
+    replica.start_clock.go_on()
+    assert replica.start_clock.due is None
+
+
+def test_a_clock_that_is_held_stands_still_for_one_start_alone() -> None:
+    replica = ready()
+    replica.rank().declare_dead("ended")
+    replica.loop.advance(0.1)
+    assert replica.starts == 2
+    replica.start_clock.hold()
+    replica.rank().declare_dead("ended")
+    replica.loop.advance(1)
+    assert replica.starts == 3
+    assert replica.start_clock.due is not None
+
+
 def test_callers_hear_of_a_death_before_the_others_are_killed() -> None:
     replica = ready(2)
     told: list[str] = []

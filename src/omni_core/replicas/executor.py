@@ -34,6 +34,8 @@ _HEALTH_S = 0.9
 _FINISH_S = 2.0
 _TERMINATE_S = 1.0
 _KILL_S = 5.0
+# Seconds between two looks whether the loop's thread still watches over a start.
+_LOOK_S = 1.0
 
 
 class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
@@ -78,11 +80,19 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
         self._heard = threading.Condition()
         self._loop = self.make_loop()
         run_in(self._loop, self._start_all)
-        deadline = time.monotonic() + self.config.startup_timeout_s + _KILL_S
         for replica in self._replicas:
-            if not is_done_within(replica.first_start, max(0.0, deadline - time.monotonic())):
+            self._wait_for_first_start(replica)
+
+    def _wait_for_first_start(self, replica: Replica) -> None:
+        """Wait for a replica, which tells by itself when its start takes too long."""
+        assert self._loop is not None
+        late_since: float | None = None
+        while not is_done_within(replica.first_start, _LOOK_S):
+            due, now = replica.start_clock.due, self._loop.time()
+            late_since = None if due is None or now < due else late_since or now
+            if late_since is not None and now - late_since > _KILL_S:  # the loop's thread is held up
                 raise StartupError(f"Replica {replica.index} did not start in time.")
-            replica.first_start.result()
+        replica.first_start.result()
 
     def _start_all(self) -> None:
         assert self._loop is not None

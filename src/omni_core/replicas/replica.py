@@ -18,7 +18,7 @@ from omni_core.outputs import SchedulerOutput, StepOutput
 from omni_core.replicas.loop import Loop
 from omni_core.replicas.options import ReplicaOptions
 from omni_core.replicas.raised_ranks import RaisedRanks
-from omni_core.replicas.timers import Timer
+from omni_core.replicas.start_clock import StartClock
 from omni_core.replicas.watchdog import Watchdog
 from omni_core.replicas.worker import Worker, WorkerEvents
 
@@ -88,7 +88,7 @@ class Replica(ABC):
         self._was_at_work = False
         # Why the workers were lost since the last step, if no step has failed of it.
         self._lost_between: WorkerDiedError | None = None
-        self._start_timer: Timer | None = None
+        self.start_clock = StartClock(loop, config.startup_timeout_s, self._start_took_too_long)
         # Workers that were killed and whose end has not been seen.
         self._leaving: list[Worker] = []
         self._watchdog = Watchdog(loop, lambda: self.workers, config.step_timeout_s, options.heartbeat_timeout_s)
@@ -137,7 +137,7 @@ class Replica(ABC):
             return
         # `state` remains: what failed before has not been mended yet.
         self._notify("omni_replica_state", replica=self.index, state="starting", reason="")
-        self._start_timer = self._loop.call_later(self._config.startup_timeout_s, self._start_took_too_long)
+        self.start_clock.start()
         try:
             self.start_workers()
         except (
@@ -263,8 +263,7 @@ class Replica(ABC):
     def close(self) -> None:
         """Start nothing any more, and ask the workers to end once they have done what they do."""
         self._set_state("closed")
-        if self._start_timer is not None:
-            self._start_timer.cancel()
+        self.start_clock.stop()
         for worker in self.workers:
             worker.interrupt()
             worker.finish()
@@ -283,8 +282,7 @@ class Replica(ABC):
         )
         if self.state == "closed" or not is_complete:
             return
-        if self._start_timer is not None:
-            self._start_timer.cancel()
+        self.start_clock.stop()
         level = self._events.sleep_level()
         if level:
             for worker in self.workers:
@@ -329,8 +327,7 @@ class Replica(ABC):
         self._lost(error)
 
     def _lose_workers(self, why: str, dead: Worker | None = None) -> None:
-        if self._start_timer is not None:
-            self._start_timer.cancel()
+        self.start_clock.stop()
         self._state = "restarting"
         workers, self.workers = self.workers, []
         self._raised.is_condemned = False
