@@ -718,6 +718,19 @@ def test_an_interrupt_before_its_turn_to_sleep_leaves_the_turn_to_others() -> No
     assert (calls, sleeping.level) == ([("sleep",)], 1)
 
 
+def test_a_worker_that_is_replaced_while_others_wake_up_is_awake() -> None:
+    sleeping = Sleeping(PluginRegistry([]))
+    seen: list[tuple[int, int]] = []
+
+    def call(method: str, **keywords: Any) -> None:
+        seen.append((sleeping.level, sleeping.level_of_new))
+
+    sleeping.sleep(call, 2, PATIENCE_S)
+    sleeping.wake_up(call, PATIENCE_S)
+    assert seen == [(2, 2), (2, 0)], "requests wait until all are awake, and a new worker is not put to sleep"
+    assert (sleeping.level, sleeping.level_of_new) == (0, 0)
+
+
 def test_a_listener_does_not_swallow_the_users_ctrl_c() -> None:
     with make_engine() as engine:
         handle = engine.submit(ask())

@@ -88,7 +88,7 @@ class DiffusionEngine:
         self._hooks = EngineHooks(registry, new_engine_id())
         self._hooks.call_strict("omni_configure", config=self.config)
         sleeping = Sleeping(self._hooks)
-        context = ExecutorContext(None, self._hooks, pipeline, lambda: sleeping.level)
+        context = ExecutorContext(None, self._hooks, pipeline, lambda: sleeping.level_of_new)
         executor = make_executor(self.config, context, registry)
         try:
             answers = ExecutorAnswers(executor, self.config)

@@ -25,11 +25,13 @@ class Sleeping:
         hooks: Of the engine; their observers are told.
 
     Attributes:
-        level: At which level the workers sleep; 0 is awake. One that replaces another is put to sleep at it.
+        level: At which level the workers sleep; 0 is awake, and requests wait unless it is 0.
+        level_of_new: At which level a worker is put to sleep that replaces another.
     """
 
     def __init__(self, hooks: Hooks) -> None:
         self.level = 0
+        self.level_of_new = 0
         self._hooks = hooks
         self._changed = threading.Condition()
         self._has_turn = False
@@ -54,14 +56,15 @@ class Sleeping:
             if self.level >= level:
                 return
             # Before they are told: a worker that is replaced meanwhile is to sleep as well.
-            before, self.level = self.level, level
+            before = self.level
+            self.level = self.level_of_new = level
             try:
                 call("sleep", timeout=deadline.left(), kwargs={"level": level})
             except RPCTimeoutError:
                 self._hooks.notify("omni_engine_asleep", level=level)  # requests wait all the same
                 raise
             except BaseException:
-                self.level = before
+                self.level = self.level_of_new = before
                 if before == 0:
                     _wake_those_asleep(call)
                 raise
@@ -81,6 +84,8 @@ class Sleeping:
         with self._turn("wake_up", deadline):
             if self.level == 0:
                 return
+            # Before they are told: one that is ready from now on is not woken by this call any more.
+            self.level_of_new = 0
             call("wake_up", timeout=deadline.left())
             self.level = 0
             self._hooks.notify("omni_engine_awake")

@@ -225,7 +225,7 @@ def _call_of(message: bytes) -> ChildCall | None:
     """Return what a message asks a new process to call; None if it asks for none, or was cut off."""
     if not message.startswith(FORK):
         return None
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
         return ChildCall.from_json(message.removeprefix(FORK))
     return None
 
