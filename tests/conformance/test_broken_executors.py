@@ -68,7 +68,6 @@ FAULTS: dict[str, tuple[str, list[str]]] = {
 # One of each theme is tried on every run, the others by night.
 BY_DAY = (
     "SwapsOutputs",
-    "IgnoresAborts",
     "LeaksADescriptor",
 )
 EACH = [pytest.param(name, marks=() if name in BY_DAY else pytest.mark.nightly) for name in FAULTS]

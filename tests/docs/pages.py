@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def blocks_of(page: Path) -> list[Block]:
                 first = blocks.pop()
                 if (first.language, first.file, block.language) != ("python", None, "python"):
                     raise ValueError(f"{block.where} continues what is no Python block to be run")
-                block = Block(page, first.line, "python", f"{first.text}\n{block.text}")
+                block = dataclasses.replace(first, text=f"{first.text}\n{block.text}")
             blocks.append(block)
             marker = None
         elif token.type not in ("list_item_open", "list_item_close"):
