@@ -56,8 +56,11 @@ def test_many_at_once() -> None:
             assert all(output.finish_reason == "finished" for [output] in outputs)
             stats = await engine.stats()
             assert stats.ended == {"finished": 30}
-            assert stats.stacking is not None
-            assert stats.stacking.mean_rows > 3
+            stacking = stats.stacking
+            assert stacking is not None
+            # Each call has one row: those beyond the calls were run once more, alone, to verify the kind.
+            serving = stacking.forwards - (stacking.rows - stacking.calls)
+            assert stacking.calls / serving > 3
 
     run(main())
 
