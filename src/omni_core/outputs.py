@@ -247,7 +247,7 @@ class EngineStats:
 
     Attributes:
         waiting: Requests that no replica has taken up.
-        running: Requests that a replica works on.
+        running: Requests that a replica works on, or whose output a plugin looks at before it is returned.
         parked: Requests that gave their place to one of higher priority.
         ended: Requests that have ended, by `finish_reason`.
         stacking: What stacking did, in all replicas; None if the executor cannot tell.

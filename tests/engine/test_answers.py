@@ -16,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.tampering import Tampered, executor_of, make_engine
-from omni_core import DiffusionEngine, DiffusionExecutor, OmniDiffusionRequest, OmniRequestOutput
+from omni_core import (
+    DiffusionEngine,
+    DiffusionExecutor,
+    OmniDiffusionConfig,
+    OmniDiffusionRequest,
+    OmniRequestOutput,
+)
 from omni_core.errors import (
     ContractError,
     ExecutorError,
@@ -509,6 +515,30 @@ def test_a_call_without_waiting(engine: DiffusionEngine) -> None:
     assert engine.collective_rpc("interrupt", non_block=True, unique_reply_rank=1).result(PATIENCE_S) is None
     with pytest.raises(RPCError):
         engine.collective_rpc("no_such_method", non_block=True).result(PATIENCE_S)
+
+
+@pytest.mark.parametrize("in_thread", [False, True], ids=["inline", "an executor without begin_rpc"])
+def test_a_call_without_waiting_that_closing_the_engine_ends(in_thread: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni_core.executors.inline._CLOSE_TIMEOUT_S", 0.2)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def block(worker: Any) -> None:
+        begun.set()
+        goes_on.wait(PATIENCE_S)
+
+    engine = make_engine() if in_thread else DiffusionEngine(OmniDiffusionConfig(log_level="error"))
+    try:
+        with engine:
+            calls = [engine.collective_rpc(block, non_block=True) for _ in range(2)]
+            assert begun.wait(PATIENCE_S)
+            if in_thread:
+                threading.Timer(0.2, goes_on.set).start()
+        for call in calls[1:] if in_thread else calls:  # the first ends while the executor is closed
+            error = call.exception(PATIENCE_S)
+            assert type(error) is ExecutorError
+            assert "dropped the call 'block' before it had ended" in str(error)
+    finally:
+        goes_on.set()
 
 
 @pytest.mark.parametrize("case", [case for case in WRONG if case.startswith("raises")])

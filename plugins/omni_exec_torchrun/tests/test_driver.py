@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
-from omni_core.errors import ConfigError, ModelLoadError, OmniError, WorkerDiedError
+from omni_core.errors import ConfigError, ModelLoadError, OmniError, StartupError, WorkerDiedError
+from omni_core.forking.warm import warm_fork_server
 from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -136,6 +137,18 @@ def test_a_launcher_that_is_killed_is_replaced(engine: DiffusionEngine, wait_unt
     os.kill(launcher, signal.SIGKILL)
     wait_until(lambda: len(pids(engine)) == 2 and not set(pids(engine)) & set(before), 60.0)
     assert_same(engine.step(requests("class_conditional", 1), timeout=60), expected("class_conditional", 1))
+
+
+def test_a_launcher_is_replaced_though_the_fork_server_has_ended(wait_until: Callable[..., None]) -> None:
+    with contextlib.ExitStack() as stack:
+        options = stack.enter_context(warm_fork_server()).options
+        with DiffusionEngine(config(executor_options=options)) as engine:
+            before = pids(engine)
+            stack.close()  # which ends the launcher too
+            wait_until(lambda: bool(pids(engine)) and not set(pids(engine)) & set(before), 60.0)
+            assert_same(engine.step(requests("class_conditional", 1), timeout=60), expected("class_conditional", 1))
+        with pytest.raises(StartupError, match="no fork server to share"):
+            DiffusionEngine(config(executor_options=options))
 
 
 def test_more_deaths_than_elastic_restarts() -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Container
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
+from omni_core.calls import call_name
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.step_answer import StepAnswer, check_step_output
 from omni_core.error_text import described_error
@@ -19,6 +20,7 @@ from omni_core.executor import DiffusionExecutor
 from omni_core.outputs import SchedulerOutput, StepOutput, WorkerStats
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import OmniDiffusionRequest
+from omni_core.serial_thread import ThreadClosedError
 from omni_core.validation import described
 
 T = TypeVar("T")
@@ -178,9 +180,18 @@ class ExecutorAnswers:
         checked: Future[Any] = Future()
         checked.set_running_or_notify_cancel()
 
+        def reply() -> Any:
+            try:
+                return future.result()
+            except (CancelledError, ThreadClosedError):
+                raise ExecutorError(
+                    f"The executor {self.name} dropped the call {call_name(method)!r} before it had ended, as it does "
+                    "when it is shut down."
+                ) from None
+
         def settle(done: Future[Any]) -> None:
             try:
-                replies = self._ask("begin_rpc", done.result, RPCError)
+                replies = self._ask("begin_rpc", reply, RPCError)
                 self._check_replies("begin_rpc", replies, unique_reply_rank)
             except BaseException as error:
                 checked.set_exception(error)

@@ -73,14 +73,8 @@ class InlineExecutor(DiffusionExecutor):
         unique_reply_rank: int | None = None,
     ) -> Any:
         """Call a method of the one worker, between two steps."""
-        if unique_reply_rank not in (None, 0):
-            raise RPCError(f"There is no rank {unique_reply_rank}: the inline executor has one worker, rank 0.")
         seconds = wait_seconds(timeout)
-        name = call_name(method)
-        future = self._submit(self._call, name, method, args, kwargs)
-        self.interrupt(0)
-        result = self._wait(future, name, seconds)
-        return [result] if unique_reply_rank is None else result
+        return self._wait(self.begin_rpc(method, args, kwargs, unique_reply_rank), call_name(method), seconds)
 
     def begin_rpc(
         self,

@@ -155,14 +155,16 @@ def current() -> SharedServer | None:
         return _entered[-1] if _entered else None
 
 
-def connect_shared(folder: Path | None = None) -> socket.socket | None:
+def connect_shared(folder: Path | None = None, *, is_required: bool = True) -> socket.socket | None:
     """Return a connection to a fork server to share with other engines, if there is one that will do.
 
     Args:
         folder: Of the server; None is that of the innermost `warm_fork_server` of this process.
+        is_required: Whether a server in `folder` that will not do is an error. If not, a warning tells of it, as it
+            always does where no folder is given.
 
     Raises:
-        StartupError: There is none in `folder`, or it is not as one that this process would start.
+        StartupError: There is none in `folder`, or it is not as one that this process would start, and it is required.
     """
     server = SharedServer(folder) if folder is not None else current()
     if server is None:
@@ -178,9 +180,9 @@ def connect_shared(folder: Path | None = None) -> socket.socket | None:
             f"The fork server in {server.folder} has not what its libraries would see here when they are imported: "
             f"different is {', '.join(different)}"
         )
-    if folder is not None:
-        raise StartupError(f"{problem}. Leave executor_options['fork_server'] out for a server of its own.")
-    log.warning("an engine starts a fork server of its own", reason=problem)
+    if folder is not None and is_required:
+        raise StartupError(f"{problem}. Without executor_options['fork_server'] the engine starts its own processes.")
+    log.warning("the shared fork server is not used: the engine starts its own processes", reason=problem)
     return None
 
 

@@ -86,11 +86,9 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
     def _wait_for_first_start(self, replica: Replica) -> None:
         """Wait for a replica, which tells by itself when its start takes too long."""
         assert self._loop is not None
-        late_since: float | None = None
         while not is_done_within(replica.first_start, _LOOK_S):
-            due, now = replica.start_clock.due, self._loop.time()
-            late_since = None if due is None or now < due else late_since or now
-            if late_since is not None and now - late_since > _KILL_S:  # the loop's thread is held up
+            due = replica.start_clock.due
+            if due is not None and self._loop.time() > due + _KILL_S:  # the loop's thread is held up
                 raise StartupError(f"Replica {replica.index} did not start in time.")
         replica.first_start.result()
 
@@ -244,10 +242,6 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
             for rank in range(self.config.ranks_per_replica):
                 stats.append(_stats(replica, workers.get(rank), rank, now))
         return stats
-
-    def worker_pids(self) -> list[list[int]]:
-        """Return the process ids of each replica's workers, by rank."""
-        return [[worker.pid for worker in replica.workers if worker.pid is not None] for replica in self._replicas]
 
     def shutdown(self) -> None:
         """End all workers: at the end of the step that they do, or by a signal."""

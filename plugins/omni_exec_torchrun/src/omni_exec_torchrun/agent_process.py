@@ -15,10 +15,13 @@ from typing import Any
 
 from omni_core.forking.client import ForkClient
 from omni_core.forking.messages import ChildCall
-from omni_core.forking.starter import OnStarted, Started
+from omni_core.forking.starter import Started
+from omni_core.log import get_logger
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.start import start_python
 from omni_exec_torchrun.launch_settings import LaunchSettings
+
+log = get_logger(__name__)
 
 RUN_AGENT = "omni_exec_torchrun.elastic:main"
 RUN_FORKED_AGENT = "omni_exec_torchrun.elastic:run_forked"
@@ -44,6 +47,10 @@ class AgentProcess:
     def pid(self) -> int:
         """Its process id."""
         return self.process.pid
+
+    def poll(self) -> int | None:
+        """Return its exit code, negative for a signal; None while it runs."""
+        return self.process.poll()
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process, if it is there."""
@@ -74,8 +81,7 @@ class ForkedAgent:
         connection: To the server; becomes this object's.
         settings: What the agent is told.
         output: File descriptor for what it and its ranks print.
-        on_started: Called when the process is there, or could not be started.
-        on_ended: Called with its exit code; negative for a signal.
+        on_ended: Called when it has ended, or could not be started: `poll` tells how.
 
     Attributes:
         pid: Its process id, once it is there.
@@ -93,20 +99,19 @@ class ForkedAgent:
         settings: LaunchSettings,
         output: int,
         *,
-        on_started: OnStarted,
-        on_ended: Callable[[int], None],
+        on_ended: Callable[[], None],
     ) -> None:
         self.pid: int | None = None
         self.lifeline = self.events = -1
         self._pidfd: int | None = None
         self._reactor = reactor
-        self._on_started = on_started
         self._on_ended = on_ended
+        self._status: int | None = None
         self._is_given_up = False
         self._is_starting = True
         self._refusal: OSError | None = None
         call = ChildCall(RUN_FORKED_AGENT, (settings.to_json(),))
-        self._client = ForkClient(reactor, call, settings.model, lambda _, status: on_ended(status), connection)
+        self._client = ForkClient(reactor, call, settings.model, lambda _, status: self._note(status), connection)
         with contextlib.ExitStack() as stack:
             stack.callback(self.close_files)
             with contextlib.ExitStack() as theirs:
@@ -121,6 +126,10 @@ class ForkedAgent:
             stack.pop_all()
         self._is_starting = False
 
+    def poll(self) -> int | None:
+        """Return its exit code, negative for a signal; None while it runs, or is being started."""
+        return self._status
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process. One that is not there yet is given up, and `on_ended` is called soon."""
         if self._pidfd is not None:
@@ -129,7 +138,7 @@ class ForkedAgent:
         elif not self._is_given_up:
             self._is_given_up = True
             self._client.close()  # the server kills what it forks for somebody who is gone
-            self._reactor.call_soon(lambda: self._on_ended(-number))
+            self._reactor.call_soon(lambda: self._note(-number))
 
     def wait_and_close(self, seconds: float) -> None:
         """Wait for the end of the process, which was killed, and close everything."""
@@ -153,8 +162,13 @@ class ForkedAgent:
             self.pid, self._pidfd = started.pid, started.pidfd
         elif self._is_starting:  # nobody can be told yet: it is raised
             self._refusal = started
-            return
-        self._on_started(started)
+        else:
+            log.error("a launcher could not be forked", reason=str(started))
+            self._note(1)
+
+    def _note(self, status: int) -> None:
+        self._status = status
+        self._on_ended()
 
 
 def start_agent(settings: LaunchSettings, output: int | None) -> AgentProcess:

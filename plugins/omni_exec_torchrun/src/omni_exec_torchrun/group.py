@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class LaunchGroup:
         self._output: WorkerOutput | None = None
         self._failure = ""
         self._is_closing = False
+        self._has_been_started = False
         # Ranks of replicas that wait before they start again.
         self._waiting: dict[int, Arrival] = {}
 
@@ -80,10 +82,17 @@ class LaunchGroup:
                 self._output.write_fd,
                 self._launcher_ended,
                 self._take_event,
-                fork_server=connect_shared(self._fork_server) if can_fork() else None,
+                fork_server=self._connect_fork_server(),
             )
+            self._has_been_started = True
         finally:
             self._output.close_write_end()
+
+    def _connect_fork_server(self) -> socket.socket | None:
+        if not can_fork():
+            return None
+        # A server that has ended since the first start must not end the engine: launchers need not be forked.
+        return connect_shared(self._fork_server, is_required=not self._has_been_started)
 
     def arrived(self, arrival: Arrival) -> None:
         """Take a rank that has connected."""

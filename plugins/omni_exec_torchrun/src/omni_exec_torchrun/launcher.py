@@ -8,14 +8,10 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from omni_core.forking.starter import Started
-from omni_core.log import get_logger
 from omni_core.replicas.timers import Timer
 from omni_core.wire.reactor import Reactor
 from omni_exec_torchrun.agent_process import AgentProcess, EventReader, ForkedAgent, start_agent
 from omni_exec_torchrun.launch_settings import LaunchSettings
-
-log = get_logger(__name__)
 
 # How long the launcher may take to end once its ranks' time is over.
 _STOP_MARGIN_S = 2.0
@@ -58,14 +54,11 @@ class Launcher:
         self._stop_s = settings.stop_grace_s + _STOP_MARGIN_S
         self._timer: Timer | None = None
         self._has_ended = False
-        self._status: int | None = None
         # Without this the end of the pipe tells of the process's; a fork server tells by itself.
         self._pidfd: int | None = None
         self._agent: AgentProcess | ForkedAgent
         if fork_server is not None:
-            self._agent = ForkedAgent(
-                reactor, fork_server, settings, output, on_started=self._forked, on_ended=self._note_status
-            )
+            self._agent = ForkedAgent(reactor, fork_server, settings, output, on_ended=self._check)
         else:
             self._agent = start_agent(settings, output)
             self._pidfd = os.pidfd_open(self._agent.pid) if hasattr(os, "pidfd_open") else None
@@ -111,27 +104,18 @@ class Launcher:
     def _signal(self, number: signal.Signals) -> None:
         self._agent.send_signal(number)
 
-    def _forked(self, started: Started | OSError) -> None:
-        if isinstance(started, OSError):
-            log.error("a launcher could not be forked", reason=str(started))
-            self._note_status(1)
-
-    def _note_status(self, status: int) -> None:
-        self._status = status
-        self._check()
-
     def _read_events(self) -> None:
         for event in self._reader.read():
             self._on_event(event)
         if self._reader.has_ended:
             self._reactor.unwatch(self._agent.events)
-            if self._pidfd is None and isinstance(self._agent, AgentProcess):
+            if self._pidfd is None:
                 self._check()
 
     def _check(self) -> None:
         if self._has_ended:
             return
-        status = self._status if isinstance(self._agent, ForkedAgent) else self._agent.process.poll()
+        status = self._agent.poll()
         if status is None:  # it has closed its files, and ends in a moment
             self._reactor.call_later(_POLL_S, self._check)
             return
