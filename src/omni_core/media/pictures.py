@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,24 +53,37 @@ def enlarge(picture: Image.Image, factor: int) -> Image.Image:
 
 def write_picture(path: Path, picture: Image.Image, provenance: Provenance) -> None:
     """Write a .png, .jpg, .webp or .gif, with how it was made inside."""
-    ending = path.suffix.lower()
-    if ending == ".png":
+    ending = path.suffix.lower().removeprefix(".")
+    path.write_bytes(encode_picture(picture, "jpeg" if ending == "jpg" else ending, provenance))
+
+
+def encode_picture(picture: Image.Image, file_format: str, provenance: Provenance, quality: int = 95) -> bytes:
+    """Return a picture as the bytes of a file, with how it was made inside.
+
+    Args:
+        picture: What to encode. What has an alpha channel loses it in a JPEG.
+        file_format: `"png"`, `"jpeg"`, `"webp"` or `"gif"`.
+        provenance: What the file says of itself.
+        quality: From 1 to 100, of JPEG and WebP; PNG and GIF lose nothing.
+    """
+    from PIL import Image
+
+    file = io.BytesIO()
+    if file_format == "png":
         from PIL.PngImagePlugin import PngInfo
 
         info = PngInfo()
         for key, text in provenance.texts().items():
             info.add_text(key, text)  # as iTXt where it is more than Latin-1
-        picture.save(path, "PNG", pnginfo=info)
-        return
-    if ending == ".gif":
-        picture.save(path, "GIF", comment=provenance.json().encode())
-        return
-    from PIL import Image
-
-    exif = Image.Exif()
-    exif[_IMAGE_DESCRIPTION] = provenance.json()
-    exif[_SOFTWARE] = provenance.texts()["Software"]
-    if ending == ".webp":
-        picture.save(path, "WEBP", quality=95, exif=exif)
+        picture.save(file, "PNG", pnginfo=info)
+    elif file_format == "gif":
+        picture.save(file, "GIF", comment=provenance.json().encode())
     else:
-        picture.convert("RGB").save(path, "JPEG", quality=95, subsampling=0, exif=exif)
+        exif = Image.Exif()
+        exif[_IMAGE_DESCRIPTION] = provenance.json()
+        exif[_SOFTWARE] = provenance.texts()["Software"]
+        if file_format == "webp":
+            picture.save(file, "WEBP", quality=quality, exif=exif)
+        else:
+            picture.convert("RGB").save(file, "JPEG", quality=quality, subsampling=0, exif=exif)
+    return file.getvalue()
