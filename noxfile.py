@@ -68,6 +68,7 @@ LIGHT = Job(
             "pytest",
             "-q",
             "--without-torch",
+            "tests/test_costs.py",
             "tests/test_pictures.py",
             "tests/test_scheduler.py",
             "tests/test_serial_thread.py",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from omni_core.outputs import (
         EngineStats,
         OmniRequestOutput,
+        RequestEstimate,
         RequestMetrics,
         SchedulerOutput,
         StepOutput,
@@ -42,6 +43,7 @@ _HOME = {
     "OmniRequestOutput": "omni_core.outputs",
     "PipelineInfo": "omni_core.pipeline_info",
     "PluginRegistry": "omni_core.plugins",
+    "RequestEstimate": "omni_core.outputs",
     "RequestEvent": "omni_core.engine.handle",
     "RequestHandle": "omni_core.engine.handle",
     "RequestMetrics": "omni_core.outputs",
@@ -64,6 +66,7 @@ __all__ = [
     "OmniRequestOutput",
     "PipelineInfo",
     "PluginRegistry",
+    "RequestEstimate",
     "RequestEvent",
     "RequestHandle",
     "RequestMetrics",

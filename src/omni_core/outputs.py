@@ -241,6 +241,27 @@ class WorkerStats:
     last_heartbeat_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RequestEstimate:
+    """When a request will be done, as far as can be told; what `DiffusionEngine.estimate` returns.
+
+    It is reckoned from how long the steps of requests of the same kind took (of the same size, number of outputs and
+    frames, with or without guidance) on replicas that worked on as many requests, from how long such requests took
+    before and after their steps, and from the requests that run and that wait with the same or a higher priority. Kinds
+    that have not run yet are scaled from those that have. What will arrive, be aborted or fail is not foreseen, and
+    nothing but measurements is known of the device: a guess, not a promise.
+
+    Attributes:
+        seconds: Seconds from now until it is done.
+        queue_s: Seconds of those until it begins; 0 if it has begun, or would at once.
+        position: How many requests are ahead of it in the backlog; 0 if it has begun, or would at once.
+    """
+
+    seconds: float
+    queue_s: float
+    position: int
+
+
 @dataclass(slots=True)
 class EngineStats:
     """What an engine does and did.

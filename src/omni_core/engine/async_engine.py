@@ -12,7 +12,7 @@ from omni_core.engine.call_threads import CallThreads
 from omni_core.engine.engine import STATS_TIMEOUT_S, DiffusionEngine
 from omni_core.engine.handle import RequestEvent, RequestHandle
 from omni_core.engine_place import remember_imports
-from omni_core.outputs import EngineStats, OmniRequestOutput
+from omni_core.outputs import EngineStats, OmniRequestOutput, RequestEstimate
 from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest
 
@@ -131,6 +131,10 @@ class AsyncDiffusionEngine:
         if not ask_workers:
             return self.engine.stats(ask_workers=False)
         return await self._calls.run(self.engine.stats, timeout)
+
+    def estimate(self, request: OmniDiffusionRequest) -> RequestEstimate | None:
+        """Return how long a request will take, as `DiffusionEngine.estimate` does. Returns at once."""
+        return self.engine.estimate(request)
 
     async def sleep(self, level: int = 1, timeout: float | None = None) -> None:
         """Free accelerator memory until `wake_up`, as `DiffusionEngine.sleep` does."""

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState, TimeLimits
+from omni_core.engine.estimates import Estimates
 from omni_core.engine.handle import RequestHandle
 from omni_core.engine.live_requests import LiveRequests
 from omni_core.engine.notices import Notices
@@ -27,8 +28,9 @@ from omni_core.errors import (
 )
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
-from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, StepOutput
+from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, RequestEstimate, StepOutput
 from omni_core.own_threads import begin_own_thread, is_own_thread
+from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import OmniDiffusionRequest
 from omni_core.scheduler import Scheduler
 from omni_core.timeouts import wait_seconds
@@ -55,9 +57,17 @@ class EngineCore:
         answers: Asks the executor, which the core owns and closes.
         hooks: Of the engine.
         sleeping: What is known of the sleep of the workers.
+        info: What is known of the pipeline.
     """
 
-    def __init__(self, config: OmniDiffusionConfig, answers: ExecutorAnswers, hooks: Hooks, sleeping: Sleeping) -> None:
+    def __init__(
+        self,
+        config: OmniDiffusionConfig,
+        answers: ExecutorAnswers,
+        hooks: Hooks,
+        sleeping: Sleeping,
+        info: PipelineInfo | None,
+    ) -> None:
         self.answers = answers
         self.sleeping = sleeping
         self._config = config
@@ -68,7 +78,8 @@ class EngineCore:
         self._replicas = [ReplicaState() for _ in range(answers.num_replicas)]
         self._time_limits = TimeLimits()
         self._output_hooks = OutputHooks(hooks, self, self._report_made)
-        self._requests = LiveRequests(self._notices, self._output_hooks, self._note_counted)
+        self._estimates = Estimates(info, answers.num_replicas, config.max_num_seqs)
+        self._requests = LiveRequests(self._notices, self._output_hooks, self._estimates, self._note_counted)
         self._steps = StepEnds(
             config,
             answers,
@@ -76,6 +87,7 @@ class EngineCore:
             replicas=self._replicas,
             requests=self._requests,
             notices=self._notices,
+            estimates=self._estimates,
         )
         # Others than the engine's thread read only what it publishes here.
         self._numbers = Numbers()
@@ -114,6 +126,10 @@ class EngineCore:
         """Return the numbers of requests, without those of the workers: all of one moment."""
         numbers = self._numbers
         return EngineStats(numbers.waiting, numbers.running, numbers.parked, dict(numbers.ended))
+
+    def estimate(self, request: OmniDiffusionRequest) -> RequestEstimate | None:
+        """Return when a request will be done; None if that is not known yet, or while the workers sleep."""
+        return None if self.sleeping.level > 0 else self._estimates.estimate(request)
 
     def sleep(self, level: int, timeout: float | None) -> None:
         """Put the workers to sleep; requests wait meanwhile."""
@@ -285,6 +301,7 @@ class EngineCore:
                 broken.append(error)
                 self._steps.replica_failed(index, error)
                 continue
+            self._estimates.note_ready(index, is_ready=is_ready)
             if is_ready:
                 self._begin_step(index, asleep=asleep)
         if len(broken) == len(self._replicas):
@@ -307,6 +324,7 @@ class EngineCore:
             return
         found = [self._requests.get(request.request_id) for request in scheduler_output.new_requests]
         replica.begin(scheduler_output, [live for live in found if live is not None])
+        self._estimates.step_begins(index, scheduler_output.new_requests, replica.begun_at)
         try:
             replica.step = self.answers.execute_step(
                 index, scheduler_output, functools.partial(self._report_step, index)

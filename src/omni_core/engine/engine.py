@@ -30,7 +30,7 @@ from omni_core.errors import (
 )
 from omni_core.executor import DiffusionExecutor, ExecutorContext
 from omni_core.log import get_logger, set_level
-from omni_core.outputs import EngineStats, OmniRequestOutput, StackingStats
+from omni_core.outputs import EngineStats, OmniRequestOutput, RequestEstimate, StackingStats
 from omni_core.own_threads import refuse_to_wait
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.plugins import PluginRegistry, default_registry
@@ -93,7 +93,7 @@ class DiffusionEngine:
         try:
             answers = ExecutorAnswers(executor, self.config)
             self._pipeline_info = answers.describe_pipeline()
-            self._core = EngineCore(self.config, answers, self._hooks, sleeping)
+            self._core = EngineCore(self.config, answers, self._hooks, sleeping, self._pipeline_info)
         except BaseException:
             close_quietly(executor)
             raise
@@ -305,6 +305,29 @@ class DiffusionEngine:
                     )
                 stats.stacking = sum(replies, StackingStats())
         return stats
+
+    def estimate(self, request: OmniDiffusionRequest) -> RequestEstimate | None:
+        """Return how long a request will take, with all that is ahead of it.
+
+        This waits for nothing and asks no worker, so that it can be called for each request and as often as one likes.
+        See `RequestEstimate` for what it is made of.
+
+        Args:
+            request: One that waits or runs, which is known by its `request_id`; or else one that could be submitted
+                now. It is not checked whether the pipeline would take it.
+
+        Returns:
+            The estimate; None while it cannot be told: before a request has done its first step, and while the workers
+            sleep.
+
+        Raises:
+            RequestError: That is no request.
+            EngineClosedError: The engine is closed.
+        """
+        self._check_open()
+        if not isinstance(request, OmniDiffusionRequest):
+            raise RequestError(f"A request must be an OmniDiffusionRequest, not a {type(request).__name__}.")
+        return self._core.estimate(request)
 
     def sleep(self, level: int = 1, timeout: float | None = None) -> None:
         """Free accelerator memory until `wake_up`; requests that arrive meanwhile wait.

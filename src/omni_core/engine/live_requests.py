@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeGuard
 
 from omni_core.engine.bookkeeping import Live
+from omni_core.engine.estimates import Estimates
 from omni_core.engine.handle import RequestHandle
 from omni_core.engine.notices import Notices
 from omni_core.engine.output_hooks import OutputHooks
@@ -28,6 +29,7 @@ class LiveRequests:
     Args:
         notices: Tells callers and observers.
         output_hooks: What is to be done with an output before it is given out.
+        estimates: Is told which requests there are.
         on_counted: Called when requests were counted as ended, before anybody is told.
 
     Attributes:
@@ -36,11 +38,14 @@ class LiveRequests:
         given_up: Requests given up one after the other since their workers died, with none that finished between.
     """
 
-    def __init__(self, notices: Notices, output_hooks: OutputHooks, on_counted: Callable[[], None]) -> None:
+    def __init__(
+        self, notices: Notices, output_hooks: OutputHooks, estimates: Estimates, on_counted: Callable[[], None]
+    ) -> None:
         self.lock = threading.RLock()
         self.given_up = 0
         self._notices = notices
         self._output_hooks = output_hooks
+        self._estimates = estimates
         self._on_counted = on_counted
         # Of those there are, how many have their output, which plugins still look at.
         self._num_made = 0
@@ -107,6 +112,7 @@ class LiveRequests:
                 )
             new[request.request_id] = Live(make_handle(request), now)
         self._live.update(new)
+        self._estimates.add(requests)
         return list(new.values())
 
     def get(self, request_id: str) -> Live | None:
@@ -155,6 +161,7 @@ class LiveRequests:
                 if live.suspect:
                     output.metrics.suspect = live.suspect
                 del self._live[live.handle.request_id]
+                self._estimates.remove(live.handle.request_id)
                 self._num_made -= live.is_made
                 self._ended[output.finish_reason] += 1
                 if output.finish_reason == "finished":

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live, ReplicaState
+from omni_core.engine.estimates import Estimates
 from omni_core.engine.live_requests import LiveRequests
 from omni_core.engine.lost_requests import reason_to_give_up, step_error
 from omni_core.engine.notices import Notices
@@ -30,6 +31,7 @@ class StepEnds:
         replicas: The replicas, by index.
         requests: The requests that have not ended.
         notices: Tells callers and observers.
+        estimates: Learns from it.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class StepEnds:
         replicas: list[ReplicaState],
         requests: LiveRequests,
         notices: Notices,
+        estimates: Estimates,
     ) -> None:
         self._max_retries = config.max_retries
         self._answers = answers
@@ -48,6 +51,7 @@ class StepEnds:
         self._replicas = replicas
         self._requests = requests
         self._notices = notices
+        self._estimates = estimates
 
     def done(self, index: int, future: Future[StepOutput]) -> None:
         """Take what became of the step of a replica.
@@ -70,10 +74,12 @@ class StepEnds:
             return
         step_output = answer.output
         self._scheduler.update_from_output(index, step_output)
+        seconds = time.monotonic() - replica.begun_at
+        self._estimates.step_done(index, seconds, step_output)
         for request_id in step_output.started:
             if self._requests.has(live := replica.placed.get(request_id)):
                 self._notices.started(live, index)
-        self._notices.step_done(index, time.monotonic() - replica.begun_at, step_output)
+        self._notices.step_done(index, seconds, step_output)
         for progress in step_output.progress:
             if self._requests.has(live := replica.placed.get(progress.request_id)):
                 self._notices.progressed(live, progress)
@@ -100,6 +106,7 @@ class StepEnds:
         replica = self._replicas[index]
         placed = dict(replica.placed)
         replica.lose(workers_go_on=not (isinstance(error, WorkerDiedError) or self._answers.runs_whole_requests))
+        self._estimates.lost(index)
         ended: list[tuple[Live | None, OmniRequestOutput]] = []
         for lost in self._scheduler.take_running(index):
             live = placed.get(lost.request.request_id)
