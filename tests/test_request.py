@@ -86,6 +86,18 @@ def test_scalars_are_plain_numbers_in_a_request(scale: Any) -> None:
     assert type(request.guidance_scale) is type(request.timeout_s) is float
 
 
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "output_type"])
+@pytest.mark.parametrize("text", ["\ud800", "a \udfff b", "é\udc80"])
+def test_what_is_no_text_is_refused(field: str, text: str) -> None:
+    with pytest.raises(RequestError, match="half of a surrogate pair") as caught:
+        OmniDiffusionRequest(**{field: text})
+    caught.value.message.encode()
+
+
+def test_any_text_is_taken() -> None:
+    assert OmniDiffusionRequest(prompt="🎨 ſ \x00 é").prompt == "🎨 ſ \x00 é"
+
+
 def test_every_request_has_an_id_and_a_seed_of_its_own() -> None:
     made = [OmniDiffusionRequest() for _ in range(100)] + [OmniDiffusionRequest(seed=None)]
     assert len({request.request_id for request in made}) == 101

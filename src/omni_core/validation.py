@@ -72,8 +72,20 @@ def _plain_float(value: Any) -> Any:
 
 
 def plain_text(value: Any) -> Any:
-    """Turn a subclass of `str` into `str`: it may hash and compare as it likes, or raise."""
-    return str.__str__(value) if isinstance(value, str) else value
+    """Turn a subclass of `str` into `str`: it may hash and compare as it likes, or raise.
+
+    Raises:
+        ValueError: It is not text: half of a surrogate pair, which no tokenizer takes and no file holds.
+    """
+    if not isinstance(value, str):
+        return value
+    text = str.__str__(value)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"character {error.start} is half of a surrogate pair, and no text") from None
+    return text
 
 
 Int = Annotated[int, BeforeValidator(plain_int)]
