@@ -10,8 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState, TimeLimits
+from omni_core.engine.checked_executor import CheckedExecutor
 from omni_core.engine.handle import RequestHandle
 from omni_core.engine.live_requests import LiveRequests
 from omni_core.engine.notices import Notices
@@ -52,26 +52,28 @@ class EngineCore:
 
     Args:
         config: The configuration.
-        answers: Asks the executor, which the core owns and closes.
+        executor: The executor. The core owns and closes it.
         hooks: Of the engine.
         sleeping: What is known of the sleep of the workers.
     """
 
-    def __init__(self, config: OmniDiffusionConfig, answers: ExecutorAnswers, hooks: Hooks, sleeping: Sleeping) -> None:
-        self.answers = answers
+    def __init__(
+        self, config: OmniDiffusionConfig, executor: CheckedExecutor, hooks: Hooks, sleeping: Sleeping
+    ) -> None:
+        self.executor = executor
         self.sleeping = sleeping
         self._config = config
-        self._notices = Notices(hooks, answers, lambda: self.is_current)
-        self._scheduler = Scheduler(answers.num_replicas, config.max_num_seqs, config.max_batch_wait_ms / 1e3)
-        self._can_interrupt = answers.executor.can_interrupt
+        self._notices = Notices(hooks, executor, lambda: self.is_current)
+        self._scheduler = Scheduler(executor.num_replicas, config.max_num_seqs, config.max_batch_wait_ms / 1e3)
+        self._can_interrupt = executor.wrapped.can_interrupt
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._replicas = [ReplicaState() for _ in range(answers.num_replicas)]
+        self._replicas = [ReplicaState() for _ in range(executor.num_replicas)]
         self._time_limits = TimeLimits()
         self._output_hooks = OutputHooks(hooks, self, self._report_made)
         self._requests = LiveRequests(self._notices, self._output_hooks, self._note_counted)
         self._steps = StepEnds(
             config,
-            answers,
+            executor,
             scheduler=self._scheduler,
             replicas=self._replicas,
             requests=self._requests,
@@ -86,7 +88,7 @@ class EngineCore:
         self._fault: BaseException | None = None
         # When the replicas were last looked at, on the monotonic clock: what was due by then needs no waking.
         self._looked_at = 0.0
-        answers.on_change(lambda: self._messages.put(self._look_again))
+        executor.on_change(lambda: self._messages.put(self._look_again))
         self._thread = threading.Thread(target=self._run, name="omni-engine", daemon=True)
         self._thread.start()
 
@@ -105,7 +107,7 @@ class EngineCore:
         """
         with self._requests.lock:
             self.check_open()
-            places = self.answers.num_replicas * self._config.max_num_seqs
+            places = self.executor.num_replicas * self._config.max_num_seqs
             new = self._requests.add(requests, make_handle, self._config.max_waiting, places)
             self._messages.put(functools.partial(self._accept, new))
         return [live.handle for live in new]
@@ -118,14 +120,14 @@ class EngineCore:
     def sleep(self, level: int, timeout: float | None) -> None:
         """Put the workers to sleep; requests wait meanwhile."""
         try:
-            self.sleeping.sleep(self.answers.collective_rpc, level, timeout)
+            self.sleeping.sleep(self.executor.collective_rpc, level, timeout)
         finally:
             self._messages.put(self._look_again)
 
     def wake_up(self, timeout: float | None) -> None:
         """Wake the workers up."""
         try:
-            self.sleeping.wake_up(self.answers.collective_rpc, timeout)
+            self.sleeping.wake_up(self.executor.collective_rpc, timeout)
         finally:
             self._messages.put(self._look_again)
 
@@ -155,7 +157,7 @@ class EngineCore:
     @property
     def thread_owners(self) -> tuple[object, ...]:
         """Whose threads call what users wrote, and must not wait for this engine: see `omni_core.own_threads`."""
-        return (self, self.answers.executor)
+        return (self, self.executor.wrapped)
 
     @property
     def is_current(self) -> bool:
@@ -185,7 +187,7 @@ class EngineCore:
     def _close_executor(self) -> None:
         self.sleeping.close()
         try:
-            self.answers.close()
+            self.executor.close()
         finally:
             self._requests.fail_all(EngineClosedError("The engine was closed before this request ended."))
             self._output_hooks.close()
@@ -220,7 +222,7 @@ class EngineCore:
         try:
             for index, replica in enumerate(self._replicas):
                 self._scheduler.take_running(index)
-                replica.lose(workers_go_on=not self.answers.runs_whole_requests)
+                replica.lose(workers_go_on=not self.executor.runs_whole_requests)
                 if replica.step is not None and replica.step.done():
                     replica.step = None  # the fault may have been in what its end was to bring about
             self._scheduler.take_waiting()
@@ -268,7 +270,7 @@ class EngineCore:
         if self._closed:
             return
         try:
-            fault, asleep = self.answers.fault(), self.sleeping.level > 0
+            fault, asleep = self.executor.fault(), self.sleeping.level > 0
         except OmniError as error:
             self._contract_broken(error)
             return
@@ -280,7 +282,7 @@ class EngineCore:
             if replica.step is not None:
                 continue
             try:
-                is_ready = self.answers.is_ready(index)
+                is_ready = self.executor.is_ready(index)
             except OmniError as error:
                 broken.append(error)
                 self._steps.replica_failed(index, error)
@@ -308,7 +310,7 @@ class EngineCore:
         found = [self._requests.get(request.request_id) for request in scheduler_output.new_requests]
         replica.begin(scheduler_output, [live for live in found if live is not None])
         try:
-            replica.step = self.answers.execute_step(
+            replica.step = self.executor.execute_step(
                 index, scheduler_output, functools.partial(self._report_step, index)
             )
         except BaseException as error:
@@ -332,7 +334,7 @@ class EngineCore:
         self._publish()  # who has heard that a request is queued finds it counted
         for live in accepted:
             try:
-                self.answers.request_queued(live.request)
+                self.executor.request_queued(live.request)
             except OmniError as error:
                 self._scheduler.end_request(live.handle.request_id, "aborted")
                 self._requests.end([(live, OmniRequestOutput.failed(live.request, error))])
@@ -348,7 +350,7 @@ class EngineCore:
         if not was_waiting:
             self._interrupt_steps()
         # An executor of whole requests cannot stop one: the caller is told now, and what comes later is dropped.
-        if was_waiting or self.answers.runs_whole_requests:
+        if was_waiting or self.executor.runs_whole_requests:
             self._requests.finish([(live, OmniRequestOutput.ended(live.request, reason))])
 
     def _interrupt_steps(self) -> None:
@@ -360,7 +362,7 @@ class EngineCore:
                 continue
             replica.interrupted()
             try:
-                self.answers.interrupt(index)
+                self.executor.interrupt(index)
             except OmniError:
                 self._can_interrupt = False
                 log.exception("steps cannot be interrupted, and have one wave each from now on")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omni_core.calls import WorkerCall
 from omni_core.compat import vllm_omni
 from omni_core.config import OmniDiffusionConfig
-from omni_core.engine.answers import ExecutorAnswers
+from omni_core.engine.checked_executor import CheckedExecutor
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
 from omni_core.engine.make_executor import close_quietly, make_executor
@@ -91,9 +91,9 @@ class DiffusionEngine:
         context = ExecutorContext(None, self._hooks, pipeline, lambda: sleeping.level_of_new)
         executor = make_executor(self.config, context, registry)
         try:
-            answers = ExecutorAnswers(executor, self.config)
-            self._pipeline_info = answers.describe_pipeline()
-            self._core = EngineCore(self.config, answers, self._hooks, sleeping)
+            checked_executor = CheckedExecutor(executor, self.config)
+            self._pipeline_info = checked_executor.describe_pipeline()
+            self._core = EngineCore(self.config, checked_executor, self._hooks, sleeping)
         except BaseException:
             close_quietly(executor)
             raise
@@ -133,7 +133,7 @@ class DiffusionEngine:
     @property
     def executor(self) -> DiffusionExecutor:
         """The executor that runs the work."""
-        return self._core.answers.executor
+        return self._core.executor.wrapped
 
     @property
     def sleep_level(self) -> int:
@@ -276,7 +276,7 @@ class DiffusionEngine:
         """
         self._check_open()
         refuse_to_wait("engine.check_health()", self._core.thread_owners)
-        self._core.answers.check_health()
+        self._core.executor.check_health()
         self._core.check_served()
 
     def stats(self, timeout: float | None = STATS_TIMEOUT_S, *, ask_workers: bool = True) -> EngineStats:
@@ -291,16 +291,20 @@ class DiffusionEngine:
                 replica is being replaced.
         """
         self._check_open()
-        answers = self._core.answers
+        executor = self._core.executor
         stats = self._core.stats()
-        stats.workers = answers.worker_stats()
-        if ask_workers and not answers.runs_whole_requests and all(map(answers.is_ready, range(answers.num_replicas))):
+        stats.workers = executor.worker_stats()
+        if (
+            ask_workers
+            and not executor.runs_whole_requests
+            and all(map(executor.is_ready, range(executor.num_replicas)))
+        ):
             with contextlib.suppress(WorkerDiedError, RPCTimeoutError):  # one has died just now, or is held up
-                replies: list[StackingStats] = answers.collective_rpc("stats", wait_seconds(timeout), (), None, None)
+                replies: list[StackingStats] = executor.collective_rpc("stats", wait_seconds(timeout), (), None, None)
                 if not all(isinstance(reply, StackingStats) for reply in replies):
                     kinds = ", ".join(type(reply).__name__ for reply in replies)
                     raise ContractError(
-                        f"The executor {answers.name} sets runs_diffusion_worker, and stats() of its workers gave "
+                        f"The executor {executor.name} sets runs_diffusion_worker, and stats() of its workers gave "
                         f"{kinds} where StackingStats are expected."
                     )
                 stats.stacking = sum(replies, StackingStats())

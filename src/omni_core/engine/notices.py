@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live
+from omni_core.engine.checked_executor import CheckedExecutor
 from omni_core.engine.handle import RequestEvent
 from omni_core.error_text import is_ctrl_c
 from omni_core.errors import OmniError
@@ -23,13 +23,13 @@ class Notices:
 
     Args:
         hooks: Of the engine; their observers are told.
-        answers: Tells the executor.
+        executor: Is notified when a request ends.
         in_engine_thread: Whether the caller is the engine's thread, which no observer may end.
     """
 
-    def __init__(self, hooks: Hooks, answers: ExecutorAnswers, in_engine_thread: Callable[[], bool]) -> None:
+    def __init__(self, hooks: Hooks, executor: CheckedExecutor, in_engine_thread: Callable[[], bool]) -> None:
         self._hooks = hooks
-        self._answers = answers
+        self._executor = executor
         self._in_engine_thread = in_engine_thread
 
     def queued(self, live: Live) -> None:
@@ -95,7 +95,7 @@ class Notices:
         metrics.queue_s = max(0.0, time.monotonic() - live.submitted_at - worked_s)
         callbacks = live.handle._finish(output)
         try:
-            self._answers.request_ended(output.request_id, output.error)
+            self._executor.request_ended(output.request_id, output.error)
         except OmniError:
             log.warning(
                 "the executor raised when it was told of the end of a request",

@@ -6,8 +6,8 @@ import time
 from concurrent.futures import Future
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live, ReplicaState
+from omni_core.engine.checked_executor import CheckedExecutor
 from omni_core.engine.live_requests import LiveRequests
 from omni_core.engine.lost_requests import reason_to_give_up, step_error
 from omni_core.engine.notices import Notices
@@ -25,7 +25,7 @@ class StepEnds:
 
     Args:
         config: The configuration.
-        answers: Checks what the executor answered.
+        executor: Checks the results of steps.
         scheduler: Whose requests they are.
         replicas: The replicas, by index.
         requests: The requests that have not ended.
@@ -35,7 +35,7 @@ class StepEnds:
     def __init__(
         self,
         config: OmniDiffusionConfig,
-        answers: ExecutorAnswers,
+        executor: CheckedExecutor,
         *,
         scheduler: Scheduler,
         replicas: list[ReplicaState],
@@ -43,7 +43,7 @@ class StepEnds:
         notices: Notices,
     ) -> None:
         self._max_retries = config.max_retries
-        self._answers = answers
+        self._executor = executor
         self._scheduler = scheduler
         self._replicas = replicas
         self._requests = requests
@@ -61,14 +61,14 @@ class StepEnds:
             return  # a future that tells of its end twice
         replica.step = None
         try:
-            answer = self._answers.step_answer(index, future, replica.requests, replica.strays)
+            step = self._executor.check_step(index, future, replica.requests, replica.strays)
         except BaseException as error:  # CancelledError among them
             self.replica_failed(index, error)
             if isinstance(error, ContractError) and len(self._replicas) > 1:
                 # It fails at once whatever it is given: others would find nothing left to do.
                 replica.paused_until = time.monotonic() + _BROKEN_PAUSE_S
             return
-        step_output = answer.output
+        step_output = step.output
         self._scheduler.update_from_output(index, step_output)
         for request_id in step_output.started:
             if self._requests.has(live := replica.placed.get(request_id)):
@@ -77,7 +77,7 @@ class StepEnds:
         for progress in step_output.progress:
             if self._requests.has(live := replica.placed.get(progress.request_id)):
                 self._notices.progressed(live, progress)
-        for request_id, malformed in answer.malformed.items():
+        for request_id, malformed in step.malformed.items():
             if (live := replica.placed.get(request_id)) is not None:
                 live.error = malformed  # for when the replica has given it up
                 self._scheduler.end_request(request_id, "aborted")
@@ -99,14 +99,14 @@ class StepEnds:
         """
         replica = self._replicas[index]
         placed = dict(replica.placed)
-        replica.lose(workers_go_on=not (isinstance(error, WorkerDiedError) or self._answers.runs_whole_requests))
+        replica.lose(workers_go_on=not (isinstance(error, WorkerDiedError) or self._executor.runs_whole_requests))
         ended: list[tuple[Live | None, OmniRequestOutput]] = []
         for lost in self._scheduler.take_running(index):
             live = placed.get(lost.request.request_id)
             if lost.end_reason is not None:
                 ended.append((live, OmniRequestOutput.ended(lost.request, lost.end_reason)))
             elif not isinstance(error, WorkerDiedError):
-                method = f"{self._answers.name}.{self._answers.step_method}"
+                method = f"{self._executor.name}.{self._executor.step_method}"
                 ended.append((live, OmniRequestOutput.failed(lost.request, step_error(lost.request, method, error))))
             elif self._requests.has(live):
                 reason = self._retry(index, lost, live, error)

@@ -39,13 +39,13 @@ def make_call(core: EngineCore, call: WorkerCall, seconds: float | None, rank: i
     if call.method in ("sleep", "wake_up"):  # the engine must know, so that requests wait meanwhile
         return _change_sleep(core, call, seconds, rank)
     _refuse_own(call)
-    return core.answers.collective_rpc(call.method, seconds, call.args, call.kwargs, rank)
+    return core.executor.collective_rpc(call.method, seconds, call.args, call.kwargs, rank)
 
 
 def begin_call(core: EngineCore, call: WorkerCall, rank: int | None) -> Future[Any]:
     """Begin a call on every worker, and return a future of what `make_call` returns."""
     _refuse_own(call)
-    return core.answers.begin_rpc(call.method, call.args, call.kwargs, rank)
+    return core.executor.begin_rpc(call.method, call.args, call.kwargs, rank)
 
 
 def _refuse_own(call: WorkerCall) -> None:
@@ -54,7 +54,7 @@ def _refuse_own(call: WorkerCall) -> None:
 
 
 def _change_sleep(core: EngineCore, call: WorkerCall, seconds: float | None, rank: int | None) -> Any:
-    number = core.answers.num_workers
+    number = core.executor.num_workers
     if rank is not None and rank not in range(number):
         raise RPCError(f"There is no rank {rank}: there are {number} workers, 0 to {number - 1}.")
     read = _level_of_sleep if call.method == "sleep" else _no_arguments

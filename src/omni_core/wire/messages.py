@@ -16,7 +16,7 @@ from omni_core.errors import OmniError, RPCError
 from omni_core.wire.frame import Frame
 from omni_core.wire.sealed import open_outputs, seal_outputs
 
-# Numbers of frames that are no calls: the setup and what became of it; on the control channel, what is wanted.
+# Numbers of frames that are no calls: the `WorkerSetup` and its reply; on the control channel, pings and interrupts.
 STARTED = 0
 PING = 1
 INTERRUPT = 2

@@ -11,7 +11,7 @@ from omni_core.wire.options import WireOptions
 from omni_core.wire.private_file import PrivateFile
 from omni_core.wire.program import Program
 from omni_core.wire.reactor import Reactor
-from omni_core.wire.setup import sets_no_threads
+from omni_core.wire.worker_setup import sets_no_threads
 
 
 class WireReplica(Replica):

@@ -55,9 +55,9 @@ class WireWorker(Worker):
         self._loop.watch(self._work.fileno(), self._receive_replies)
         self._loop.watch(self._control.fileno(), self._receive_control)
 
-    def set_up(self, setup: Any) -> None:
+    def set_up(self, worker_setup: Any) -> None:
         """Send the worker its first message. In the reactor's thread."""
-        self._outbox.send(seal(STARTED, setup))
+        self._outbox.send(seal(STARTED, worker_setup))
 
     @staticmethod
     def pack(method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Frame:

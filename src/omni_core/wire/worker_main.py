@@ -17,7 +17,7 @@ from omni_core.wire.channel import Channel
 from omni_core.wire.frame import ChannelClosedError, Frame
 from omni_core.wire.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
 from omni_core.wire.sealed import StepOpener
-from omni_core.wire.setup import WorkerSetup
+from omni_core.wire.worker_setup import WorkerSetup
 
 # How a worker ends whose driver is gone.
 DRIVER_GONE = 3
@@ -38,8 +38,8 @@ def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any
     try:
         with loading_in_worker_process():
             listener = _ControlThread(control)
-            setup = _receive_setup(work)
-            worker = _build(make_worker, setup, work)
+            worker_setup = _receive_worker_setup(work)
+            worker = _build(make_worker, worker_setup, work)
         if worker is None:
             status = 1
         else:
@@ -101,24 +101,24 @@ class _ControlThread:
             os._exit(DRIVER_GONE)
 
 
-def _receive_setup(channel: Channel) -> WorkerSetup:
+def _receive_worker_setup(channel: Channel) -> WorkerSetup:
     frame = channel.recv()
     try:
-        setup: WorkerSetup = open_value(frame)
-        return setup
+        worker_setup: WorkerSetup = open_value(frame)
+        return worker_setup
     except Exception as error:
         channel.send(seal(STARTED, (None, call_error("reading the configuration", error))))
         raise SystemExit(1) from error
 
 
-def _build(make_worker: Callable[[Any], Any], setup: WorkerSetup, channel: Channel) -> Any:
+def _build(make_worker: Callable[[Any], Any], worker_setup: WorkerSetup, channel: Channel) -> Any:
     """Return the worker, or None if it could not be made: then the driver was told why."""
     try:
-        worker = make_worker(setup)
+        worker = make_worker(worker_setup)
     except Exception as error:
         reason: OmniError = call_error("make the worker", error)
         if type(reason) is RPCError:
-            who = f"Worker {setup.rank} of replica {setup.replica}"
+            who = f"Worker {worker_setup.rank} of replica {worker_setup.replica}"
             reason = StartupError(f"{who} could not be made: {error!r}", worker_traceback=reason.worker_traceback)
         channel.send(seal(STARTED, (None, reason)))
         return None

@@ -10,7 +10,7 @@ from omni_core.hookspecs import Hooks
 from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.replica import WireReplica
-from omni_exec_multiproc.messages import Setup
+from omni_exec_multiproc.messages import MultiprocWorkerSetup
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.worker import ProcessWorker
 
@@ -69,7 +69,9 @@ class ProcessReplica(WireReplica):
         for worker in workers:
             local_index = self.index * self.world_size + worker.rank
             worker.start(
-                Setup(**self.describe_worker(worker.rank, local_index, num_local, key), rendezvous=self.rendezvous)
+                MultiprocWorkerSetup(
+                    **self.describe_worker(worker.rank, local_index, num_local, key), rendezvous=self.rendezvous
+                )
             )
 
     def note_exit(self, pid: int, exit_code: int) -> None:

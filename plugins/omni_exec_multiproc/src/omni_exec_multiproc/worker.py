@@ -14,7 +14,7 @@ from omni_core.wire.output import WorkerOutput
 from omni_core.wire.process_end import describe_exit
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.worker import WireWorker
-from omni_exec_multiproc.messages import Setup
+from omni_exec_multiproc.messages import MultiprocWorkerSetup
 from omni_exec_multiproc.options import MultiprocOptions
 
 # Seconds after its death was seen within which a worker's exit code must have come; it is only for the message.
@@ -62,7 +62,7 @@ class ProcessWorker(WireWorker):
         """Whether the process is gone, or never was."""
         return self.pid is None or self._exit_code is not None
 
-    def start(self, setup: Setup) -> None:
+    def start(self, worker_setup: MultiprocWorkerSetup) -> None:
         """Start the process. In the reactor's thread."""
         try:
             self._starter.start([file.fileno() for file in self._theirs], self._output.write_fd, self._started)
@@ -71,7 +71,7 @@ class ProcessWorker(WireWorker):
             self._output.close_write_end()
         if self.is_alive:
             self.listen()
-            self.set_up(setup)
+            self.set_up(worker_setup)
 
     def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the process, if it is there."""

@@ -6,10 +6,10 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from omni_core.plugins import default_registry
-from omni_core.wire import setup as remote
+from omni_core.wire import worker_setup as wire_setup
 from omni_core.wire.channel import Channel
 from omni_core.wire.worker_main import run_worker
-from omni_exec_multiproc.messages import Setup
+from omni_exec_multiproc.messages import MultiprocWorkerSetup
 
 if TYPE_CHECKING:
     from omni_core.worker.parallel.rank_group import RankGroup
@@ -30,20 +30,20 @@ def run_connected(work: int, control: int) -> None:
     )
 
 
-def make_worker(setup: Setup) -> Any:
+def make_worker(worker_setup: MultiprocWorkerSetup) -> Any:
     """Return the worker that the first message describes."""
 
     def connect() -> RankGroup:
         from omni_core.worker.parallel.rank_group import RankGroup
 
-        config = setup.config
+        config = worker_setup.config
         return RankGroup.connect(
-            setup.rank,
-            setup.world_size,
-            setup.rendezvous,
+            worker_setup.rank,
+            worker_setup.world_size,
+            worker_setup.rendezvous,
             device=config.device,
             timeout_s=config.startup_timeout_s,
-            key=setup.key,
+            key=worker_setup.key,
         )
 
-    return remote.make_worker(setup, connect, default_registry)
+    return wire_setup.make_worker(worker_setup, connect, default_registry)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omni_core.wire.setup import WorkerSetup
+from omni_core.wire.worker_setup import WorkerSetup
 
 
 @dataclass(frozen=True, slots=True)
-class Setup(WorkerSetup):
-    """Who a rank is.
+class TorchrunWorkerSetup(WorkerSetup):
+    """What `WorkerSetup` has, and how the ranks of the replica connect.
 
     Attributes:
         rendezvous: Where the ranks of the replica find each other: an init method of torch.distributed; empty for a

@@ -12,7 +12,7 @@ from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.arrival import Arrival
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.replica import WireReplica
-from omni_exec_torchrun.messages import Setup
+from omni_exec_torchrun.messages import TorchrunWorkerSetup
 from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.rank_worker import RankWorker
 
@@ -131,7 +131,7 @@ class RankReplica(WireReplica):
             if self._num_local is not None:
                 local_index, num_local = self.index * self.world_size + worker.rank, self._num_local
             worker.set_up(
-                Setup(
+                TorchrunWorkerSetup(
                     **self.describe_worker(worker.rank, local_index, num_local, key),
                     rendezvous=self.rendezvous,
                     meeting=meeting,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omni_core.errors import OmniError, StartupError
 from omni_core.plugins import default_registry
-from omni_core.wire import setup as remote
+from omni_core.wire import worker_setup as wire_setup
 from omni_core.wire.address import interface_towards
 from omni_core.wire.arrival import Hello, this_machine
 from omni_core.wire.authentication import connect
@@ -19,7 +19,7 @@ from omni_core.wire.channel import Channel
 from omni_core.wire.worker_main import DRIVER_GONE, run_worker
 from omni_core.worker.parallel.process_groups import local_interface
 from omni_exec_torchrun.agent_end import end_with_agent
-from omni_exec_torchrun.messages import Setup
+from omni_exec_torchrun.messages import TorchrunWorkerSetup
 from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ class TorchrunRank:
 
         return one("work"), one("control")
 
-    def make_worker(self, setup: Any) -> Any:
+    def make_worker(self, worker_setup: Any) -> Any:
         """Return the worker that the driver's first message describes."""
-        assert isinstance(setup, Setup)
+        assert isinstance(worker_setup, TorchrunWorkerSetup)
 
         def connect_ranks() -> RankGroup:
             from torch.distributed.distributed_c10d import PrefixStore
@@ -108,17 +108,17 @@ class TorchrunRank:
             from omni_core.worker.parallel.rank_group import RankGroup
 
             return RankGroup.connect(
-                setup.rank,
-                setup.world_size,
-                setup.rendezvous or PrefixStore(setup.meeting, self._open_store()),
-                device=setup.config.device,
-                timeout_s=setup.timeout_s,
+                worker_setup.rank,
+                worker_setup.world_size,
+                worker_setup.rendezvous or PrefixStore(worker_setup.meeting, self._open_store()),
+                device=worker_setup.config.device,
+                timeout_s=worker_setup.timeout_s,
                 interface=self._interface(),
-                backend=setup.backend,
-                key=setup.key,
+                backend=worker_setup.backend,
+                key=worker_setup.key,
             )
 
-        return remote.make_worker(setup, connect_ranks, default_registry)
+        return wire_setup.make_worker(worker_setup, connect_ranks, default_registry)
 
     def _interface(self) -> str | None:
         """Return the network interface on which ranks listen for each other: loopback if all are on this node."""

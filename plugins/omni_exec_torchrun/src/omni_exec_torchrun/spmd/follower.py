@@ -168,7 +168,7 @@ class Follower(SpmdRank):
 
     def _say_goodbye(self) -> None:
         if self.fault is None and not self._stopped.is_set():
-            self._link.send(self.counts())
+            self._connections.send(self.counts())
             # Until then rank 0 may need this rank for the step that it is in.
             self._stopped.wait(_GOODBYE_S)
 
@@ -249,7 +249,7 @@ class Follower(SpmdRank):
                 return
         super()._end_worker()
         self.fail(error, tell=False)
-        self._link.hang_up(0)
+        self._connections.hang_up(0)
 
     # For the engine.
 

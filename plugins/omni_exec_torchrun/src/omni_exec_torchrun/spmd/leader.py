@@ -77,7 +77,7 @@ class Leader(SpmdRank):
         if request_id in self._begun:
             self._begun.discard(request_id)
         elif error is not None:
-            self._link.send(Ended(number, error))
+            self._connections.send(Ended(number, error))
 
     def receive(self, rank: int, message: Any) -> None:
         """Take a message from another rank."""
@@ -108,7 +108,7 @@ class Leader(SpmdRank):
 
     def tick(self) -> None:
         """Let the others know that this process runs, and look whether something is overdue."""
-        self._link.send(Alive())
+        self._connections.send(Alive())
         super().tick()
 
     def _compared(self) -> Iterable[int]:
@@ -130,7 +130,7 @@ class Leader(SpmdRank):
     def _end_worker(self) -> None:
         if self.fault is None:
             ours = self.counts()
-            self._link.send(Stop(ours.requests, ours.calls))
+            self._connections.send(Stop(ours.requests, ours.calls))
             with self._changed:
                 self._changed.wait_for(lambda: len(self._gone) == self.world.group.world_size - 1, _GOODBYE_S)
             for rank, theirs in self._left.items():
@@ -144,14 +144,14 @@ class Leader(SpmdRank):
         identities = [Identity(request.request_id, request.seed) for request in scheduler_output.new_requests]
         if self.world.group.world_size > 1:
             new = dict(zip(numbers, identities, strict=True))
-            self._link.send(Step(new, scheduler_output.ended_requests, scheduler_output.waves))
+            self._connections.send(Step(new, scheduler_output.ended_requests, scheduler_output.waves))
         output: StepOutput = self.worker.execute_step(scheduler_output)
         return output
 
     def _call(self, call: PendingCall) -> None:
         try:
             self._wait_for_others("call", call.number)
-            self._link.send(Call(call.number, call.identities))
+            self._connections.send(Call(call.number, call.identities))
             self._make_call(call, call.identities)
             replies = self._wait_for_replies(call)
             if self.world.group.world_size > 1:
@@ -205,7 +205,7 @@ class Leader(SpmdRank):
         with self._changed:
             self._gone.add(rank)
         ours = self.counts()
-        self._link.send(Stop(ours.requests, ours.calls), rank)
+        self._connections.send(Stop(ours.requests, ours.calls), rank)
 
     def _has_left(self, rank: int) -> RankGroupError:
         theirs = self._left.get(rank)

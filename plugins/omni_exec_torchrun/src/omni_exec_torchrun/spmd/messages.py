@@ -1,4 +1,4 @@
-"""What the ranks of an SPMD engine tell each other over their `Link`."""
+"""What the ranks of an SPMD engine tell each other over their `RankConnections`."""
 
 from __future__ import annotations
 

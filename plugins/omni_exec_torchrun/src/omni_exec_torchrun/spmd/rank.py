@@ -17,8 +17,8 @@ from omni_core.errors import ExecutorError, OmniError, RankGroupError, RPCError
 from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
 from omni_core.serial_thread import SerialThread
+from omni_exec_torchrun.spmd.connections import RankConnections, connect
 from omni_exec_torchrun.spmd.ledger import Fields, Ledger
-from omni_exec_torchrun.spmd.link import Link, connect
 from omni_exec_torchrun.spmd.messages import Announcement, Broken, Identity, Kind, Leaving
 from omni_exec_torchrun.spmd.world import SpmdWorld
 
@@ -60,7 +60,7 @@ class PendingCall:
 
 
 class SpmdRank(ABC):
-    """Owns this rank's worker, in a thread of its own, and the link to other ranks.
+    """Owns this rank's worker, in a thread of its own, and the connections to the other ranks.
 
     Args:
         world: The ranks.
@@ -90,9 +90,10 @@ class SpmdRank(ABC):
         self._thread = SerialThread(f"omni-spmd-worker-{self.rank}")
         tick_s = min(1.0, timeout_s / 4)
         is_alone = world.group.world_size == 1
-        self._link = Link({} if is_alone else connect(world.group, world.host, startup_timeout_s), self, tick_s)
+        connected = {} if is_alone else connect(world.group, world.host, startup_timeout_s)
+        self._connections = RankConnections(connected, self, tick_s)
         if not is_alone:
-            self._link.start()
+            self._connections.start()
 
     # For the executor, from any thread.
 
@@ -146,7 +147,7 @@ class SpmdRank(ABC):
             if not ended:
                 self.world.leave(broken=True)
         finally:
-            self._link.close()
+            self._connections.close()
         self._fail_calls(ExecutorError("The engine was closed."))
 
     def fail(self, error: OmniError, tell: bool = True) -> OmniError:
@@ -164,7 +165,7 @@ class SpmdRank(ABC):
             self.fault = error
             self._changed.notify_all()
         if tell:
-            self._link.send(Broken(error.message, error.worker_traceback))
+            self._connections.send(Broken(error.message, error.worker_traceback))
         with contextlib.suppress(RuntimeError):  # closed meanwhile
             self._thread.submit(self.world.leave, True)
         if self.worker is not None and self.worker.device.type != "cpu":
@@ -174,7 +175,7 @@ class SpmdRank(ABC):
         self._on_fault()
         return error
 
-    # The link's listener.
+    # Called by `RankConnections`, in its thread.
 
     @abstractmethod
     def receive(self, rank: int, message: Any) -> None:
@@ -220,7 +221,7 @@ class SpmdRank(ABC):
     def _announce(self, kind: Kind, fields: dict[str, str]) -> None:
         with self._order:
             self._note(kind, self.rank, fields)
-            self._link.send(Announcement(kind, fields))
+            self._connections.send(Announcement(kind, fields))
 
     def _note(self, kind: Kind, rank: int, fields: Fields) -> None:
         with self._changed:
@@ -248,12 +249,12 @@ class SpmdRank(ABC):
         if reply.error is None and self.rank not in call.reply_ranks:
             reply = WorkerReply(call.number)
         try:
-            self._link.send(make_message(reply))
+            self._connections.send(make_message(reply))
         except RPCError as error:
             call.own = WorkerReply(
                 call.number, error=RPCError(f"The result of {call.name!r} cannot be sent to other ranks: {error}")
             )
-            self._link.send(make_message(call.own))
+            self._connections.send(make_message(call.own))
 
     def _finish_call(self, number: int, replies: list[WorkerReply]) -> None:
         with self._changed:

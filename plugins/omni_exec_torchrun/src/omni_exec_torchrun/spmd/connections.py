@@ -32,7 +32,7 @@ _SEND_TIMEOUT = struct.pack("ll", 10, 0)
 
 
 class Listener(Protocol):
-    """Who is told what happens on a link. All are called in the link's thread, and must be quick."""
+    """Who is told what happens on the connections. All methods are called in their thread and must return quickly."""
 
     def receive(self, rank: int, message: Any) -> None:
         """A message came from `rank`."""
@@ -44,38 +44,40 @@ class Listener(Protocol):
         """About a second has passed."""
 
 
-class Link:
+class RankConnections:
     """Connects this rank with rank 0, or rank 0 with all others.
 
     Args:
         connections: By rank.
-        listener: Who is told what comes in.
+        listener: Receives the messages.
         tick_s: Seconds between two ticks.
     """
 
     def __init__(self, connections: dict[int, Connection], listener: Listener, tick_s: float = _TICK_S) -> None:
-        self._connections = connections
+        self._by_rank = connections
         self._listener = listener
         self._tick_s = tick_s
         self._locks = {rank: threading.Lock() for rank in connections}
         self._woken, self._wake = Pipe(duplex=False)
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="omni-spmd-link", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="omni-spmd-connections", daemon=True)
 
     def start(self) -> None:
-        """Begin to tell the listener."""
+        """Begin to receive messages and notify the listener."""
         self._thread.start()
 
     def send(self, message: Any, rank: int | None = None) -> None:
-        """Send a message to one rank, or to all. One that is gone does not get it; the listener is told of that.
+        """Send a message to one rank, or to all.
+
+        If a rank is gone, the message is dropped, and the listener is notified.
 
         Raises:
             RPCError: It cannot be pickled; nothing was sent.
         """
         data, buffers = dumps(message)
-        ranks = list(self._connections) if rank is None else [rank]
+        ranks = list(self._by_rank) if rank is None else [rank]
         for one in ranks:
-            connection = self._connections[one]
+            connection = self._by_rank[one]
             with self._locks[one]:
                 try:
                     connection.send_bytes(_COUNT.pack(len(buffers)) + data)
@@ -86,7 +88,7 @@ class Link:
 
     def hang_up(self, rank: int) -> None:
         """End the connection to one rank."""
-        _hang_up(self._connections[rank])
+        _hang_up(self._by_rank[rank])
 
     def close(self) -> None:
         """Hang up. Harmless when called twice."""
@@ -96,14 +98,14 @@ class Link:
         self._wake.send_bytes(b"x")
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
             self._thread.join(_CLOSE_S)
-        for rank, connection in self._connections.items():
+        for rank, connection in self._by_rank.items():
             with self._locks[rank]:
                 connection.close()
         self._wake.close()
         self._woken.close()
 
     def _run(self) -> None:
-        ranks = {connection: rank for rank, connection in self._connections.items()}
+        ranks = {connection: rank for rank, connection in self._by_rank.items()}
         next_tick = time.monotonic() + self._tick_s
         while not self._closing:
             for ready in wait([*ranks, self._woken], max(0.0, next_tick - time.monotonic())):

@@ -1,4 +1,4 @@
-"""The first message to a worker process, and the worker that it describes."""
+"""The first message to a worker process, and how the process makes its worker from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """Who a worker is. A subclass says where it finds the others of its replica.
+    """Describes a worker to its process. A subclass adds how the ranks of the replica connect.
 
     Attributes:
         config: The configuration of the engine.
@@ -49,28 +49,28 @@ def sets_no_threads(config: OmniDiffusionConfig) -> bool:
     return config.num_threads is None and "OMP_NUM_THREADS" not in os.environ
 
 
-def own_config(setup: WorkerSetup) -> OmniDiffusionConfig:
+def own_config(worker_setup: WorkerSetup) -> OmniDiffusionConfig:
     """Return the configuration of a worker, with the threads that it may have on the machine that it runs on."""
-    if not setup.shares_cores:
-        return setup.config
+    if not worker_setup.shares_cores:
+        return worker_setup.config
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # More threads than cores are ruinous: forwards were seen to take 200 times as long.
-    return setup.config.replace(num_threads=max(1, cores // setup.num_local))
+    return worker_setup.config.replace(num_threads=max(1, cores // worker_setup.num_local))
 
 
-def make_worker(setup: WorkerSetup, connect: Callable[[], RankGroup], hooks: Callable[[], Hooks]) -> Any:
+def make_worker(worker_setup: WorkerSetup, connect: Callable[[], RankGroup], hooks: Callable[[], Hooks]) -> Any:
     """Return the worker of this process, with its pipeline loaded.
 
     Args:
-        setup: Who it is.
+        worker_setup: The first message.
         connect: Meets the other ranks of the replica; called if there are any.
         hooks: Finds the plugins.
     """
-    setup.program.take_over()
-    choose_accelerator(setup.config, setup.local_index, setup.num_local)
+    worker_setup.program.take_over()
+    choose_accelerator(worker_setup.config, worker_setup.local_index, worker_setup.num_local)
     from omni_core.worker.worker import worker_class
 
-    config = own_config(setup)
+    config = own_config(worker_setup)
     configure_logging(config.log_level, "json")  # the driver reads it and passes it on in the form that was asked for
-    more: dict[str, Any] = {"group": connect()} if setup.world_size > 1 else {}
-    return worker_class(config)(config, replica=setup.replica, rank=setup.rank, hooks=hooks(), **more)
+    more: dict[str, Any] = {"group": connect()} if worker_setup.world_size > 1 else {}
+    return worker_class(config)(config, replica=worker_setup.replica, rank=worker_setup.rank, hooks=hooks(), **more)
