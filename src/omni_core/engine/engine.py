@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omni_core.calls import WorkerCall
 from omni_core.compat import vllm_omni
-from omni_core.config import OmniDiffusionConfig
+from omni_core.config import FieldMark, OmniDiffusionConfig, marked_fields
 from omni_core.engine.checked_executor import CheckedExecutor
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
@@ -80,7 +80,7 @@ class DiffusionEngine:
         self.config = config if config is not None else OmniDiffusionConfig()
         if not isinstance(self.config, OmniDiffusionConfig):
             raise ConfigError(f"DiffusionEngine takes an OmniDiffusionConfig, not a {type(config).__name__}.")
-        check_engine_place({name: getattr(self.config, name) for name in ("model", "worker_extension_cls")})
+        check_engine_place({name: getattr(self.config, name) for name in marked_fields(FieldMark.IMPORT_PATH)})
         # First, since looking for plugins may already have something to say.
         if self.config.sources()["log_level"] != "default":
             set_level(self.config.log_level)

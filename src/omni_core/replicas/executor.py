@@ -17,7 +17,7 @@ from omni_core.calls import call_name
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine_place import refuse_worker_processes
 from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError, WorkerDiedError
-from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor
+from omni_core.executor import OPTIONS_TO_DECLARE, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
 from omni_core.replicas.loop import Loop, run_in
 from omni_core.replicas.replica import Replica, ReplicaEvents
@@ -46,7 +46,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
     go of (`release`).
     """
 
-    supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS | PARALLEL_OPTIONS | {"step_timeout_s"}
+    supported_options: ClassVar[frozenset[str]] = OPTIONS_TO_DECLARE
     runs_diffusion_worker: ClassVar[bool] = True
     can_interrupt: ClassVar[bool] = True
     has_worker_processes: ClassVar[bool] = True

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omni_core import serialization
-from omni_core.config import OmniDiffusionConfig
+from omni_core.config import FieldMark, OmniDiffusionConfig, marked_fields
 from omni_core.errors import ConfigError, RPCError
 
 _MAIN = "__main__"
-# The fields that hold import paths which workers follow.
-_FIELDS = ("model", "worker_extension_cls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Program:
             ConfigError: `__main__` has not what the configuration names, or that cannot be sent by value.
         """
         main = {}
-        for field in _FIELDS:
+        for field in marked_fields(FieldMark.IMPORT_PATH):
             path = getattr(config, field)
             module, _, attribute = (path or "").partition(":")
             if module == _MAIN and attribute:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omni_core.config import FieldMark, marked_fields
 from omni_core.errors import ConfigError
 from omni_core.replicas.executor import worker_config
 from omni_core.replicas.replica import ReplicaEvents
@@ -118,18 +119,17 @@ class DriverExecutor(WireExecutor):
         most = parse_nnodes(self._options.nnodes)[1]
         wanted = self._options.nproc_per_node
         ranks = self.config.data_parallel_size * self.config.ranks_per_replica
+        sizes = " x ".join(marked_fields(FieldMark.REPLICAS, FieldMark.RANKS))
         if most == 1:
             if wanted not in (None, ranks):
                 raise ConfigError(
-                    f"nproc_per_node = {wanted}, but the configuration asks for {ranks} ranks on this node "
-                    "(data_parallel_size x cfg_parallel_size x ulysses_degree x ring_degree x tensor_parallel_size)."
+                    f"nproc_per_node = {wanted}, but the configuration asks for {ranks} ranks on this node ({sizes})."
                 )
             return self.config.ranks_per_replica
         if ranks != (wanted or ranks // most) * most:
             raise ConfigError(
                 f"{most} nodes of {wanted or 'as many'} ranks each do not make the {ranks} ranks that the "
-                "configuration asks for (data_parallel_size x cfg_parallel_size x ulysses_degree x ring_degree x "
-                "tensor_parallel_size). Change nnodes, nproc_per_node or the sizes."
+                f"configuration asks for ({sizes}). Change nnodes, nproc_per_node or the sizes."
             )
         return wanted or ranks // most
 

@@ -11,6 +11,7 @@ import torch
 
 from omni_core import OmniDiffusionConfig, OmniDiffusionRequest, OmniRequestOutput
 from omni_core.calls import WorkerReply, call_name
+from omni_core.config import FieldMark, marked_fields
 from omni_core.errors import ConfigError, ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
 from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor, ExecutorContext
 from omni_core.outputs import SchedulerOutput, StepOutput
@@ -246,11 +247,10 @@ def _checked_environment(config: OmniDiffusionConfig) -> SpmdEnvironment:
             "requests over replicas."
         )
     if environment.world_size != config.ranks_per_replica:
+        sizes = " x ".join(f"{name} {getattr(config, name)}" for name in marked_fields(FieldMark.RANKS))
         raise ConfigError(
             f"torchrun started {environment.world_size} processes, and the configuration asks for "
-            f"{config.ranks_per_replica}: cfg_parallel_size {config.cfg_parallel_size} x ulysses_degree "
-            f"{config.ulysses_degree} x ring_degree {config.ring_degree} x tensor_parallel_size "
-            f"{config.tensor_parallel_size}. Make them equal."
+            f"{config.ranks_per_replica}: {sizes}. Make them equal."
         )
     return environment
 

@@ -6,25 +6,17 @@ import hashlib
 from typing import Any
 
 from omni_core import OmniDiffusionConfig, OmniDiffusionRequest
+from omni_core.config import FieldMark, marked_fields
 
 # Text beyond this length is cut, and a digest of all of it added.
 _SHOWN = 120
-# What must agree for the ranks to compute the same, and to take the same part in it.
+# The fields of the configuration that must be the same on all ranks. Each machine may have its own `num_threads`.
 _CONFIG_FIELDS = (
     "model",
     "model_options",
     "dtype",
-    "cfg_parallel_size",
-    "ulysses_degree",
-    "ring_degree",
-    "tensor_parallel_size",
-    "stacking",
-    "cache",
-    "compile",
-    "offload",
-    "attention_backend",
     "request_defaults",
-    "worker_extension_cls",
+    *(name for name in marked_fields(FieldMark.RANKS, FieldMark.WORKER) if name != "num_threads"),
 )
 
 
