@@ -9,10 +9,11 @@ from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.bookkeeping import Live, ReplicaState
 from omni_core.engine.checked_executor import CheckedExecutor
 from omni_core.engine.live_requests import LiveRequests
-from omni_core.engine.lost_requests import reason_to_give_up, step_error
 from omni_core.engine.notices import Notices
-from omni_core.errors import ContractError, WorkerDiedError
+from omni_core.error_text import described_error
+from omni_core.errors import ContractError, ExecutorError, OmniError, WorkerDiedError
 from omni_core.outputs import OmniRequestOutput, StepOutput
+from omni_core.request import OmniDiffusionRequest
 from omni_core.scheduler import Scheduler
 from omni_core.scheduler_state import LostRequest
 
@@ -107,7 +108,7 @@ class StepEnds:
                 ended.append((live, OmniRequestOutput.ended(lost.request, lost.end_reason)))
             elif not isinstance(error, WorkerDiedError):
                 method = f"{self._executor.name}.{self._executor.step_method}"
-                ended.append((live, OmniRequestOutput.failed(lost.request, step_error(lost.request, method, error))))
+                ended.append((live, OmniRequestOutput.failed(lost.request, _step_error(lost.request, method, error))))
             elif self._requests.has(live):
                 reason = self._retry(index, lost, live, error)
                 if reason is not None:
@@ -116,7 +117,7 @@ class StepEnds:
 
     def _retry(self, index: int, lost: LostRequest, live: Live, error: WorkerDiedError) -> WorkerDiedError | None:
         """Let a request run again from its seed, or return why not."""
-        reason = reason_to_give_up(lost, live, self._max_retries, error)
+        reason = _reason_to_give_up(lost, live, self._max_retries, error)
         if reason is not None:
             return reason
         if lost.was_started:
@@ -125,3 +126,40 @@ class StepEnds:
             self._notices.retrying(live, index, error)
         self._scheduler.requeue(lost)
         return None
+
+
+def _reason_to_give_up(lost: LostRequest, live: Live, most: int, error: WorkerDiedError) -> WorkerDiedError | None:
+    """Return why a request is not run again: workers have died under it too often. None: it may be.
+
+    Args:
+        lost: The request.
+        live: What is kept of it.
+        most: How often it may be run again (`max_retries`).
+        error: How the worker died this time.
+    """
+    # A death in company may be the fault of another: only one that is its own can be the last.
+    is_own = lost.blame == "alone" or (most == 0 and lost.blame != "none")
+    if not lost.was_started or live.num_deaths < most or not is_own:
+        return None
+    return WorkerDiedError(
+        f"Request {lost.request.request_id!r} was given up: the worker died under it "
+        f"{live.num_deaths + 1} times (max_retries = {most}). The last time: {error.message}",
+        replica=error.replica,
+        rank=error.rank,
+        worker_traceback=error.worker_traceback,
+    )
+
+
+def _step_error(request: OmniDiffusionRequest, method: str, error: BaseException) -> OmniError:
+    """Return with what a request fails whose step raised.
+
+    Args:
+        request: The request.
+        method: What was called, such as `InlineExecutor.execute_step`.
+        error: What it raised.
+    """
+    if isinstance(error, OmniError):
+        return error
+    reason = ExecutorError(f"Request {request.request_id!r}: {method} raised {described_error(error)}")
+    reason.__cause__ = error
+    return reason

@@ -10,9 +10,9 @@ from omni_core.hookspecs import Hooks
 from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.replica import WireReplica
-from omni_exec_multiproc.messages import MultiprocWorkerSetup
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.worker import ProcessWorker
+from omni_exec_multiproc.worker_process import MultiprocWorkerSetup
 
 
 class ProcessReplica(WireReplica):

@@ -14,8 +14,8 @@ from omni_core.wire.output import WorkerOutput
 from omni_core.wire.process_end import describe_exit
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.worker import WireWorker
-from omni_exec_multiproc.messages import MultiprocWorkerSetup
 from omni_exec_multiproc.options import MultiprocOptions
+from omni_exec_multiproc.worker_process import MultiprocWorkerSetup
 
 # Seconds after its death was seen within which a worker's exit code must have come; it is only for the message.
 _EXIT_CODE_WAIT_S = 0.05

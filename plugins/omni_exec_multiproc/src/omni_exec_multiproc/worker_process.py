@@ -1,18 +1,29 @@
-"""What runs in a worker process."""
+"""What runs in a worker process, and the first message that it gets."""
 
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from omni_core.plugins import default_registry
 from omni_core.wire import worker_setup as wire_setup
 from omni_core.wire.channel import Channel
 from omni_core.wire.worker_main import run_worker
-from omni_exec_multiproc.messages import MultiprocWorkerSetup
 
 if TYPE_CHECKING:
     from omni_core.worker.parallel.rank_group import RankGroup
+
+
+@dataclass(frozen=True, slots=True)
+class MultiprocWorkerSetup(wire_setup.WorkerSetup):
+    """The first message to a worker process.
+
+    Attributes:
+        rendezvous: Where the ranks of the replica find each other: an init method of torch.distributed; empty for one.
+    """
+
+    rendezvous: str
 
 
 def run_connected(work: int, control: int) -> None:

@@ -1,9 +1,8 @@
-"""The process that runs torch elastic's agent: a new interpreter, or forked by a warm server; and what it reports."""
+"""The process that runs torch elastic's agent: a new interpreter, or forked by a fork server."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -11,7 +10,6 @@ import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from omni_core.forking.client import ForkClient
 from omni_core.forking.messages import ChildCall
@@ -25,8 +23,6 @@ log = get_logger(__name__)
 
 RUN_AGENT = "omni_exec_torchrun.elastic:main"
 RUN_FORKED_AGENT = "omni_exec_torchrun.elastic:run_forked"
-
-_LONGEST_LINE = 1 << 20
 
 
 @dataclass(slots=True)
@@ -203,39 +199,3 @@ def start_agent(settings: LaunchSettings, output: int | None) -> AgentProcess:
         os.close(events_write)
     os.set_blocking(events_read, False)
     return AgentProcess(process, lifeline_write, events_read)
-
-
-class EventReader:
-    """Takes events off a pipe that does not block.
-
-    Args:
-        fd: The pipe; stays the caller's to close.
-
-    Attributes:
-        has_ended: Whether the other side has closed it.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._rest = b""
-        self.has_ended = False
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the events that are there. A line that is none is left out."""
-        events: list[dict[str, Any]] = []
-        while not self.has_ended:
-            try:
-                data = os.read(self._fd, 65536)
-            except BlockingIOError:
-                break
-            if not data:
-                self.has_ended = True
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            if len(self._rest) > _LONGEST_LINE:
-                self._rest = b""
-            for line in lines:
-                with contextlib.suppress(ValueError):
-                    event = json.loads(line)
-                    if isinstance(event, dict):
-                        events.append(event)
-        return events

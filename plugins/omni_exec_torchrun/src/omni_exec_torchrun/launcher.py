@@ -10,7 +10,8 @@ from typing import Any
 
 from omni_core.replicas.timers import Timer
 from omni_core.wire.reactor import Reactor
-from omni_exec_torchrun.agent_process import AgentProcess, EventReader, ForkedAgent, start_agent
+from omni_exec_torchrun.agent_events import EventReader
+from omni_exec_torchrun.agent_process import AgentProcess, ForkedAgent, start_agent
 from omni_exec_torchrun.launch_settings import LaunchSettings
 
 # How long the launcher may take to end once its ranks' time is over.

@@ -17,7 +17,8 @@ from omni_core.errors import ConfigError
 from omni_core.log import get_logger
 from omni_core.wire.address import parse_address
 from omni_core.wire.process_end import describe_exit, end_process
-from omni_exec_torchrun.agent_process import EventReader, start_agent
+from omni_exec_torchrun.agent_events import EventReader
+from omni_exec_torchrun.agent_process import start_agent
 from omni_exec_torchrun.launch_settings import LaunchSettings
 from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret
 

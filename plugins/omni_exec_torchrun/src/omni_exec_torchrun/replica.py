@@ -12,9 +12,9 @@ from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.arrival import Arrival
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.replica import WireReplica
-from omni_exec_torchrun.messages import TorchrunWorkerSetup
 from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.rank_worker import RankWorker
+from omni_exec_torchrun.worker_setup import TorchrunWorkerSetup
 
 
 class Launch(Protocol):

@@ -19,8 +19,8 @@ from omni_core.wire.channel import Channel
 from omni_core.wire.worker_main import DRIVER_GONE, run_worker
 from omni_core.worker.parallel.process_groups import local_interface
 from omni_exec_torchrun.agent_end import end_with_agent
-from omni_exec_torchrun.messages import TorchrunWorkerSetup
 from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret
+from omni_exec_torchrun.worker_setup import TorchrunWorkerSetup
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
