@@ -1,4 +1,4 @@
-"""`DiffusionEngine`: what users hold."""
+"""`DiffusionEngine`: the synchronous API."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from omni_core.timeouts import wait_seconds
 
 log = get_logger(__name__)
 
-# Seconds that `stats` waits for the workers' own numbers.
+# Seconds that `stats` waits for the numbers of the workers.
 STATS_TIMEOUT_S = 5.0
 
 
 class DiffusionEngine:
-    """Runs requests on any diffusers pipeline, where and how the configuration's executor says.
+    """Runs requests on any diffusers pipeline, with the executor that the configuration names.
 
     All methods may be called from any thread::
 
@@ -61,12 +61,12 @@ class DiffusionEngine:
         plugins: The plugins to use; None takes those that are installed.
 
     Raises:
-        ConfigError: The executor or the pipeline cannot do what the configuration asks for.
+        ConfigError: The executor or the pipeline does not support the configuration.
         PluginError: The executor cannot be used.
         StartupError: The executor could not start.
         ModelLoadError: The pipeline could not be built.
-        EngineError: It is made while a worker of another engine is loaded, or while the module of its own factory is
-            being imported.
+        EngineError: It is created while a worker of another engine is loading, or while the module of its own factory
+            is being imported.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class DiffusionEngine:
         if not isinstance(self.config, OmniDiffusionConfig):
             raise ConfigError(f"DiffusionEngine takes an OmniDiffusionConfig, not a {type(config).__name__}.")
         check_engine_place({name: getattr(self.config, name) for name in marked_fields(FieldMark.IMPORT_PATH)})
-        # First, since looking for plugins may already have something to say.
+        # First, since the search for plugins may write log lines.
         if self.config.sources()["log_level"] != "default":
             set_level(self.config.log_level)
         registry = plugins if plugins is not None else default_registry()
@@ -127,7 +127,7 @@ class DiffusionEngine:
 
     @property
     def engine_id(self) -> str:
-        """What plugins are told it by: its number among the engines of this process, as text."""
+        """The id that plugins get: the number of the engine among those of this process, as text."""
         return self._hooks.engine_id
 
     @property
@@ -137,12 +137,12 @@ class DiffusionEngine:
 
     @property
     def sleep_level(self) -> int:
-        """At which level the workers sleep; 0 is awake."""
+        """The sleep level of the workers; 0 is awake."""
         return self._core.sleeping.level
 
     @property
     def pipeline_info(self) -> PipelineInfo | None:
-        """What the pipeline takes; None if the executor cannot tell."""
+        """Which arguments the pipeline takes; None if the executor cannot tell."""
         return self._pipeline_info
 
     def step(self, requests: Sequence[OmniDiffusionRequest], timeout: float | None = None) -> list[OmniRequestOutput]:
@@ -150,14 +150,14 @@ class DiffusionEngine:
 
         Args:
             requests: What to run.
-            timeout: Seconds to wait in all.
+            timeout: Seconds to wait for all of them together.
 
         Returns:
             One output per request, in their order. One that fails has `finish_reason="error"` and an `error`, and does
             not disturb the others.
 
         Raises:
-            RequestError: One of them does not fit the pipeline; none was started.
+            RequestError: A request does not fit the pipeline; none was started.
             EngineClosedError: The engine is closed.
             TimeoutError: They did not end in time; they are aborted.
         """
@@ -165,17 +165,17 @@ class DiffusionEngine:
         handles = self.submit_all(requests)
         try:
             return wait_all(handles, timeout)
-        except BaseException:  # KeyboardInterrupt and TimeoutError: nobody will ask for the results
+        except BaseException:  # KeyboardInterrupt and TimeoutError: the results are not needed any more
             for handle in handles:
                 handle.abort()
             raise
 
     def submit_all(self, requests: Sequence[OmniDiffusionRequest]) -> list[RequestHandle]:
-        """Hand several requests over and return at once: all of them, or none if one is refused.
+        """Submit several requests and return at once. If one is refused, none is submitted.
 
         Raises:
-            RequestError: One of them does not fit the pipeline, or an id is in use.
-            EngineOverloadedError: As many requests as may wait are waiting.
+            RequestError: A request does not fit the pipeline, or an id is in use.
+            EngineOverloadedError: The maximum number of requests is waiting.
             EngineClosedError: The engine is closed.
         """
         self._check_process()
@@ -202,14 +202,14 @@ class DiffusionEngine:
         check_size(request, self.config, arguments)
 
     def submit(self, request: OmniDiffusionRequest) -> RequestHandle:
-        """Hand a request over and return at once.
+        """Submit a request and return at once.
 
         Returns:
             A handle to wait for it, follow it and abort it.
 
         Raises:
             RequestError: The request does not fit the pipeline, or its id is in use.
-            EngineOverloadedError: As many requests as may wait are waiting.
+            EngineOverloadedError: The maximum number of requests is waiting.
             EngineClosedError: The engine is closed.
         """
         return self.submit_all([request])[0]
@@ -249,9 +249,8 @@ class DiffusionEngine:
             timeout: Seconds to wait for the replies; None waits until they come.
             args: Further positional arguments.
             kwargs: Keyword arguments.
-            unique_reply_rank: Rank whose reply alone is wanted.
-            non_block: Return at once, with a `concurrent.futures.Future` of what would be returned. `timeout` does not
-                hold for it.
+            unique_reply_rank: The rank whose reply is returned; None returns those of all.
+            non_block: Return a `concurrent.futures.Future` of the result at once. `timeout` does not apply to it.
 
         Returns:
             A list with one result per rank of every replica, or one result if `unique_reply_rank` is given.
@@ -280,15 +279,15 @@ class DiffusionEngine:
         self._core.check_served()
 
     def stats(self, timeout: float | None = STATS_TIMEOUT_S, *, ask_workers: bool = True) -> EngineStats:
-        """Return what the engine does and did: requests by state, and what stacking came to.
+        """Return statistics of the engine: requests by state, and stacking.
 
-        The numbers of requests are of one moment, and come at once. For `stacking` the workers are asked between two
-        steps. Asleep or not, this does not wait for requests.
+        The numbers of requests are of one moment and need no waiting. For `stacking` the workers are called between
+        two steps. This never waits for requests, also while the workers sleep.
 
         Args:
-            ask_workers: Whether to ask the workers. Without, `stacking` is None, and nothing is waited for.
-            timeout: Seconds to wait for the workers; `stacking` is left out if they do not answer in time, or if a
-                replica is being replaced.
+            ask_workers: Whether to call the workers. Without, `stacking` is None, and this returns at once.
+            timeout: Seconds to wait for the workers. `stacking` is None if they do not reply in time, or if a replica
+                is being replaced.
         """
         self._check_open()
         executor = self._core.executor
@@ -299,7 +298,7 @@ class DiffusionEngine:
             and not executor.runs_whole_requests
             and all(map(executor.is_ready, range(executor.num_replicas)))
         ):
-            with contextlib.suppress(WorkerDiedError, RPCTimeoutError):  # one has died just now, or is held up
+            with contextlib.suppress(WorkerDiedError, RPCTimeoutError):  # a worker has just died, or is blocked
                 replies: list[StackingStats] = executor.collective_rpc("stats", wait_seconds(timeout), (), None, None)
                 if not all(isinstance(reply, StackingStats) for reply in replies):
                     kinds = ", ".join(type(reply).__name__ for reply in replies)
@@ -314,7 +313,7 @@ class DiffusionEngine:
         """Free accelerator memory until `wake_up`; requests that arrive meanwhile wait.
 
         Args:
-            level: 1 moves the weights to host memory; 2 drops them, and running requests begin again when woken.
+            level: 1 moves the weights to host memory; 2 drops them, and running requests start again after `wake_up`.
             timeout: Seconds to wait for the workers; None waits until they sleep.
 
         Raises:
@@ -325,13 +324,13 @@ class DiffusionEngine:
         self._core.sleep(level, wait_seconds(timeout))
 
     def wake_up(self, timeout: float | None = None) -> None:
-        """Bring the weights back and serve what waited. Does nothing if awake.
+        """Restore the weights and serve waiting requests. Does nothing if the workers are awake.
 
         Args:
             timeout: Seconds to wait for the workers; None waits until they are awake.
 
         Raises:
-            RPCTimeoutError: A worker was not awake in time; requests wait on, and this can be called again.
+            RPCTimeoutError: A worker was not awake in time. Requests continue to wait, and this can be called again.
         """
         self._check_open()
         self._core.wake_up(wait_seconds(timeout))
@@ -365,7 +364,7 @@ class DiffusionEngine:
         self.close()
 
     def _make_handle(self, request: OmniDiffusionRequest) -> RequestHandle:
-        # Through self, so that the engine lives at least as long as its requests.
+        # A bound method, so that a handle keeps the engine alive.
         return RequestHandle(request, self.abort, self._core.thread_owners)
 
     def _check_open(self) -> None:

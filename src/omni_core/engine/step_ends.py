@@ -1,4 +1,4 @@
-"""What the end of a step brings about: progress, ends, and what becomes of the requests of a replica that failed."""
+"""Handles the end of a step: progress, ended requests, and retries of the requests of a replica that failed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from omni_core.request import OmniDiffusionRequest
 from omni_core.scheduler import Scheduler
 from omni_core.scheduler_state import LostRequest
 
-# Seconds for which a replica that broke its contract is given nothing, where there are others.
+# Seconds for which a replica that broke its contract gets no requests, if there are other replicas.
 _BROKEN_PAUSE_S = 1.0
 
 
 class StepEnds:
-    """Tells the scheduler and the requests what a step came to. In the engine's thread.
+    """Passes the result of a step to the scheduler and to the requests. In the engine's thread.
 
     Args:
         config: The configuration.
         executor: Checks the results of steps.
-        scheduler: Whose requests they are.
+        scheduler: The scheduler.
         replicas: The replicas, by index.
         requests: The requests that have not ended.
-        notices: Tells callers and observers.
+        notices: Notifies callers and observers.
     """
 
     def __init__(
@@ -51,22 +51,22 @@ class StepEnds:
         self._notices = notices
 
     def done(self, index: int, future: Future[StepOutput]) -> None:
-        """Take what became of the step of a replica.
+        """Handle the end of a step.
 
         Args:
             index: Index of the replica.
-            future: What `execute_step` gave.
+            future: The future that `execute_step` returned, done.
         """
         replica = self._replicas[index]
         if replica.step is not future:
-            return  # a future that tells of its end twice
+            return  # the future called back twice
         replica.step = None
         try:
             step = self._executor.check_step(index, future, replica.requests, replica.strays)
         except BaseException as error:  # CancelledError among them
             self.replica_failed(index, error)
             if isinstance(error, ContractError) and len(self._replicas) > 1:
-                # It fails at once whatever it is given: others would find nothing left to do.
+                # It may fail every request at once: without a pause it would take the requests of the other replicas.
                 replica.paused_until = time.monotonic() + _BROKEN_PAUSE_S
             return
         step_output = step.output
@@ -80,11 +80,11 @@ class StepEnds:
                 self._notices.progressed(live, progress)
         for request_id, malformed in step.malformed.items():
             if (live := replica.placed.get(request_id)) is not None:
-                live.error = malformed  # for when the replica has given it up
+                live.error = malformed  # it fails with this once the replica has ended it
                 self._scheduler.end_request(request_id, "aborted")
         for request_id, reason in step_output.suspects.items():
             if (made := self._requests.get(request_id)) is not None and made.is_made:
-                made.suspect = reason  # not given out yet: it says so itself
+                made.suspect = reason  # it was not returned yet: its own output will say so
             else:
                 self._notices.suspected(request_id, reason)
         ended = [(replica.placed.get(output.request_id), output) for output in step_output.finished]
@@ -92,11 +92,11 @@ class StepEnds:
         self._requests.finish(ended)
 
     def replica_failed(self, index: int, error: BaseException) -> None:
-        """Take all requests away from a replica: they run again if a worker died, and fail otherwise.
+        """Take all requests away from a replica: they are retried if a worker died, and fail otherwise.
 
         Args:
             index: Index of the replica.
-            error: Why.
+            error: The error of the replica.
         """
         replica = self._replicas[index]
         placed = dict(replica.placed)
@@ -116,7 +116,7 @@ class StepEnds:
         self._requests.finish(ended)
 
     def _retry(self, index: int, lost: LostRequest, live: Live, error: WorkerDiedError) -> WorkerDiedError | None:
-        """Let a request run again from its seed, or return why not."""
+        """Retry a request from its seed, or return the error why not."""
         reason = _reason_to_give_up(lost, live, self._max_retries, error)
         if reason is not None:
             return reason
@@ -129,15 +129,15 @@ class StepEnds:
 
 
 def _reason_to_give_up(lost: LostRequest, live: Live, most: int, error: WorkerDiedError) -> WorkerDiedError | None:
-    """Return why a request is not run again: workers have died under it too often. None: it may be.
+    """Return the error of a request that is not retried, because too many workers died under it; None to retry it.
 
     Args:
         lost: The request.
-        live: What is kept of it.
-        most: How often it may be run again (`max_retries`).
-        error: How the worker died this time.
+        live: Its record.
+        most: Maximum number of retries (`max_retries`).
+        error: The death of the worker this time.
     """
-    # A death in company may be the fault of another: only one that is its own can be the last.
+    # If other requests ran on the worker, one of them may be the cause: only a death that is its own counts.
     is_own = lost.blame == "alone" or (most == 0 and lost.blame != "none")
     if not lost.was_started or live.num_deaths < most or not is_own:
         return None
@@ -151,12 +151,12 @@ def _reason_to_give_up(lost: LostRequest, live: Live, most: int, error: WorkerDi
 
 
 def _step_error(request: OmniDiffusionRequest, method: str, error: BaseException) -> OmniError:
-    """Return with what a request fails whose step raised.
+    """Return the error of a request whose step raised.
 
     Args:
         request: The request.
-        method: What was called, such as `InlineExecutor.execute_step`.
-        error: What it raised.
+        method: The method that was called, such as `InlineExecutor.execute_step`.
+        error: The exception that it raised.
     """
     if isinstance(error, OmniError):
         return error
