@@ -24,13 +24,13 @@ class WorkerSetup:
     Attributes:
         config: The configuration of the engine.
         replica: Index of its replica.
-        rank: Its rank within the replica.
-        world_size: Ranks of the replica.
-        local_index: Its number among the workers of its machine, from 0: which accelerator it takes.
-        num_local: Number of those.
-        shares_cores: Whether its threads are its share of its machine's cores, since nothing else was set.
-        program: What it has of the program that made the engine.
-        key: By which the ranks of the replica know each other.
+        rank: Its rank in the replica.
+        world_size: Number of ranks of the replica.
+        local_index: Its index among the workers of its machine, which selects its accelerator.
+        num_local: Number of workers of its machine.
+        shares_cores: Whether its number of threads is its share of the machine's cores, because none was configured.
+        program: The parts of the program that it needs.
+        key: The key with which the ranks of the replica authenticate objects.
     """
 
     config: OmniDiffusionConfig
@@ -45,16 +45,16 @@ class WorkerSetup:
 
 
 def sets_no_threads(config: OmniDiffusionConfig) -> bool:
-    """Return whether neither the configuration nor this process's environment says how many threads a worker has."""
+    """Return whether neither the configuration nor the environment sets the number of threads of a worker."""
     return config.num_threads is None and "OMP_NUM_THREADS" not in os.environ
 
 
 def own_config(worker_setup: WorkerSetup) -> OmniDiffusionConfig:
-    """Return the configuration of a worker, with the threads that it may have on the machine that it runs on."""
+    """Return the configuration of a worker, with its number of threads on the machine that it runs on."""
     if not worker_setup.shares_cores:
         return worker_setup.config
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # More threads than cores are ruinous: forwards were seen to take 200 times as long.
+    # With more threads than cores, forward passes took up to 200 times as long.
     return worker_setup.config.replace(num_threads=max(1, cores // worker_setup.num_local))
 
 
@@ -63,14 +63,14 @@ def make_worker(worker_setup: WorkerSetup, connect: Callable[[], RankGroup], hoo
 
     Args:
         worker_setup: The first message.
-        connect: Meets the other ranks of the replica; called if there are any.
-        hooks: Finds the plugins.
+        connect: Connects to the other ranks of the replica; called if there are any.
+        hooks: Returns the plugins.
     """
     worker_setup.program.take_over()
     choose_accelerator(worker_setup.config, worker_setup.local_index, worker_setup.num_local)
     from omni_core.worker.worker import worker_class
 
     config = own_config(worker_setup)
-    configure_logging(config.log_level, "json")  # the driver reads it and passes it on in the form that was asked for
+    configure_logging(config.log_level, "json")  # the driver parses it and logs it in the configured format
     more: dict[str, Any] = {"group": connect()} if worker_setup.world_size > 1 else {}
     return worker_class(config)(config, replica=worker_setup.replica, rank=worker_setup.rank, hooks=hooks(), **more)
