@@ -1,4 +1,4 @@
-"""The worker processes of one replica: started together."""
+"""The worker processes of one replica."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class ProcessReplica(WireReplica):
     """Starts one process of this machine for each rank.
 
     Args:
-        reactor: Where the workers are watched.
-        starter: What starts them.
+        reactor: The reactor that watches the workers.
+        starter: Starts the processes.
         config: The configuration for the workers.
-        options: Of the executor.
-        events: What the executor is told and asked.
-        index: Its index.
-        hooks: Plugins to tell of deaths and restarts.
+        options: The options of the executor.
+        events: The callbacks to the executor.
+        index: Index of the replica.
+        hooks: Plugins to notify of deaths and restarts.
     """
 
     _options: MultiprocOptions
@@ -75,7 +75,7 @@ class ProcessReplica(WireReplica):
             )
 
     def note_exit(self, pid: int, exit_code: int) -> None:
-        """Take note of the end of a process."""
+        """Handle the exit of a process."""
         for worker in self.all_workers:
             if worker.pid == pid and isinstance(worker, ProcessWorker):
                 worker.note_exit(exit_code)

@@ -20,21 +20,21 @@ class MultiprocWorkerSetup(wire_setup.WorkerSetup):
     """The first message to a worker process.
 
     Attributes:
-        rendezvous: Where the ranks of the replica find each other: an init method of torch.distributed; empty for one.
+        rendezvous: The init method of torch.distributed for the ranks of the replica; empty for a single rank.
     """
 
     rendezvous: str
 
 
 def run_connected(work: int, control: int) -> None:
-    """Be a worker until the driver has no more to do; does not return.
+    """Serve calls as a worker until the driver closes the connection. Does not return.
 
     Args:
         work: File descriptor of the channel for calls.
-        control: File descriptor of the channel for what cannot wait.
+        control: File descriptor of the channel for urgent messages.
     """
     run_worker(
-        # A driver that stands still may go on again; one that has ended closes the connection.
+        # No timeout: a stopped driver may continue. If it has ended, the connection is closed.
         Channel(socket.socket(fileno=work), send_timeout_s=None),
         Channel(socket.socket(fileno=control), send_timeout_s=None),
         make_worker,
@@ -42,7 +42,7 @@ def run_connected(work: int, control: int) -> None:
 
 
 def make_worker(worker_setup: MultiprocWorkerSetup) -> Any:
-    """Return the worker that the first message describes."""
+    """Make the worker from the first message."""
 
     def connect() -> RankGroup:
         from omni_core.worker.parallel.rank_group import RankGroup

@@ -1,4 +1,4 @@
-"""Driver mode: an ordinary program whose executor has torch elastic launch the ranks, which connect back to it."""
+"""Driver mode: torch elastic launches the ranks, which connect back to the driver, an ordinary program."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from omni_exec_torchrun.worker import CONTROL_VARIABLE, GROUP_VARIABLE
 class DriverExecutor(WireExecutor):
     """Runs `data_parallel_size` replicas of `ranks_per_replica` ranks each, here or on several nodes.
 
-    On one node each replica is a launch of its own, so that a death in one leaves the others alone. Over several nodes
-    all ranks are one launch, and are started again together.
+    On one node each replica is a separate launch, so that a death in one does not affect the others. Over several nodes
+    all ranks are one launch, and restart together.
     """
 
     def _init_executor(self) -> None:
@@ -92,7 +92,7 @@ class DriverExecutor(WireExecutor):
         return replicas
 
     def release(self) -> None:
-        """Let go of the launchers, the port and the secret."""
+        """Release the launchers, the port and the secret."""
         for group in self._groups:
             group.close()
         self._arrivals.close()
@@ -103,7 +103,7 @@ class DriverExecutor(WireExecutor):
 
     @property
     def control_address(self) -> str:
-        """Where ranks connect to, as host:port."""
+        """The address to which ranks connect, as host:port."""
         return self._port.address if self._port is not None else ""
 
     @property
@@ -111,10 +111,10 @@ class DriverExecutor(WireExecutor):
         return parse_nnodes(self._options.nnodes)[1] > 1
 
     def _choose_nproc(self) -> int:
-        """Return the ranks of each node, checked.
+        """Return the checked number of ranks of each node.
 
         Raises:
-            ConfigError: The ranks do not add up.
+            ConfigError: The numbers of ranks do not match.
         """
         most = parse_nnodes(self._options.nnodes)[1]
         wanted = self._options.nproc_per_node
@@ -144,7 +144,7 @@ class DriverExecutor(WireExecutor):
             SECRET_VARIABLE: "",  # the file has it
         }
         if "OMP_NUM_THREADS" not in os.environ:
-            # torchrun's own launcher sets 1 for more than one rank; the rank's own number is set when it is made.
+            # As torchrun does for several ranks. A worker sets its own number of threads later.
             environment["OMP_NUM_THREADS"] = "1"
         return LaunchSettings.for_nodes(
             options.node_timeout_s,

@@ -1,4 +1,4 @@
-"""What `executor_options` may set."""
+"""The `executor_options` of `torchrun` and `torchrun-spmd`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the output of ranks goes: to where the launcher's goes, or into files."""
+"""The destination of the output of ranks: that of the launcher's output, or files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsDest
 
 
 class PassOn(LogsSpecs):
-    """Ranks write where the launcher writes.
+    """Ranks write to the output of the launcher.
 
-    torch's own would make a folder in /tmp, which a killed launcher leaves behind; or, told not to, tail /dev/null ten
-    times a second for each rank, which also holds up every restart by 0.1 s.
+    torch's default creates a folder in /tmp, which remains if the launcher is killed. Without the folder, torch polls
+    /dev/null ten times a second for each rank, which also delays every restart by 0.1 s.
     """
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
@@ -29,9 +29,9 @@ class PassOn(LogsSpecs):
 
 
 def rank_output(folder: str | None) -> LogsSpecs:
-    """Return what torch's agent is to do with the output of ranks.
+    """Return the specification of the ranks' output for torch's agent.
 
     Args:
-        folder: Where to keep it, in torch's own layout; None passes it on.
+        folder: Folder for the output, in torch's layout; None forwards it.
     """
     return PassOn() if folder is None else DefaultLogsSpecs(log_dir=folder, redirects=Std.ALL)

@@ -1,4 +1,4 @@
-"""The first message to a rank."""
+"""The first message from the driver to a rank."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class TorchrunWorkerSetup(WorkerSetup):
     """What `WorkerSetup` has, and how the ranks of the replica connect.
 
     Attributes:
-        rendezvous: Where the ranks of the replica find each other: an init method of torch.distributed; empty for a
-            launch over several nodes.
-        meeting: Name under which they meet in the store of such a launch; never used twice.
-        backend: What connects them: auto, gloo or nccl.
+        rendezvous: The init method of torch.distributed for the ranks of the replica; empty for a launch over several
+            nodes.
+        meeting: Unique prefix for their rendezvous in the store of such a launch.
+        backend: The backend of torch.distributed: auto, gloo or nccl.
         timeout_s: Seconds to wait for another rank.
     """
 
