@@ -95,8 +95,7 @@ def _run(
     from torch.distributed.elastic.multiprocessing import SignalException
 
     from omni_core.forking.import_ahead import import_classes, import_common
-    from omni_exec_torchrun.agent import ReportingAgent, rank_command
-    from omni_exec_torchrun.rank_output import rank_output
+    from omni_exec_torchrun.agent import ReportingAgent, rank_command, rank_output
     from omni_exec_torchrun.rendezvous import make_rendezvous
     from omni_exec_torchrun.rendezvous_watch import watch_rendezvous
 
