@@ -350,7 +350,7 @@ class DiffusionEngine:
     def _get_executor_class(cls, config: OmniDiffusionConfig | None = None) -> type[DiffusionExecutor]:
         return vllm_omni.former_executor_class(cls, config)
 
-    if not TYPE_CHECKING:  # type checkers shall go on to refuse names that do not exist
+    if not TYPE_CHECKING:  # type checkers must still refuse unknown names
 
         def __getattr__(self, name: str) -> Any:
             return vllm_omni.missing_attribute(self, name)
@@ -384,7 +384,7 @@ def _close_core(core: EngineCore, pid: int) -> None:
         core.close()
 
 
-if not TYPE_CHECKING:  # type checkers shall go on to refuse names that do not exist
+if not TYPE_CHECKING:  # type checkers must still refuse unknown names
 
     def __getattr__(name: str) -> Any:
         raise vllm_omni.missing_from_module(__name__, name)
