@@ -133,15 +133,15 @@ def serve_zmq(address: str) -> None:
 
     import zmq
 
-    answers, link = Answers(), zmq.Context().socket(zmq.PAIR)
-    link.connect(address)
-    while (data := link.recv()) != b"":
+    answers, driver = Answers(), zmq.Context().socket(zmq.PAIR)
+    driver.connect(address)
+    while (data := driver.recv()) != b"":
         call = pickle.loads(data)
         value = answers(call)[0]
         head = (None, None) if call["args"][0] else (value, None)
-        link.send(pickle.dumps(head, protocol=5), zmq.SNDMORE if call["args"][0] else 0)
+        driver.send(pickle.dumps(head, protocol=5), zmq.SNDMORE if call["args"][0] else 0)
         if call["args"][0]:
-            link.send(value.numpy(), copy=False)
+            driver.send(value.numpy(), copy=False)
 
 
 class ZmqPeer:
@@ -152,37 +152,37 @@ class ZmqPeer:
 
         self._folder = tempfile.TemporaryDirectory()
         self._context = zmq.Context()
-        self._links = []
+        self._sockets = []
         self._processes = []
         for index in range(workers):
             address = f"ipc://{self._folder.name}/{index}"
-            link = self._context.socket(zmq.PAIR)
-            link.bind(address)
-            self._links.append(link)
+            peer = self._context.socket(zmq.PAIR)
+            peer.bind(address)
+            self._sockets.append(peer)
             self._processes.append(start(serve_zmq, address))
 
     def call(self) -> Any:
         import pickle
 
-        for link in self._links:
-            link.send(pickle.dumps(request(0), protocol=5))
-        return [pickle.loads(link.recv()) for link in self._links]
+        for peer in self._sockets:
+            peer.send(pickle.dumps(request(0), protocol=5))
+        return [pickle.loads(peer.recv()) for peer in self._sockets]
 
     def fetch(self, nbytes: int) -> Any:
         import pickle
 
-        self._links[0].send(pickle.dumps(request(nbytes), protocol=5))
-        self._links[0].recv()
-        return np.frombuffer(self._links[0].recv(copy=False).buffer, dtype=np.float32)
+        self._sockets[0].send(pickle.dumps(request(nbytes), protocol=5))
+        self._sockets[0].recv()
+        return np.frombuffer(self._sockets[0].recv(copy=False).buffer, dtype=np.float32)
 
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
 
     def close(self) -> None:
-        for link, process in zip(self._links, self._processes, strict=True):
-            link.send(b"")
+        for peer, process in zip(self._sockets, self._processes, strict=True):
+            peer.send(b"")
             process.join(10)
-            link.close()
+            peer.close()
         self._context.term()
         self._folder.cleanup()
 

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from omni_core import DiffusionEngine, OmniDiffusionRequest
 from omni_core.calls import WorkerCall, answer, call_error
 from omni_core.config import OmniDiffusionConfig
+from omni_core.executor import RANK_OPTIONS
 from omni_core.log import get_logger
 from omni_core.own_threads import begin_own_thread
 from omni_core.replicas.executor import ReplicaExecutor
@@ -191,12 +192,7 @@ class ThreadReplica(Replica):
 class ThreadExecutor(ReplicaExecutor[QueueLoop]):
     """Runs `data_parallel_size` replicas of one thread each."""
 
-    supported_options: ClassVar[frozenset[str]] = ReplicaExecutor.supported_options - {
-        "cfg_parallel_size",
-        "ulysses_degree",
-        "ring_degree",
-        "tensor_parallel_size",
-    }
+    supported_options: ClassVar[frozenset[str]] = ReplicaExecutor.supported_options - RANK_OPTIONS
     has_worker_processes: ClassVar[bool] = False
 
     def make_loop(self) -> QueueLoop:

@@ -51,9 +51,9 @@ def record(config: OmniDiffusionConfig) -> tuple[str, Process]:
         if config.executor_class != "inline":
             pids = [pid for replica in executor.worker_pids() for pid in replica]
             threads = engine.collective_rpc(_thread_names, timeout=60)
-            places = [(replica.index, link.rank) for replica in executor._replicas for link in replica.handles]
-            links = [link for replica in executor._replicas for link in replica.handles]
-            channels = [[_describe(link._work._socket), _describe(link._control._socket)] for link in links]
+            places = [(replica.index, worker.rank) for replica in executor._replicas for worker in replica.workers]
+            workers = [worker for replica in executor._replicas for worker in replica.workers]
+            channels = [[_describe(worker._work._socket), _describe(worker._control._socket)] for worker in workers]
             ranks = {
                 pid: Process(f"worker: replica {place[0]}, rank {place[1]}", _plain(names), connections)
                 for pid, place, names, connections in zip(pids, places, threads, channels, strict=True)

@@ -31,7 +31,7 @@ LIFELINES = (
 # What only looks, counts or is bookkeeping between two of them.
 _LEFT_OUT = {
     "batch_deadline", "check_open", "done", "interrupt", "is_current", "is_ready", "past_events",
-    "progress", "on_change", "request_id", "take_waiting", "add_done_callback", "_make_handle", "_tell",
+    "progress", "on_change", "request_id", "take_waiting", "add_done_callback", "_make_handle", "_notify",
     "add_progress", "_execute_step", "_refuse_engine_thread", "_check_process", "note_refusal",
 }  # fmt: skip
 # What the pipeline calls in place of a model.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import enum
+import functools
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -32,7 +35,28 @@ from omni_core.errors import ConfigError
 from omni_core.request import checked_defaults
 from omni_core.validation import Int, Milliseconds, PositiveInt, Seconds, explain
 
-__all__ = ["DEFAULT_FILE", "ENV_PREFIX", "OTHER_ENVIRONMENT", "OmniDiffusionConfig", "unknown_environment"]
+__all__ = [
+    "DEFAULT_FILE",
+    "ENV_PREFIX",
+    "OTHER_ENVIRONMENT",
+    "FieldMark",
+    "OmniDiffusionConfig",
+    "marked_fields",
+    "unknown_environment",
+]
+
+
+class FieldMark(enum.Enum):
+    """Stands in the annotation of a field of the configuration, and says who must know of the field.
+
+    The sets of names in `omni_core.executor` and the checks elsewhere are derived from these marks.
+    """
+
+    REPLICAS = "The number of replicas. An executor honours it only if it declares so."
+    RANKS = "A number of ranks; their product is the size of a replica. An executor declares whether it honours it."
+    WORKER = "`DiffusionWorker` honours it wherever it runs. An executor declares whether it honours it."
+    EXECUTOR = "The executor itself must honour it, and declares whether it does."
+    IMPORT_PATH = "It may hold an import path that each worker imports."
 
 
 def _as_text(value: Any) -> Any:
@@ -94,7 +118,7 @@ class OmniDiffusionConfig(BaseSettings):
         protected_namespaces=(),
     )
 
-    model: ModelName | None = Field(
+    model: Annotated[ModelName | None, FieldMark.IMPORT_PATH] = Field(
         None,
         min_length=1,
         description="A folder in diffusers layout, a hub id, or an import path pkg.mod:factory of a function that "
@@ -115,27 +139,33 @@ class OmniDiffusionConfig(BaseSettings):
     max_num_seqs: PositiveInt = Field(
         8, le=4096, description="Requests that one replica works on at a time; further ones wait."
     )
-    data_parallel_size: PositiveInt = Field(1, description="Independent replicas of the model.")
-    cfg_parallel_size: PositiveInt = Field(1, description="Ranks that share the rows of one forward.")
-    ulysses_degree: PositiveInt = Field(1, description="Ranks of Ulysses sequence parallelism.")
-    ring_degree: PositiveInt = Field(1, description="Ranks of ring attention.")
-    tensor_parallel_size: PositiveInt = Field(1, description="Ranks of tensor parallelism.")
+    data_parallel_size: Annotated[PositiveInt, FieldMark.REPLICAS] = Field(
+        1, description="Independent replicas of the model."
+    )
+    cfg_parallel_size: Annotated[PositiveInt, FieldMark.RANKS] = Field(
+        1, description="Ranks that share the rows of one forward."
+    )
+    ulysses_degree: Annotated[PositiveInt, FieldMark.RANKS] = Field(
+        1, description="Ranks of Ulysses sequence parallelism."
+    )
+    ring_degree: Annotated[PositiveInt, FieldMark.RANKS] = Field(1, description="Ranks of ring attention.")
+    tensor_parallel_size: Annotated[PositiveInt, FieldMark.RANKS] = Field(1, description="Ranks of tensor parallelism.")
     max_retries: Int = Field(
         2, ge=0, le=100, description="Times a request is run again after the worker under it died."
     )
-    step_timeout_s: Seconds | None = Field(
+    step_timeout_s: Annotated[Seconds | None, FieldMark.EXECUTOR] = Field(
         None, description="Seconds after which a worker that does not answer is taken for dead."
     )
     startup_timeout_s: Seconds = Field(600.0, description="Seconds that loading the pipeline may take.")
-    compile: bool | dict[str, Any] = Field(
+    compile: Annotated[bool | dict[str, Any], FieldMark.WORKER] = Field(
         False, description="Compile the denoiser with torch.compile; a table holds its keyword arguments."
     )
-    cache: str | dict[str, Any] | None = Field(
+    cache: Annotated[str | dict[str, Any] | None, FieldMark.WORKER] = Field(
         None,
         description="Step cache of diffusers: the name of its configuration (FirstBlockCacheConfig), or a table with "
         "name and its arguments.",
     )
-    stacking: Literal["verified", "trusted", "off"] = Field(
+    stacking: Annotated[Literal["verified", "trusted", "off"], FieldMark.WORKER] = Field(
         "verified",
         description="Run denoiser calls of several requests as one forward pass: after checking each kind of call "
         "once, without checking, or never.",
@@ -157,18 +187,20 @@ class OmniDiffusionConfig(BaseSettings):
         1_000_000_000,
         description="Most bytes of pictures, arrays and texts in the extra_args of a request. None: no limit.",
     )
-    offload: Literal["none", "model", "sequential", "group"] = Field(
+    offload: Annotated[Literal["none", "model", "sequential", "group"], FieldMark.WORKER] = Field(
         "none", description="Keep weights in host memory and move them to the accelerator when needed."
     )
-    attention_backend: str | None = Field(None, description="Attention implementation, as diffusers names it.")
+    attention_backend: Annotated[str | None, FieldMark.WORKER] = Field(
+        None, description="Attention implementation, as diffusers names it."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with a model from a hub.")
     request_defaults: Annotated[dict[str, Any], AfterValidator(checked_defaults)] = Field(
         default_factory=dict, description="Arguments of the pipeline for requests that do not set them."
     )
-    worker_extension_cls: str | None = Field(
+    worker_extension_cls: Annotated[str | None, FieldMark.WORKER, FieldMark.IMPORT_PATH] = Field(
         None, description="Import path pkg.mod:Class whose methods are added to every worker."
     )
-    num_threads: PositiveInt | None = Field(
+    num_threads: Annotated[PositiveInt | None, FieldMark.WORKER] = Field(
         None, description="CPU threads of each worker's forward passes. Unset: chosen by the executor."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -223,7 +255,7 @@ class OmniDiffusionConfig(BaseSettings):
     @property
     def ranks_per_replica(self) -> int:
         """Ranks that hold one copy of the model together."""
-        return self.cfg_parallel_size * self.ulysses_degree * self.ring_degree * self.tensor_parallel_size
+        return math.prod(getattr(self, name) for name in marked_fields(FieldMark.RANKS))
 
     def replace(self, **values: Any) -> OmniDiffusionConfig:
         """Return a copy with some values changed, validated again; sources of the others are kept.
@@ -269,6 +301,13 @@ class OmniDiffusionConfig(BaseSettings):
             Environment(settings_cls),
             File(settings_cls, file_to_read.get()),
         )
+
+
+@functools.cache
+def marked_fields(*marks: FieldMark) -> tuple[str, ...]:
+    """Return the names of the fields of the configuration that have one of the marks, in the order of the fields."""
+    fields = OmniDiffusionConfig.model_fields.items()
+    return tuple(name for name, field in fields if any(mark in field.metadata for mark in marks))
 
 
 def unknown_environment(environment: Mapping[str, str] | None = None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextvars
 import io
+import json
 import os
 import re
 import types
@@ -16,13 +17,15 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, TomlConfigSettingsSource
 
 from omni_core.errors import ConfigError, closest
-from omni_core.written_values import parse_value
 
 DEFAULT_FILE = "omni.toml"
 ENV_PREFIX = "OMNI_"
 NESTED = "__"
 # Environment variables with our prefix that are no fields of the configuration.
 OTHER_ENVIRONMENT = frozenset({"OMNI_PLUGINS_DISABLE"})
+
+# The words of Python for what JSON writes true, false and null.
+_PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
 # What each source of the configuration under construction provided, strongest first.
 recorded: contextvars.ContextVar[list[tuple[str, dict[str, Any]]]] = contextvars.ContextVar("recorded")
@@ -243,3 +246,21 @@ def _kinds(annotation: Any) -> list[Any]:
     if origin in (Union, types.UnionType):
         return [kind for arm in get_args(annotation) for kind in _kinds(arm)]
     return [] if annotation is type(None) else [annotation]
+
+
+def parse_value(text: str) -> Any:
+    """Return what `text` means as JSON, or the text itself.
+
+    Raises:
+        ValueError: It begins like a JSON list, object or string, and is none.
+    """
+    if text.strip() in _PYTHON_WORDS:
+        return _PYTHON_WORDS[text.strip()]
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{text[:20]}… is nested too deeply") from None
+    except ValueError as error:
+        if text.lstrip().startswith(("[", "{", '"')):
+            raise ValueError(f"{text!r} begins like JSON and is not: {error}") from None
+        return text

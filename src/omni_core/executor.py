@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from omni_core.config import OmniDiffusionConfig
+from omni_core.config import FieldMark, OmniDiffusionConfig, marked_fields
 from omni_core.errors import ExecutorError, OmniError, StartupError
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
@@ -24,15 +24,15 @@ from omni_core.whole_requests import run_whole_requests
 
 log = get_logger(__name__)
 
-# Options that change how the work is executed: an executor honours one only if it says so.
-PARALLEL_OPTIONS = frozenset(
-    {"data_parallel_size", "cfg_parallel_size", "ulysses_degree", "ring_degree", "tensor_parallel_size"}
-)
-# Options that our DiffusionWorker honours wherever it runs.
-WORKER_OPTIONS = frozenset(
-    {"compile", "cache", "stacking", "offload", "attention_backend", "worker_extension_cls", "num_threads"}
-)
-OPTIONS_TO_DECLARE = PARALLEL_OPTIONS | WORKER_OPTIONS | {"step_timeout_s"}
+# Which field belongs to which of these sets is said once, at the field: see `FieldMark`.
+# The sizes whose product is the number of ranks of a replica.
+RANK_OPTIONS = frozenset(marked_fields(FieldMark.RANKS))
+# The degrees of parallelism: those, and the number of replicas.
+PARALLEL_OPTIONS = RANK_OPTIONS | frozenset(marked_fields(FieldMark.REPLICAS))
+# Options that `DiffusionWorker` honours wherever it runs.
+WORKER_OPTIONS = frozenset(marked_fields(FieldMark.WORKER))
+# All options that an executor honours only if it declares so.
+OPTIONS_TO_DECLARE = PARALLEL_OPTIONS | WORKER_OPTIONS | frozenset(marked_fields(FieldMark.EXECUTOR))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from omni_core.wire.reactor import Reactor
 BOUND_S = 20.0
 
 
-class Link:
+class BusyWorker:
     """What the watchdog sees of a worker that is busy and answers as soon as it is asked."""
 
     num_pending = 1
@@ -56,20 +56,20 @@ def test_time_in_which_the_driver_stood_still_does_not_count(
 ) -> None:
     import time
 
-    link = Link()
+    worker = BusyWorker()
     limit_s = 0.8
     watchdog = Watchdog(
-        reactor, lambda: [link], limit_s if what == "step" else None, limit_s if what == "silence" else None
+        reactor, lambda: [worker], limit_s if what == "step" else None, limit_s if what == "silence" else None
     )  # type: ignore[arg-type,return-value]
     began = time.monotonic()
     if what == "step":
         watchdog.step_since = began
     else:
-        link.asked_at = began
+        worker.asked_at = began
     watchdog.look_after()
     if stands_still:
         reactor.call_soon(lambda: threading.Event().wait(1.5))  # time itself is what is tried
-    wait_until(lambda: link.dead, timeout=BOUND_S)
+    wait_until(lambda: worker.dead, timeout=BOUND_S)
     took = time.monotonic() - began
     assert (took > 2.0) if stands_still else (took < 2.0), "it is killed in the end, as it never answers"
 

@@ -76,7 +76,7 @@ def test_workers_are_other_processes_with_an_environment_of_their_own(pair: Diff
 
 def test_threads_are_shared_between_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    from omni_core.wire.setup import WorkerSetup, own_config, sets_no_threads
+    from omni_core.wire.worker_setup import WorkerSetup, own_config, sets_no_threads
 
     assert sets_no_threads(config())
     assert not sets_no_threads(config(num_threads=5))

@@ -190,14 +190,15 @@ def test_a_caller_hears_of_its_workers_end(engine: DiffusionEngine, wait_until: 
 
 
 def test_short_replies_give_shared_memory_back(engine: DiffusionEngine, wait_until: Callable[..., None]) -> None:
-    links = [link for replica in engine.executor._replicas for link in replica.workers]  # type: ignore[attr-defined]
+    replicas = engine.executor._replicas  # type: ignore[attr-defined]
+    workers = [worker for replica in replicas for worker in replica.workers]
     most = 0
     for _ in range(20):
         engine.collective_rpc(calls.size_of, args=(np.zeros(1 << 20, np.uint8),))
-        most = max(most, *(link._work._pool.num_in_use for link in links))
+        most = max(most, *(worker._work._pool.num_in_use for worker in workers))
     assert most < 20  # they come back while calls go on, how soon hangs on the machine,
     # and that of the last call though no call follows.
-    wait_until(lambda: all(link._work._pool.num_in_use == len(link._work._came_back) for link in links))
+    wait_until(lambda: all(worker._work._pool.num_in_use == len(worker._work._came_back) for worker in workers))
 
 
 class InterruptsItsPickling:

@@ -19,10 +19,10 @@ from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from omni_core.errors import ConfigError
 from omni_core.wire import authentication
 from omni_exec_torchrun.options import TorchrunOptions
-from omni_exec_torchrun.spmd import link as spmd_link
+from omni_exec_torchrun.spmd import connections as spmd_connections
+from omni_exec_torchrun.spmd.connections import RankConnections
 from omni_exec_torchrun.spmd.fields import describe, request_fields
 from omni_exec_torchrun.spmd.ledger import Ledger
-from omni_exec_torchrun.spmd.link import Link
 from omni_exec_torchrun.spmd.world import SpmdEnvironment, spmd_environment
 
 
@@ -139,13 +139,13 @@ class Heard:
         self.changed.clear()
 
 
-def test_a_link_takes_those_who_know_the_secret_and_nobody_else() -> None:
+def test_only_a_rank_that_knows_the_secret_can_connect() -> None:
     secret = b"s" * 32
     accepted: list[dict[int, Connection]] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
         accepting = threading.Thread(
-            target=lambda: accepted.append(spmd_link._accept_all(server, secret, 2, time.monotonic() + 20))
+            target=lambda: accepted.append(spmd_connections._accept_all(server, secret, 2, time.monotonic() + 20))
         )
         accepting.start()
         with socket.create_connection(address, 5) as stranger, contextlib.suppress(ConnectionResetError):
@@ -154,9 +154,9 @@ def test_a_link_takes_those_who_know_the_secret_and_nobody_else() -> None:
         with authentication.connect(f"127.0.0.1:{address[1]}", secret, {"rank": 1}, 10) as friend:
             accepting.join(10)
             assert accepted[0].keys() == {1}
-            theirs = spmd_link._connection(friend)
+            theirs = spmd_connections._connection(friend)
     one, other = Heard(), Heard()
-    first, second = Link(accepted[0], one), Link({0: theirs}, other)
+    first, second = RankConnections(accepted[0], one), RankConnections({0: theirs}, other)
     first.start()
     second.start()
     array = np.arange(100_000)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from omni_core.written_values import parse_value
+from omni_core.config_sources import parse_value
 
 PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 

@@ -16,22 +16,22 @@ from omni_core.outputs import EngineStats, OmniRequestOutput, RequestEstimate
 from omni_core.plugins import PluginRegistry
 from omni_core.request import OmniDiffusionRequest
 
-# Seconds that closing waits for the calls that wait for workers; they are told, unless an executor does not tell them.
+# Seconds that closing waits for pending calls. They fail when the engine is closed, unless the executor hangs.
 _JOIN_S = 1.0
 
 
 class AsyncDiffusionEngine:
     """A `DiffusionEngine` whose calls are awaited.
 
-    It belongs to no event loop: each call works on the loop in which it is made, and several loops may share it::
+    It is not bound to an event loop: each call uses the running loop, and several loops may share the engine::
 
         async with AsyncDiffusionEngine(OmniDiffusionConfig()) as engine:
             async for event in engine.generate(OmniDiffusionRequest(prompt="a red seven")):
                 print(event.kind, event.step, event.num_steps)
 
-    Making it loads the pipeline and blocks; inside of a running loop use `await AsyncDiffusionEngine.create(…)`.
-    Nothing else blocks, and nothing waits for the loop's default pool: requests are told of by the engine's thread, and
-    each call that waits for workers has a thread of its own.
+    The constructor loads the pipeline and blocks; in a running loop use `await AsyncDiffusionEngine.create(…)`. Nothing
+    else blocks, and the default pool of the loop is not used: events come from the engine's thread, and each call that
+    waits for workers runs in a separate thread.
 
     Args:
         config: The configuration; None takes it from the environment and `omni.toml`.
@@ -65,13 +65,13 @@ class AsyncDiffusionEngine:
             return await CallThreads().run(cls, config, pipeline=pipeline, plugins=plugins)
 
     async def generate(self, request: OmniDiffusionRequest) -> AsyncIterator[RequestEvent]:
-        """Submit a request and yield its events, the last of which, `"finished"`, carries the output.
+        """Submit a request and yield its events. The last one, `"finished"`, carries the output.
 
-        A consumer that is cancelled, or that leaves the loop early and closes the iterator, aborts the request.
+        The request is aborted if the consumer is cancelled or closes the iterator early.
 
         Raises:
             RequestError: The request does not fit the pipeline, or its id is in use.
-            EngineOverloadedError: As many requests as may wait are waiting.
+            EngineOverloadedError: The maximum number of requests is waiting.
             EngineClosedError: The engine is closed.
         """
         events: asyncio.Queue[RequestEvent] = asyncio.Queue()
@@ -92,8 +92,8 @@ class AsyncDiffusionEngine:
             One output per request, in their order, also of those that failed.
 
         Raises:
-            RequestError: One of them does not fit the pipeline; none was started.
-            EngineOverloadedError: As many requests as may wait are waiting; none was started.
+            RequestError: A request does not fit the pipeline; none was started.
+            EngineOverloadedError: The maximum number of requests is waiting; none was started.
             EngineClosedError: The engine is closed.
         """
         done: list[asyncio.Event] = [asyncio.Event() for _ in requests]
@@ -127,7 +127,7 @@ class AsyncDiffusionEngine:
         await self._calls.run(self.engine.check_health)
 
     async def stats(self, timeout: float | None = STATS_TIMEOUT_S, *, ask_workers: bool = True) -> EngineStats:
-        """Return what the engine does and did, as `DiffusionEngine.stats` does."""
+        """Return statistics of the engine, as `DiffusionEngine.stats` does."""
         if not ask_workers:
             return self.engine.stats(ask_workers=False)
         return await self._calls.run(self.engine.stats, timeout)
@@ -141,7 +141,7 @@ class AsyncDiffusionEngine:
         await self._calls.run(self.engine.sleep, level, timeout)
 
     async def wake_up(self, timeout: float | None = None) -> None:
-        """Bring the weights back and serve what waited, as `DiffusionEngine.wake_up` does."""
+        """Restore the weights and serve waiting requests, as `DiffusionEngine.wake_up` does."""
         await self._calls.run(self.engine.wake_up, timeout)
 
     async def close(self) -> None:
@@ -178,7 +178,7 @@ def _into_loop(
     def pass_on(event: RequestEvent) -> None:
         try:
             loop.call_soon_threadsafe(listener, event)
-        except RuntimeError:  # the loop was closed: nobody will ask for the result
+        except RuntimeError:  # the loop was closed: the result is not needed any more
             handle.abort()
 
     return pass_on

@@ -1,4 +1,4 @@
-"""What the engine's thread keeps of each request and of each replica."""
+"""The records that the engine's thread keeps for each request and each replica."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from omni_core.errors import ContractError
 from omni_core.outputs import SchedulerOutput, StepOutput
 from omni_core.request import OmniDiffusionRequest
 
-# Seconds before a replica whose step did nothing is asked again: twice as long each time, up to the second.
+# Seconds before the next step of a replica whose step did nothing; doubled each time, up to the maximum.
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.1
-# Time limits of requests that have ended which may be kept, besides one for each that has not.
+# Time limits of ended requests that may remain in the heap before it is cleaned up.
 _MOST_IDLE_LIMITS = 100
 
 
@@ -26,16 +26,16 @@ class Live:
     """A request that has not ended.
 
     Attributes:
-        handle: What its caller holds.
+        handle: The caller's handle.
         submitted_at: When it was submitted, on the monotonic clock.
-        started_at: When a worker began with it.
-        num_retries: Times that it was run again.
-        num_deaths: Deaths of workers that it may be the cause of.
-        step: The highest step that was told since it was last begun.
-        number: Which of the time limits is its own, if it has one.
-        error: With what it must fail when the replica gives it up.
-        is_made: Whether its output is there, and plugins look at it before it is given out.
-        suspect: Why that output may be wrong, as was found meanwhile.
+        started_at: When a worker first started it.
+        num_retries: Number of retries so far.
+        num_deaths: Number of worker deaths that it may have caused.
+        step: The highest step reported since its last start.
+        number: Number of its time limit, if it has one.
+        error: The error with which it must fail when the replica has ended it.
+        is_made: Whether its output exists and the output hooks of plugins are running.
+        suspect: Why that output may be wrong, if a later check found so.
     """
 
     handle: RequestHandle
@@ -56,7 +56,7 @@ class Live:
 
 
 class TimeLimits:
-    """When the time of each request is over. A limit may outlive its request; what the request made does not."""
+    """The deadlines of requests. An entry may outlive its request, but holds no reference to it."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
@@ -64,22 +64,22 @@ class TimeLimits:
 
     @property
     def first(self) -> float | None:
-        """The earliest moment, on the monotonic clock."""
+        """The earliest deadline, on the monotonic clock; None if there is none."""
         return self._entries[0][0] if self._entries else None
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def add(self, live: Live, moment: float) -> None:
-        """End a request at `moment`."""
+        """Set the deadline of a request to `moment`, on the monotonic clock."""
         live.number = next(self._numbers)
         heapq.heappush(self._entries, (moment, live.number, live.handle.request_id))
 
     def take_due(self, now: float, live: Mapping[str, Live]) -> list[Live]:
-        """Return the requests whose time is over, each once.
+        """Return the requests whose deadline has passed, each once.
 
         Args:
-            now: The moment.
+            now: The current time, on the monotonic clock.
             live: All requests that have not ended, by id.
         """
         due = []
@@ -94,14 +94,14 @@ class TimeLimits:
 
 
 def _of_entry(entry: tuple[float, int, str], live: Mapping[str, Live]) -> Live | None:
-    """Return the request that a limit belongs to; None if it has ended, and another may have its name."""
+    """Return the request that a deadline belongs to; None if it has ended. A later request may have the same id."""
     one = live.get(entry[2])
     return one if one is not None and one.number == entry[1] else None
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """The numbers of requests by state, at one moment. Never changed, so that any thread may read it."""
+    """The numbers of requests by state, at one moment. Immutable, so that any thread may read it."""
 
     waiting: int = 0
     running: int = 0
@@ -111,15 +111,15 @@ class Numbers:
 
 @dataclass(slots=True)
 class ReplicaState:
-    """One replica.
+    """The engine's record of one replica.
 
     Attributes:
-        step: The step that runs.
-        placed: The requests that it has, by id.
-        strays: Ids of requests that were taken away from it though its workers may go on with them, and whether it was
-            told to give them up.
-        paused_until: Until when it is given no waves, since its last step did nothing.
-        begun_at: When the step that runs, or ran last, was handed over; on the monotonic clock.
+        step: The future of the running step; None if none runs.
+        placed: The requests that run on it, by id.
+        strays: Requests that the engine has taken away while the workers may still run them: by id, whether the
+            workers were told to end them.
+        paused_until: Until when it gets no waves, because its last step did nothing; on the monotonic clock.
+        begun_at: When the running or the last step was sent; on the monotonic clock.
     """
 
     step: Future[StepOutput] | None = None
@@ -132,11 +132,11 @@ class ReplicaState:
 
     @property
     def requests(self) -> dict[str, OmniDiffusionRequest]:
-        """The requests that it has, by id."""
+        """The requests that run on it, by id."""
         return {request_id: live.request for request_id, live in self.placed.items()}
 
     def begin(self, scheduler_output: SchedulerOutput, new: Iterable[Live]) -> None:
-        """Take note of a step that begins."""
+        """Record that a step begins."""
         self.begun_at = time.monotonic()
         for live in new:
             self.placed[live.handle.request_id] = live
@@ -144,13 +144,13 @@ class ReplicaState:
         self._may_be_empty = not any(scheduler_output.waves)
 
     def interrupted(self) -> None:
-        """Take note that the step which runs was asked to end early."""
+        """Record that the running step was interrupted: it may do nothing without a pause after it."""
         self._may_be_empty = True
 
     def end(self, step_output: StepOutput, now: float) -> None:
-        """Take note of a step that has ended. One that did nothing is followed by a pause.
+        """Record that a step has ended. After a step that did nothing, the replica pauses.
 
-        A worker that was put to sleep behind the engine's back does nothing, as fast as it is asked.
+        A worker that was put to sleep without the engine does nothing and returns at once, which would be a busy loop.
         """
         for output in step_output.finished:
             self.placed.pop(output.request_id, None)
@@ -163,7 +163,7 @@ class ReplicaState:
             self.paused_until = now + self._pause_s
 
     def end_pause(self, now: float) -> bool:
-        """Return whether the replica may be given waves."""
+        """Return whether the replica may get waves, and end a pause that is over."""
         if self.paused_until > now:
             return False
         self.paused_until = 0.0
@@ -174,10 +174,10 @@ class ReplicaState:
         self._pause_s = self.paused_until = 0.0
 
     def lose(self, *, workers_go_on: bool) -> None:
-        """Take all requests away.
+        """Take all requests away from the replica.
 
         Args:
-            workers_go_on: Whether the workers still have them and must be told.
+            workers_go_on: Whether the workers still run them and must be told to end them.
         """
         if workers_go_on:
             self.strays.update(dict.fromkeys(self.placed, False))
@@ -187,9 +187,9 @@ class ReplicaState:
         self.look_again()
 
     def give_up_strays(self) -> SchedulerOutput | None:
-        """Return what tells the workers to give up what was taken away from them, in a step of its own; None if told.
+        """Return a step that tells the workers to end the stray requests; None if all were told.
 
-        Of its own, since a new request may have the id of one of them: its caller tries again.
+        It is a separate step, since a new request may have the same id as a stray one: its caller tries again.
         """
         untold = [request_id for request_id, was_told in self.strays.items() if not was_told]
         if not untold:

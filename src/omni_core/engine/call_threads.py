@@ -1,4 +1,4 @@
-"""Blocking calls for asyncio programs, each in a thread of its own."""
+"""Blocking calls for asyncio programs, each in a separate thread."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T")
 class CallThreads:
     """Lets a coroutine wait for a blocking call.
 
-    Not the loop's default pool: that is everybody's, it has a few threads, and calls that hang would leave none to
-    close the engine with. Here each call has its own, which ends with it; there are as many as calls wait. They are
-    daemons, so that a call that never ends does not keep the interpreter from exiting.
+    Each call gets a new thread, which ends with the call. The default pool of the event loop is not used: the program
+    shares it, and calls that hang could occupy all its threads, so that the engine could not be closed. The threads
+    are daemons, so that a call that never ends does not keep the interpreter from exiting.
     """
 
     def __init__(self) -> None:
@@ -28,10 +28,10 @@ class CallThreads:
     async def run(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Return what `function(*args, **kwargs)` returns, or raise what it raises.
 
-        A caller that is cancelled leaves the call to itself: it has begun, and goes on.
+        If the caller is cancelled, the call continues in its thread.
         """
         future: Future[T] = Future()
-        future.set_running_or_notify_cancel()  # so that a cancelled close closes all the same
+        future.set_running_or_notify_cancel()  # a cancelled `close` still closes
         context = contextvars.copy_context()
 
         def call() -> None:
@@ -45,7 +45,7 @@ class CallThreads:
                 future.set_result(result)
 
         thread = threading.Thread(target=call, name="omni-async-call", daemon=True)
-        with self._lock:  # one that has not begun cannot be joined
+        with self._lock:  # a thread that was not started cannot be joined
             thread.start()
             self._threads.add(thread)
         return await asyncio.wrap_future(future)
@@ -55,7 +55,7 @@ class CallThreads:
             self._threads.discard(threading.current_thread())
 
     def join(self, timeout: float) -> None:
-        """Wait for the calls that others have made to end, at most `timeout` seconds."""
+        """Wait at most `timeout` seconds for the calls of other threads to end."""
         deadline = time.monotonic() + timeout
         with self._lock:
             threads = [thread for thread in self._threads if thread is not threading.current_thread()]

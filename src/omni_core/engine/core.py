@@ -1,4 +1,4 @@
-"""The engine's thread: the one place where the scheduler, the running steps and the handles are touched."""
+"""The engine's thread, which alone uses the scheduler, the running steps and the handles."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from omni_core.config import OmniDiffusionConfig
-from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState, TimeLimits
+<<<<<<< HEAD
 from omni_core.engine.estimates import Estimates
+=======
+from omni_core.engine.checked_executor import CheckedExecutor
+>>>>>>> names
 from omni_core.engine.handle import RequestHandle
 from omni_core.engine.live_requests import LiveRequests
 from omni_core.engine.notices import Notices
@@ -37,23 +40,23 @@ from omni_core.timeouts import wait_seconds
 
 log = get_logger(__name__)
 
-# Seconds that closing waits for the engine's thread; it only handles messages, so it ends at once unless a plugin's
-# observer or a caller's callback holds it up.
+# Seconds that closing waits for the engine's thread. It ends at once unless an observer or a callback blocks it.
 _JOIN_TIMEOUT_S = 10.0
-# Waves that one call may run where it can be interrupted; the scheduler sees to it that a call stays short.
+# Maximum number of waves in one call that can be interrupted. The scheduler keeps calls short.
 _MOST_WAVES = 32
-# Faults of the engine's own, one round after the other, after which it stops.
+# After so many faults of the engine in a row it stops.
 _MOST_FAULTS = 5
 
 
 class EngineCore:
     """Drives the scheduler and the executor from one thread, fed by messages.
 
-    It knows nothing of `DiffusionEngine`, so that an engine which nobody refers to any more can be collected and
+    It holds no reference to `DiffusionEngine`, so that an engine without references can be garbage-collected and
     closed while this thread still runs.
 
     Args:
         config: The configuration.
+<<<<<<< HEAD
         answers: Asks the executor, which the core owns and closes.
         hooks: Of the engine.
         sleeping: What is known of the sleep of the workers.
@@ -69,36 +72,47 @@ class EngineCore:
         info: PipelineInfo | None,
     ) -> None:
         self.answers = answers
+=======
+        executor: The executor. The core owns and closes it.
+        hooks: The hooks of the engine.
+        sleeping: The sleep level of the workers.
+    """
+
+    def __init__(
+        self, config: OmniDiffusionConfig, executor: CheckedExecutor, hooks: Hooks, sleeping: Sleeping
+    ) -> None:
+        self.executor = executor
+>>>>>>> names
         self.sleeping = sleeping
         self._config = config
-        self._notices = Notices(hooks, answers, lambda: self.is_current)
-        self._scheduler = Scheduler(answers.num_replicas, config.max_num_seqs, config.max_batch_wait_ms / 1e3)
-        self._can_interrupt = answers.executor.can_interrupt
+        self._notices = Notices(hooks, executor, lambda: self.is_current)
+        self._scheduler = Scheduler(executor.num_replicas, config.max_num_seqs, config.max_batch_wait_ms / 1e3)
+        self._can_interrupt = executor.wrapped.can_interrupt
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._replicas = [ReplicaState() for _ in range(answers.num_replicas)]
+        self._replicas = [ReplicaState() for _ in range(executor.num_replicas)]
         self._time_limits = TimeLimits()
         self._output_hooks = OutputHooks(hooks, self, self._report_made)
         self._estimates = Estimates(info, answers.num_replicas, config.max_num_seqs)
         self._requests = LiveRequests(self._notices, self._output_hooks, self._estimates, self._note_counted)
         self._steps = StepEnds(
             config,
-            answers,
+            executor,
             scheduler=self._scheduler,
             replicas=self._replicas,
             requests=self._requests,
             notices=self._notices,
             estimates=self._estimates,
         )
-        # Others than the engine's thread read only what it publishes here.
+        # Other threads read only this, which the engine's thread publishes.
         self._numbers = Numbers()
         # Guarded by the lock of `_requests`.
         self._closed = False
-        # Re-entrant: a signal handler may close while the thread that it interrupts closes.
+        # Re-entrant: a signal handler may call `close` in the thread that is closing.
         self._close_lock = threading.RLock()
         self._fault: BaseException | None = None
-        # When the replicas were last looked at, on the monotonic clock: what was due by then needs no waking.
+        # When `_dispatch` last ran, on the monotonic clock: deadlines before that need no wake-up.
         self._looked_at = 0.0
-        answers.on_change(lambda: self._messages.put(self._look_again))
+        executor.on_change(lambda: self._messages.put(self._look_again))
         self._thread = threading.Thread(target=self._run, name="omni-engine", daemon=True)
         self._thread.start()
 
@@ -112,18 +126,18 @@ class EngineCore:
         Raises:
             EngineClosedError: The engine is closed.
             EngineDeadError: Its thread died.
-            EngineOverloadedError: As many as may wait are waiting.
+            EngineOverloadedError: The maximum number of requests is waiting.
             RequestError: An id is in use.
         """
         with self._requests.lock:
             self.check_open()
-            places = self.answers.num_replicas * self._config.max_num_seqs
+            places = self.executor.num_replicas * self._config.max_num_seqs
             new = self._requests.add(requests, make_handle, self._config.max_waiting, places)
             self._messages.put(functools.partial(self._accept, new))
         return [live.handle for live in new]
 
     def stats(self) -> EngineStats:
-        """Return the numbers of requests, without those of the workers: all of one moment."""
+        """Return the numbers of requests at one moment, without the numbers of the workers."""
         numbers = self._numbers
         return EngineStats(numbers.waiting, numbers.running, numbers.parked, dict(numbers.ended))
 
@@ -132,25 +146,25 @@ class EngineCore:
         return None if self.sleeping.level > 0 else self._estimates.estimate(request)
 
     def sleep(self, level: int, timeout: float | None) -> None:
-        """Put the workers to sleep; requests wait meanwhile."""
+        """Put the workers to sleep. Requests wait until they wake up."""
         try:
-            self.sleeping.sleep(self.answers.collective_rpc, level, timeout)
+            self.sleeping.sleep(self.executor.collective_rpc, level, timeout)
         finally:
             self._messages.put(self._look_again)
 
     def wake_up(self, timeout: float | None) -> None:
         """Wake the workers up."""
         try:
-            self.sleeping.wake_up(self.answers.collective_rpc, timeout)
+            self.sleeping.wake_up(self.executor.collective_rpc, timeout)
         finally:
             self._messages.put(self._look_again)
 
     def abort(self, request_id: str) -> None:
-        """End a request early; does nothing if it has ended or was never there."""
+        """End a request early. Does nothing if it has ended or does not exist."""
         self._messages.put(functools.partial(self._end_early, request_id, "aborted"))
 
     def check_open(self) -> None:
-        """Return if requests can be taken.
+        """Return if requests are accepted.
 
         Raises:
             EngineClosedError: The engine is closed.
@@ -165,25 +179,25 @@ class EngineCore:
             raise EngineClosedError("The engine is closed; make a new one.")
 
     def check_served(self) -> None:
-        """Return if requests are served, as far as those that have ended tell; see `LiveRequests.check_served`."""
+        """Return if requests are served: see `LiveRequests.check_served`."""
         self._requests.check_served()
 
     @property
     def thread_owners(self) -> tuple[object, ...]:
-        """Whose threads call what users wrote, and must not wait for this engine: see `omni_core.own_threads`."""
-        return (self, self.answers.executor)
+        """The owners of threads in which user code must not wait for this engine: see `omni_core.own_threads`."""
+        return (self, self.executor.wrapped)
 
     @property
     def is_current(self) -> bool:
-        """Whether the caller runs in the engine's thread: in an observer or a callback."""
+        """Whether the current thread is the engine's, as in an observer or a callback."""
         return threading.current_thread() is self._thread
 
     def close(self) -> None:
-        """End what runs, fail what waits, shut the executor down. Later calls wait for the first and do nothing."""
+        """End running requests, fail waiting ones, and shut the executor down. Later calls wait for the first one."""
         if self._closed and self.is_current:
-            return  # the thread that closes waits for this one
+            return  # the closing thread waits for this one
         if is_own_thread(self.thread_owners) and not self.is_current:
-            # Of the executor, which ends only when this thread goes on: the end is left to another.
+            # A thread of the executor, whose shutdown waits for this thread: close in another thread.
             threading.Thread(target=self.close, name="omni-close").start()
             return
         with self._close_lock:
@@ -195,13 +209,13 @@ class EngineCore:
             try:
                 if not self.is_current:
                     self._thread.join(_JOIN_TIMEOUT_S)
-            finally:  # though the user interrupts: no later call closes what this one has not
+            finally:  # also after Ctrl-C: no later call would close the executor
                 self._close_executor()
 
     def _close_executor(self) -> None:
         self.sleeping.close()
         try:
-            self.answers.close()
+            self.executor.close()
         finally:
             self._requests.fail_all(EngineClosedError("The engine was closed before this request ended."))
             self._output_hooks.close()
@@ -214,7 +228,7 @@ class EngineCore:
         faults = 0
         while not self._closed:
             try:
-                self._dispatch()  # before anything is accepted too, so that an executor is asked in this thread first
+                self._dispatch()  # first, so that the executor is called in this thread before a request is accepted
                 self._publish()
                 self._receive()
                 self._expire()
@@ -227,18 +241,18 @@ class EngineCore:
         self._requests.fail_all(EngineClosedError("The engine was closed before this request ended."))
 
     def _recover(self, error: BaseException, faults: int) -> bool:
-        """Begin anew after a fault of the engine's own, without the requests there are; return whether that is tried.
+        """Fail all requests after a fault of the engine; return whether the engine continues with later ones.
 
-        What the fault has left undone is not known, so no request goes on; but later ones are served.
+        The state of the current requests is not known after a fault, so none of them continues.
         """
         log.error("a fault in the engine's thread; please report this", exc_info=error)
         what = described_error(error)
         try:
             for index, replica in enumerate(self._replicas):
                 self._scheduler.take_running(index)
-                replica.lose(workers_go_on=not self.answers.runs_whole_requests)
+                replica.lose(workers_go_on=not self.executor.runs_whole_requests)
                 if replica.step is not None and replica.step.done():
-                    replica.step = None  # the fault may have been in what its end was to bring about
+                    replica.step = None  # the fault may have occurred while its end was handled
             self._scheduler.take_waiting()
             if faults < _MOST_FAULTS:
                 self._requests.fail_all(
@@ -260,7 +274,7 @@ class EngineCore:
             pass
 
     def _seconds_to_wait(self) -> float | None:
-        """Return the seconds until something is due though no message comes; None if nothing is."""
+        """Return the seconds until the next deadline; None if there is none."""
         first = self._time_limits.first
         due = [] if first is None else [first]
         idle = [replica for replica in self._replicas if replica.step is None]
@@ -272,7 +286,7 @@ class EngineCore:
         return wait_seconds(min(due) - time.monotonic()) if due else None
 
     def _look_again(self) -> None:
-        """Workers may be ready or awake that were not."""
+        """End all pauses: workers may have become ready or awake."""
         for replica in self._replicas:
             replica.look_again()
 
@@ -284,7 +298,7 @@ class EngineCore:
         if self._closed:
             return
         try:
-            fault, asleep = self.answers.fault(), self.sleeping.level > 0
+            fault, asleep = self.executor.fault(), self.sleeping.level > 0
         except OmniError as error:
             self._contract_broken(error)
             return
@@ -296,7 +310,7 @@ class EngineCore:
             if replica.step is not None:
                 continue
             try:
-                is_ready = self.answers.is_ready(index)
+                is_ready = self.executor.is_ready(index)
             except OmniError as error:
                 broken.append(error)
                 self._steps.replica_failed(index, error)
@@ -308,7 +322,7 @@ class EngineCore:
             self._fail_waiting(broken[0])
 
     def _contract_broken(self, error: OmniError) -> None:
-        """Fail all that waits for an executor that cannot even be asked; the steps that run may still end."""
+        """Fail all waiting requests because a call of the executor failed. Running steps may still end."""
         self._fail_waiting(error)
         for index, replica in enumerate(self._replicas):
             if replica.step is None:
@@ -326,7 +340,7 @@ class EngineCore:
         replica.begin(scheduler_output, [live for live in found if live is not None])
         self._estimates.step_begins(index, scheduler_output.new_requests, replica.begun_at)
         try:
-            replica.step = self.answers.execute_step(
+            replica.step = self.executor.execute_step(
                 index, scheduler_output, functools.partial(self._report_step, index)
             )
         except BaseException as error:
@@ -336,21 +350,21 @@ class EngineCore:
             self._report_step(index, failed)
 
     def _report_step(self, replica: int, future: Future[StepOutput]) -> None:
-        """Pass the end of a step on from whatever thread it ended in."""
+        """Pass the end of a step to the engine's thread. From any thread."""
         self._messages.put(functools.partial(self._step_done, replica, future))
 
     def _accept(self, accepted: list[Live]) -> None:
-        # One that a fault of the engine's own has ended since is not taken up.
+        # A fault of the engine may have ended some of them meanwhile.
         accepted = [live for live in accepted if self._requests.has(live)]
         for live in accepted:
             request = live.request
             if request.timeout_s is not None:
                 self._time_limits.add(live, live.submitted_at + request.timeout_s)
             self._scheduler.add_request(request, time.monotonic())
-        self._publish()  # who has heard that a request is queued finds it counted
+        self._publish()  # before observers are notified: they must find the request counted
         for live in accepted:
             try:
-                self.answers.request_queued(live.request)
+                self.executor.request_queued(live.request)
             except OmniError as error:
                 self._scheduler.end_request(live.handle.request_id, "aborted")
                 self._requests.end([(live, OmniRequestOutput.failed(live.request, error))])
@@ -365,12 +379,12 @@ class EngineCore:
         was_waiting = self._scheduler.end_request(request_id, reason)
         if not was_waiting:
             self._interrupt_steps()
-        # An executor of whole requests cannot stop one: the caller is told now, and what comes later is dropped.
-        if was_waiting or self.answers.runs_whole_requests:
+        # An executor of whole requests cannot stop a request: the caller is notified now, and the output is dropped.
+        if was_waiting or self.executor.runs_whole_requests:
             self._requests.finish([(live, OmniRequestOutput.ended(live.request, reason))])
 
     def _interrupt_steps(self) -> None:
-        """Let the running steps come back early: there is something new to tell them."""
+        """Interrupt the running steps: there is news for them."""
         if not self._can_interrupt:
             return
         for index, replica in enumerate(self._replicas):
@@ -378,7 +392,7 @@ class EngineCore:
                 continue
             replica.interrupted()
             try:
-                self.answers.interrupt(index)
+                self.executor.interrupt(index)
             except OmniError:
                 self._can_interrupt = False
                 log.exception("steps cannot be interrupted, and have one wave each from now on")
@@ -394,7 +408,7 @@ class EngineCore:
         )
 
     def _report_made(self, live: Live, output: OmniRequestOutput) -> None:
-        """Take an output that plugins have seen, from whatever thread."""
+        """Take the output that the output hooks returned. From any thread."""
         self._messages.put(lambda: self._requests.end([(live, output)]))
 
     def _note_counted(self) -> None:
@@ -402,7 +416,7 @@ class EngineCore:
             self._publish()
 
     def _publish(self) -> None:
-        """Let callers' threads read how many requests there are. Only the engine's thread looks at the scheduler."""
+        """Publish the numbers of requests for other threads. Only the engine's thread reads the scheduler."""
         scheduler = self._scheduler
         parked = scheduler.num_parked
         self._numbers = Numbers(
@@ -414,4 +428,4 @@ class EngineCore:
 
 
 def _nothing() -> None:
-    """Wake the engine's thread without asking for anything."""
+    """Wake the engine's thread."""

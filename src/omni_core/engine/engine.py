@@ -1,4 +1,4 @@
-"""`DiffusionEngine`: what users hold."""
+"""`DiffusionEngine`: the synchronous API."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from omni_core.calls import WorkerCall
 from omni_core.compat import vllm_omni
-from omni_core.config import OmniDiffusionConfig
-from omni_core.engine.answers import ExecutorAnswers
+from omni_core.config import FieldMark, OmniDiffusionConfig, marked_fields
+from omni_core.engine.checked_executor import CheckedExecutor
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
 from omni_core.engine.make_executor import close_quietly, make_executor
@@ -41,12 +41,12 @@ from omni_core.timeouts import wait_seconds
 
 log = get_logger(__name__)
 
-# Seconds that `stats` waits for the workers' own numbers.
+# Seconds that `stats` waits for the numbers of the workers.
 STATS_TIMEOUT_S = 5.0
 
 
 class DiffusionEngine:
-    """Runs requests on any diffusers pipeline, where and how the configuration's executor says.
+    """Runs requests on any diffusers pipeline, with the executor that the configuration names.
 
     All methods may be called from any thread::
 
@@ -61,12 +61,12 @@ class DiffusionEngine:
         plugins: The plugins to use; None takes those that are installed.
 
     Raises:
-        ConfigError: The executor or the pipeline cannot do what the configuration asks for.
+        ConfigError: The executor or the pipeline does not support the configuration.
         PluginError: The executor cannot be used.
         StartupError: The executor could not start.
         ModelLoadError: The pipeline could not be built.
-        EngineError: It is made while a worker of another engine is loaded, or while the module of its own factory is
-            being imported.
+        EngineError: It is created while a worker of another engine is loading, or while the module of its own factory
+            is being imported.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class DiffusionEngine:
         self.config = config if config is not None else OmniDiffusionConfig()
         if not isinstance(self.config, OmniDiffusionConfig):
             raise ConfigError(f"DiffusionEngine takes an OmniDiffusionConfig, not a {type(config).__name__}.")
-        check_engine_place({name: getattr(self.config, name) for name in ("model", "worker_extension_cls")})
-        # First, since looking for plugins may already have something to say.
+        check_engine_place({name: getattr(self.config, name) for name in marked_fields(FieldMark.IMPORT_PATH)})
+        # First, since the search for plugins may write log lines.
         if self.config.sources()["log_level"] != "default":
             set_level(self.config.log_level)
         registry = plugins if plugins is not None else default_registry()
@@ -91,9 +91,15 @@ class DiffusionEngine:
         context = ExecutorContext(None, self._hooks, pipeline, lambda: sleeping.level_of_new)
         executor = make_executor(self.config, context, registry)
         try:
+<<<<<<< HEAD
             answers = ExecutorAnswers(executor, self.config)
             self._pipeline_info = answers.describe_pipeline()
             self._core = EngineCore(self.config, answers, self._hooks, sleeping, self._pipeline_info)
+=======
+            checked_executor = CheckedExecutor(executor, self.config)
+            self._pipeline_info = checked_executor.describe_pipeline()
+            self._core = EngineCore(self.config, checked_executor, self._hooks, sleeping)
+>>>>>>> names
         except BaseException:
             close_quietly(executor)
             raise
@@ -127,22 +133,22 @@ class DiffusionEngine:
 
     @property
     def engine_id(self) -> str:
-        """What plugins are told it by: its number among the engines of this process, as text."""
+        """The id that plugins get: the number of the engine among those of this process, as text."""
         return self._hooks.engine_id
 
     @property
     def executor(self) -> DiffusionExecutor:
         """The executor that runs the work."""
-        return self._core.answers.executor
+        return self._core.executor.wrapped
 
     @property
     def sleep_level(self) -> int:
-        """At which level the workers sleep; 0 is awake."""
+        """The sleep level of the workers; 0 is awake."""
         return self._core.sleeping.level
 
     @property
     def pipeline_info(self) -> PipelineInfo | None:
-        """What the pipeline takes; None if the executor cannot tell."""
+        """Which arguments the pipeline takes; None if the executor cannot tell."""
         return self._pipeline_info
 
     def step(self, requests: Sequence[OmniDiffusionRequest], timeout: float | None = None) -> list[OmniRequestOutput]:
@@ -150,14 +156,14 @@ class DiffusionEngine:
 
         Args:
             requests: What to run.
-            timeout: Seconds to wait in all.
+            timeout: Seconds to wait for all of them together.
 
         Returns:
             One output per request, in their order. One that fails has `finish_reason="error"` and an `error`, and does
             not disturb the others.
 
         Raises:
-            RequestError: One of them does not fit the pipeline; none was started.
+            RequestError: A request does not fit the pipeline; none was started.
             EngineClosedError: The engine is closed.
             TimeoutError: They did not end in time; they are aborted.
         """
@@ -165,17 +171,17 @@ class DiffusionEngine:
         handles = self.submit_all(requests)
         try:
             return wait_all(handles, timeout)
-        except BaseException:  # KeyboardInterrupt and TimeoutError: nobody will ask for the results
+        except BaseException:  # KeyboardInterrupt and TimeoutError: the results are not needed any more
             for handle in handles:
                 handle.abort()
             raise
 
     def submit_all(self, requests: Sequence[OmniDiffusionRequest]) -> list[RequestHandle]:
-        """Hand several requests over and return at once: all of them, or none if one is refused.
+        """Submit several requests and return at once. If one is refused, none is submitted.
 
         Raises:
-            RequestError: One of them does not fit the pipeline, or an id is in use.
-            EngineOverloadedError: As many requests as may wait are waiting.
+            RequestError: A request does not fit the pipeline, or an id is in use.
+            EngineOverloadedError: The maximum number of requests is waiting.
             EngineClosedError: The engine is closed.
         """
         self._check_process()
@@ -202,14 +208,14 @@ class DiffusionEngine:
         check_size(request, self.config, arguments)
 
     def submit(self, request: OmniDiffusionRequest) -> RequestHandle:
-        """Hand a request over and return at once.
+        """Submit a request and return at once.
 
         Returns:
             A handle to wait for it, follow it and abort it.
 
         Raises:
             RequestError: The request does not fit the pipeline, or its id is in use.
-            EngineOverloadedError: As many requests as may wait are waiting.
+            EngineOverloadedError: The maximum number of requests is waiting.
             EngineClosedError: The engine is closed.
         """
         return self.submit_all([request])[0]
@@ -249,9 +255,8 @@ class DiffusionEngine:
             timeout: Seconds to wait for the replies; None waits until they come.
             args: Further positional arguments.
             kwargs: Keyword arguments.
-            unique_reply_rank: Rank whose reply alone is wanted.
-            non_block: Return at once, with a `concurrent.futures.Future` of what would be returned. `timeout` does not
-                hold for it.
+            unique_reply_rank: The rank whose reply is returned; None returns those of all.
+            non_block: Return a `concurrent.futures.Future` of the result at once. `timeout` does not apply to it.
 
         Returns:
             A list with one result per rank of every replica, or one result if `unique_reply_rank` is given.
@@ -276,31 +281,35 @@ class DiffusionEngine:
         """
         self._check_open()
         refuse_to_wait("engine.check_health()", self._core.thread_owners)
-        self._core.answers.check_health()
+        self._core.executor.check_health()
         self._core.check_served()
 
     def stats(self, timeout: float | None = STATS_TIMEOUT_S, *, ask_workers: bool = True) -> EngineStats:
-        """Return what the engine does and did: requests by state, and what stacking came to.
+        """Return statistics of the engine: requests by state, and stacking.
 
-        The numbers of requests are of one moment, and come at once. For `stacking` the workers are asked between two
-        steps. Asleep or not, this does not wait for requests.
+        The numbers of requests are of one moment and need no waiting. For `stacking` the workers are called between
+        two steps. This never waits for requests, also while the workers sleep.
 
         Args:
-            ask_workers: Whether to ask the workers. Without, `stacking` is None, and nothing is waited for.
-            timeout: Seconds to wait for the workers; `stacking` is left out if they do not answer in time, or if a
-                replica is being replaced.
+            ask_workers: Whether to call the workers. Without, `stacking` is None, and this returns at once.
+            timeout: Seconds to wait for the workers. `stacking` is None if they do not reply in time, or if a replica
+                is being replaced.
         """
         self._check_open()
-        answers = self._core.answers
+        executor = self._core.executor
         stats = self._core.stats()
-        stats.workers = answers.worker_stats()
-        if ask_workers and not answers.runs_whole_requests and all(map(answers.is_ready, range(answers.num_replicas))):
-            with contextlib.suppress(WorkerDiedError, RPCTimeoutError):  # one has died just now, or is held up
-                replies: list[StackingStats] = answers.collective_rpc("stats", wait_seconds(timeout), (), None, None)
+        stats.workers = executor.worker_stats()
+        if (
+            ask_workers
+            and not executor.runs_whole_requests
+            and all(map(executor.is_ready, range(executor.num_replicas)))
+        ):
+            with contextlib.suppress(WorkerDiedError, RPCTimeoutError):  # a worker has just died, or is blocked
+                replies: list[StackingStats] = executor.collective_rpc("stats", wait_seconds(timeout), (), None, None)
                 if not all(isinstance(reply, StackingStats) for reply in replies):
                     kinds = ", ".join(type(reply).__name__ for reply in replies)
                     raise ContractError(
-                        f"The executor {answers.name} sets runs_diffusion_worker, and stats() of its workers gave "
+                        f"The executor {executor.name} sets runs_diffusion_worker, and stats() of its workers gave "
                         f"{kinds} where StackingStats are expected."
                     )
                 stats.stacking = sum(replies, StackingStats())
@@ -333,7 +342,7 @@ class DiffusionEngine:
         """Free accelerator memory until `wake_up`; requests that arrive meanwhile wait.
 
         Args:
-            level: 1 moves the weights to host memory; 2 drops them, and running requests begin again when woken.
+            level: 1 moves the weights to host memory; 2 drops them, and running requests start again after `wake_up`.
             timeout: Seconds to wait for the workers; None waits until they sleep.
 
         Raises:
@@ -344,13 +353,13 @@ class DiffusionEngine:
         self._core.sleep(level, wait_seconds(timeout))
 
     def wake_up(self, timeout: float | None = None) -> None:
-        """Bring the weights back and serve what waited. Does nothing if awake.
+        """Restore the weights and serve waiting requests. Does nothing if the workers are awake.
 
         Args:
             timeout: Seconds to wait for the workers; None waits until they are awake.
 
         Raises:
-            RPCTimeoutError: A worker was not awake in time; requests wait on, and this can be called again.
+            RPCTimeoutError: A worker was not awake in time. Requests continue to wait, and this can be called again.
         """
         self._check_open()
         self._core.wake_up(wait_seconds(timeout))
@@ -370,7 +379,7 @@ class DiffusionEngine:
     def _get_executor_class(cls, config: OmniDiffusionConfig | None = None) -> type[DiffusionExecutor]:
         return vllm_omni.former_executor_class(cls, config)
 
-    if not TYPE_CHECKING:  # type checkers shall go on to refuse names that do not exist
+    if not TYPE_CHECKING:  # type checkers must still refuse unknown names
 
         def __getattr__(self, name: str) -> Any:
             return vllm_omni.missing_attribute(self, name)
@@ -384,7 +393,7 @@ class DiffusionEngine:
         self.close()
 
     def _make_handle(self, request: OmniDiffusionRequest) -> RequestHandle:
-        # Through self, so that the engine lives at least as long as its requests.
+        # A bound method, so that a handle keeps the engine alive.
         return RequestHandle(request, self.abort, self._core.thread_owners)
 
     def _check_open(self) -> None:
@@ -404,7 +413,7 @@ def _close_core(core: EngineCore, pid: int) -> None:
         core.close()
 
 
-if not TYPE_CHECKING:  # type checkers shall go on to refuse names that do not exist
+if not TYPE_CHECKING:  # type checkers must still refuse unknown names
 
     def __getattr__(name: str) -> Any:
         raise vllm_omni.missing_from_module(__name__, name)

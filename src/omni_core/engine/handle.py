@@ -1,4 +1,4 @@
-"""What a caller holds of a submitted request."""
+"""`RequestHandle`: how a caller waits for, follows and aborts a submitted request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omni_core.timeouts import Deadline, wait_seconds
 
 log = get_logger(__name__)
 
-# Previews that a handle keeps: the newest ones. A caller that follows a request as it runs sees all of them.
+# A handle keeps the newest previews only. A caller that reads the events as they come gets all of them.
 _MOST_PREVIEWS = 8
 
 EventKind = Literal["queued", "started", "step", "retrying", "finished"]
@@ -31,14 +31,15 @@ class RequestEvent:
     """Something that happened to a request.
 
     Attributes:
-        kind: `"queued"`, `"started"`, `"step"`, `"retrying"` or `"finished"`. The last comes once, whatever the end
-            was. `"retrying"`: the worker died, and the request begins again from its seed, at step 1.
-        request_id: Which request.
+        kind: `"queued"`, `"started"`, `"step"`, `"retrying"` or `"finished"`. `"finished"` comes exactly once, also
+            after an error or an abort. `"retrying"`: the worker died, and the request starts again from its seed, at
+            step 1.
+        request_id: Id of the request.
         step: Denoising steps done.
-        num_steps: Steps in all; 0 while not known.
-        preview: A small picture of the state so far, where one was asked for. Events that are asked for late have those
-            of the last eight.
-        output: The end of the request; set on `"finished"`.
+        num_steps: Total number of steps; 0 while it is not known.
+        preview: A small picture of the state so far, if the request asks for previews. Past events keep only the last
+            eight previews.
+        output: The output of the request; set on `"finished"`.
     """
 
     kind: EventKind
@@ -53,7 +54,7 @@ class RequestHandle:
     """A submitted request: wait for it, follow it, abort it. Every method may be called from any thread.
 
     Attributes:
-        request: What was submitted.
+        request: The request that was submitted.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class RequestHandle:
         self._changed = threading.Condition()
         self._events: list[RequestEvent] = []
         self._output: OmniRequestOutput | None = None
-        # Where in the events those with a preview are that was kept.
+        # Indices of the events whose preview is kept.
         self._previews: collections.deque[int] = collections.deque()
         self._listeners: list[_Listener] = []
         self._callbacks: list[Callable[[RequestHandle], None]] = []
@@ -88,16 +89,16 @@ class RequestHandle:
         """Wait for the end of the request.
 
         Args:
-            timeout: Seconds to wait; None waits until it ends, as every request does, by an error if need be.
+            timeout: Seconds to wait; None waits until the request ends. Every request ends, if need be with an error.
 
         Returns:
-            The output, also of a request that failed or was aborted: see `finish_reason` and `raise_for_error()`.
+            The output, also if the request failed or was aborted: see `finish_reason` and `raise_for_error()`.
 
         Raises:
-            TimeoutError: It has not ended yet. It goes on; abort it or ask again.
-            ValidationError: `timeout` is no number of seconds.
-            EngineClosedError: This process was forked from the engine's, and will never hear of the end.
-            EngineError: It has not ended, and this is a thread of omni's own, as in an observer or a callback.
+            TimeoutError: The request has not ended yet. It continues; abort it or call this again.
+            ValidationError: `timeout` is not a number of seconds.
+            EngineClosedError: This process is a forked child of the engine's process, and gets no events.
+            EngineError: The request has not ended, and the caller is a thread of omni, as in an observer or a callback.
         """
         self._refuse_forked()
         seconds = wait_seconds(timeout)
@@ -115,22 +116,22 @@ class RequestHandle:
             return self._output
 
     def events(self, timeout: float | None = None) -> Iterator[RequestEvent]:
-        """Yield every event of the request, from the first to `"finished"`, waiting for those to come.
+        """Yield every event of the request, from the first to `"finished"`. Waits for events that have not come yet.
 
-        Each call begins with the first event again.
+        Each call starts with the first event.
 
         Args:
             timeout: Most seconds to wait for the next event.
 
         Raises:
             TimeoutError: The next event did not come in time.
-            ValidationError: `timeout` is no number of seconds.
+            ValidationError: `timeout` is not a number of seconds.
         """
         self._refuse_forked()
         seconds = wait_seconds(timeout)
         position = 0
         while True:
-            self._refuse_forked()  # an iterator may have been carried over
+            self._refuse_forked()  # the iterator may have been inherited by a forked child
             if seconds != 0 and len(self._events) <= position:
                 refuse_to_wait(
                     "handle.events()",
@@ -168,15 +169,15 @@ class RequestHandle:
         callback(self)
 
     def subscribe(self, listener: Callable[[RequestEvent], None]) -> None:
-        """Call `listener(event)` for every event: for those that were, now, and for those to come, as they come.
+        """Call `listener(event)` for every past event now, and for every further event when it comes.
 
-        The listener runs in the engine's thread and must be quick: hand the event on and return. Events come one at a
-        time and in order. What it raises is logged.
+        The listener runs in the engine's thread and must return quickly. It is called with one event at a time, in
+        order. An exception that it raises is logged.
         """
-        told = _Listener(listener, self._events, self.request_id)
+        subscribed = _Listener(listener, self._events, self.request_id)
         with self._changed:
-            self._listeners.append(told)
-        told.catch_up()
+            self._listeners.append(subscribed)
+        subscribed.catch_up()
 
     def _refuse_forked(self) -> None:
         if os.getpid() != self._pid:
@@ -193,10 +194,10 @@ class RequestHandle:
                     oldest = self._previews.popleft()
                     self._events[oldest] = dataclasses.replace(self._events[oldest], preview=None)
             self._changed.notify_all()
-        self._tell()
+        self._notify()
 
     def _finish(self, output: OmniRequestOutput) -> list[Callable[[RequestHandle], None]]:
-        """Set the output; return the callbacks that are due. Only the first call has an effect."""
+        """Set the output, and return the callbacks to call. Only the first call has an effect."""
         with self._changed:
             if self._output is not None:
                 return []
@@ -212,22 +213,22 @@ class RequestHandle:
             self._output = output
             self._changed.notify_all()
             callbacks, self._callbacks = self._callbacks, []
-        self._tell()
+        self._notify()
         return callbacks
 
-    def _tell(self) -> None:
-        # Not under the lock: a listener that never returns must not hold up who waits for the result.
+    def _notify(self) -> None:
+        # Without the lock: a listener that never returns must not block callers that wait for the result.
         for listener in list(self._listeners):
             listener.catch_up()
 
 
 class _Listener:
-    """Tells one listener of every event, in order, whichever thread comes by.
+    """Calls one listener with every event, in order. Any thread may make it catch up.
 
     Args:
-        listener: Who is told.
-        events: The events so far; others are appended to it.
-        request_id: Of which request, for the log.
+        listener: The listener.
+        events: The events so far; later ones are appended to this list.
+        request_id: Id of the request, for the log.
     """
 
     def __init__(
@@ -237,22 +238,22 @@ class _Listener:
         self._events = events
         self._request_id = request_id
         self._position = 0
-        self._telling = threading.Lock()
+        self._calling = threading.Lock()
 
     def catch_up(self) -> None:
-        """Tell of the events that are new; if another thread is at it, it tells of them."""
+        """Call the listener with the new events. If another thread is doing so, that thread also takes these."""
         while self._position < len(self._events):
-            if not self._telling.acquire(blocking=False):
+            if not self._calling.acquire(blocking=False):
                 return
             try:
                 while self._position < len(self._events):
                     event = self._events[self._position]
                     self._position += 1
-                    self._tell(event)
+                    self._call(event)
             finally:
-                self._telling.release()
+                self._calling.release()
 
-    def _tell(self, event: RequestEvent) -> None:
+    def _call(self, event: RequestEvent) -> None:
         try:
             self._listener(event)
         except BaseException as error:  # SystemExit would end the engine's thread
@@ -265,8 +266,8 @@ def wait_all(handles: list[RequestHandle], timeout: float | None) -> list[OmniRe
     """Wait for several requests and return their outputs in order.
 
     Raises:
-        TimeoutError: One of them has not ended within `timeout` seconds from now.
-        ValidationError: `timeout` is no number of seconds.
+        TimeoutError: A request has not ended within `timeout` seconds from now.
+        ValidationError: `timeout` is not a number of seconds.
     """
     deadline = Deadline(timeout)
     return [handle.result(deadline.left()) for handle in handles]

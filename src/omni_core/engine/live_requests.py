@@ -1,4 +1,4 @@
-"""The requests of an engine that have not ended, and how each of them ends: once, counted, and told."""
+"""The requests of an engine that have not ended. Each ends once: it is counted, and then its caller is notified."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omni_core.errors import EngineOverloadedError, ExecutorError, OmniError, Re
 from omni_core.outputs import EndReason, OmniRequestOutput
 from omni_core.request import OmniDiffusionRequest
 
-# Requests that are given up in a row, after which the engine counts as unhealthy: hardly each of them kills workers.
+# After so many requests in a row that failed because their workers died, the engine counts as unhealthy.
 _MOST_GIVEN_UP = 5
 
 Ends = Iterable[tuple["Live | None", OmniRequestOutput]]
@@ -27,15 +27,15 @@ class LiveRequests:
     """Keeps requests from when they are accepted until they end.
 
     Args:
-        notices: Tells callers and observers.
-        output_hooks: What is to be done with an output before it is given out.
+        notices: Notifies callers and observers.
+        output_hooks: Calls the output hooks of plugins before an output is returned.
         estimates: Is told which requests there are.
-        on_counted: Called when requests were counted as ended, before anybody is told.
+        on_counted: Called when requests were counted as ended, before callers and observers are notified.
 
     Attributes:
-        lock: Guards what callers' threads and the engine's thread both touch. Re-entrant: a signal handler may
+        lock: Guards the state that callers' threads and the engine's thread share. Re-entrant: a signal handler may
             interrupt the thread that holds it.
-        given_up: Requests given up one after the other since their workers died, with none that finished between.
+        given_up: Number of requests in a row that failed because their workers died.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LiveRequests:
         self._output_hooks = output_hooks
         self._estimates = estimates
         self._on_counted = on_counted
-        # Of those there are, how many have their output, which plugins still look at.
+        # How many of them have an output whose hooks are running.
         self._num_made = 0
         self._live: dict[str, Live] = {}
         self._ended: collections.Counter[str] = collections.Counter()
@@ -59,19 +59,19 @@ class LiveRequests:
 
     @property
     def ended(self) -> tuple[tuple[str, int], ...]:
-        """How many have ended, by `finish_reason`. In the engine's thread."""
+        """The number of ended requests, by `finish_reason`. In the engine's thread."""
         return tuple(self._ended.items())
 
     @property
     def num_made(self) -> int:
-        """How many have their output, which plugins still look at. In the engine's thread."""
+        """How many have an output whose hooks are running. In the engine's thread."""
         return self._num_made
 
     def check_served(self) -> None:
-        """Return if requests are served, as far as those that have ended tell.
+        """Return if requests are served, judging by those that have ended.
 
         Raises:
-            ExecutorError: One after the other was given up since workers died under it: that is no request's fault.
+            ExecutorError: Too many requests in a row failed because their workers died.
         """
         if self.given_up >= _MOST_GIVEN_UP:
             raise ExecutorError(
@@ -86,16 +86,16 @@ class LiveRequests:
         most_waiting: int | None,
         places: int,
     ) -> list[Live]:
-        """Take up all of the requests, or none. The caller holds `lock`.
+        """Accept all of the requests, or none. The caller holds `lock`.
 
         Args:
-            requests: Which.
-            make_handle: Makes what the caller gets.
-            most_waiting: How many may wait; None for any number.
-            places: How many can run.
+            requests: The requests.
+            make_handle: Makes the handle of a request.
+            most_waiting: Maximum number of waiting requests; None for no limit.
+            places: How many requests can run at a time.
 
         Raises:
-            EngineOverloadedError: As many as may wait are waiting.
+            EngineOverloadedError: The maximum number of requests is waiting.
             RequestError: An id is in use.
         """
         if most_waiting is not None and len(self._live) + len(requests) > most_waiting + places:
@@ -116,18 +116,18 @@ class LiveRequests:
         return list(new.values())
 
     def get(self, request_id: str) -> Live | None:
-        """Return a request by its id; None if it has ended, or was never there."""
+        """Return a request by its id; None if it has ended or does not exist."""
         return self._live.get(request_id)
 
     def has(self, live: Live | None) -> TypeGuard[Live]:
-        """Return whether this very request has not ended; another may have its id by now."""
+        """Return whether this request has not ended. A later request may have the same id."""
         return live is not None and self._live.get(live.handle.request_id) is live
 
     def finish(self, ends: Ends) -> None:
-        """End requests, those that finished after plugins have seen their output. In the engine's thread.
+        """End requests. Finished ones end after the output hooks have run. In the engine's thread.
 
         Args:
-            ends: Each request with its output. None, or one that has ended before, is passed over.
+            ends: Each request with its output. None and requests that have ended are ignored.
         """
         if not self._output_hooks.are_there:
             self.end(ends)
@@ -144,18 +144,18 @@ class LiveRequests:
         self.end(at_once)
 
     def end_made(self, live: Live, reason: EndReason) -> bool:
-        """End a request whose output plugins still look at; return whether it is one."""
+        """End a request while its output hooks run. Return whether they do."""
         if live.is_made:
             self.end([(live, OmniRequestOutput.ended(live.request, reason))])
         return live.is_made
 
     def end(self, ends: Ends) -> None:
-        """End requests with these outputs. They are counted, all together, before anybody is told."""
-        told: list[tuple[Live, OmniRequestOutput]] = []
+        """End requests with these outputs. All are counted before callers and observers are notified."""
+        ended: list[tuple[Live, OmniRequestOutput]] = []
         with self.lock:
             for live, output in ends:
                 if not self.has(live):
-                    continue  # ended before: aborted under an executor of whole requests
+                    continue  # it was aborted while an executor of whole requests ran it
                 if live.error is not None:
                     output = OmniRequestOutput.failed(live.request, live.error, output.metrics)  # noqa: PLW2901
                 if live.suspect:
@@ -168,14 +168,14 @@ class LiveRequests:
                     self.given_up = 0
                 elif isinstance(output.error, WorkerDiedError):
                     self.given_up += 1
-                told.append((live, output))
-        if told:
+                ended.append((live, output))
+        if ended:
             self._on_counted()
         fault: BaseException | None = None
-        for live, output in told:
+        for live, output in ended:
             try:
                 self._notices.ended(live, output)
-            except BaseException as error:  # these are counted as ended: nobody else would tell them
+            except BaseException as error:  # the others are counted as ended, and must be notified too
                 live.handle._finish(output)
                 fault = error
         if fault is not None:

@@ -1,4 +1,4 @@
-"""The executor that a configuration asks for, started."""
+"""Makes and starts the executor that the configuration names."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ log = get_logger(__name__)
 
 
 def make_executor(config: OmniDiffusionConfig, context: ExecutorContext, plugins: PluginRegistry) -> DiffusionExecutor:
-    """Return the executor, once it can serve requests.
+    """Return the executor, ready to serve requests.
 
     Args:
         config: The configuration.
-        context: What the engine hands over, but for `options` and `name`.
-        plugins: Where executors are registered.
+        context: The context from the engine, without `options` and `name`.
+        plugins: The registry of executors.
 
     Raises:
-        ConfigError: The executor cannot do what the configuration asks for.
+        ConfigError: The executor does not support the configuration.
         PluginError: There is no such executor, or it cannot be used.
         StartupError: It could not start.
     """
@@ -39,7 +39,7 @@ def make_executor(config: OmniDiffusionConfig, context: ExecutorContext, plugins
         )
     except OmniError:
         raise
-    except Exception as error:  # of an __init__ of its own; what `_init_executor` raises is wrapped there
+    except Exception as error:  # from an overridden __init__; `_init_executor` is wrapped by the base class
         raise StartupError(f"The executor {resolved.name} could not be made: {described_error(error)}") from error
     if not isinstance(executor, DiffusionExecutor):
         raise ContractError(f"{resolved.name} made a {type(executor).__name__}, which is no DiffusionExecutor.")
@@ -47,7 +47,7 @@ def make_executor(config: OmniDiffusionConfig, context: ExecutorContext, plugins
 
 
 def close_quietly(executor: DiffusionExecutor) -> None:
-    """End an executor after something else has failed, which is what the user shall hear of."""
+    """Close an executor after another error, which is the one that the user gets."""
     try:
         executor.close()
     except Exception:

@@ -1,4 +1,4 @@
-"""Telling callers and observers what became of a request."""
+"""Notifies callers, observers and the executor of what happens to requests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from omni_core.engine.answers import ExecutorAnswers
 from omni_core.engine.bookkeeping import Live
+from omni_core.engine.checked_executor import CheckedExecutor
 from omni_core.engine.handle import RequestEvent
 from omni_core.error_text import is_ctrl_c
 from omni_core.errors import OmniError
@@ -22,23 +22,23 @@ class Notices:
     """Puts events into the handles of requests, and calls observers and the callbacks of callers.
 
     Args:
-        hooks: Of the engine; their observers are told.
-        answers: Tells the executor.
-        in_engine_thread: Whether the caller is the engine's thread, which no observer may end.
+        hooks: The hooks of the engine; observers are notified.
+        executor: Is notified when a request ends.
+        in_engine_thread: Returns whether the current thread is the engine's, which no observer may end.
     """
 
-    def __init__(self, hooks: Hooks, answers: ExecutorAnswers, in_engine_thread: Callable[[], bool]) -> None:
+    def __init__(self, hooks: Hooks, executor: CheckedExecutor, in_engine_thread: Callable[[], bool]) -> None:
         self._hooks = hooks
-        self._answers = answers
+        self._executor = executor
         self._in_engine_thread = in_engine_thread
 
     def queued(self, live: Live) -> None:
-        """It waits."""
+        """The request waits in the backlog."""
         live.handle._add_event(RequestEvent("queued", live.handle.request_id))
         self.notify("omni_request_queued", request=live.request)
 
     def started(self, live: Live, replica: int) -> None:
-        """A worker has begun with it, perhaps once more."""
+        """A worker has started the request, perhaps as a retry."""
         live.step = 0
         if live.started_at is None:
             live.started_at = time.monotonic()
@@ -48,8 +48,8 @@ class Notices:
             )
 
     def progressed(self, live: Live, progress: StepProgress) -> None:
-        """It has done a step."""
-        # Steps go back only where a request begins again. Pipelines with loops in loops may count otherwise.
+        """The request has advanced by a step."""
+        # Pipelines with nested loops may count backwards. Only a retry starts again from step 1.
         if progress.step < live.step:
             return
         live.step = progress.step
@@ -64,10 +64,10 @@ class Notices:
         )
 
     def retrying(self, live: Live, replica: int, error: OmniError) -> None:
-        """It runs again from its seed, since a worker of a replica died."""
+        """The request is retried from its seed, because a worker of its replica died."""
         live.step = 0
         live.handle._add_event(RequestEvent("retrying", live.handle.request_id))
-        # Not why: the death of a worker is one event in the log, however many requests it had.
+        # Without the reason: the death of the worker is logged once, not for each of its requests.
         log.info("request is run again", request_id=live.handle.request_id, retry=live.num_retries)
         self.notify(
             "omni_request_retried",
@@ -79,23 +79,23 @@ class Notices:
         )
 
     def step_done(self, replica: int, seconds: float, output: StepOutput) -> None:
-        """A replica has done a step."""
+        """A replica has finished a step."""
         self.notify("omni_step_done", replica=replica, seconds=seconds, forwards=tuple(output.forwards))
 
     def suspected(self, request_id: str, reason: str) -> None:
-        """An output that was given out may be wrong."""
+        """An output that was returned may be wrong."""
         log.warning("an output that was given out may be wrong", request_id=request_id, reason=reason)
         self.notify("omni_output_suspect", request_id=request_id, reason=reason)
 
     def ended(self, live: Live, output: OmniRequestOutput) -> None:
-        """It has ended, and is counted as such."""
+        """The request has ended and was counted."""
         metrics = output.metrics
         worked_s = metrics.encode_s + metrics.denoise_s + metrics.decode_s + metrics.output_s
         metrics.num_retries = live.num_retries
         metrics.queue_s = max(0.0, time.monotonic() - live.submitted_at - worked_s)
         callbacks = live.handle._finish(output)
         try:
-            self._answers.request_ended(output.request_id, output.error)
+            self._executor.request_ended(output.request_id, output.error)
         except OmniError:
             log.warning(
                 "the executor raised when it was told of the end of a request",
@@ -127,5 +127,5 @@ class Notices:
         except BaseException:
             if not self._in_engine_thread():
                 raise
-            # A KeyboardInterrupt that an observer raised: the user's own comes in the main thread alone.
+            # Also a KeyboardInterrupt, which an observer must have raised: Ctrl-C raises it in the main thread only.
             log.warning(f"an observer of {hook_name} raised", exc_info=True)

@@ -1,4 +1,4 @@
-"""What plugins do with an output before it is given out: the hook `omni_output`, in a thread of its own."""
+"""Calls the hook `omni_output` for each finished request, in a separate thread."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from omni_core.serial_thread import SerialThread, ThreadClosedError
 from omni_core.validation import described
 
 _HOOK = "omni_output"
-# Seconds that closing waits for a plugin that is at work on an output which nobody gets any more.
+# Seconds that closing waits for a running hook, whose result is dropped.
 _CLOSE_S = 2.0
 
 
 class OutputHooks:
-    """Calls `omni_output` for one finished request after the other, off the engine's thread.
+    """Calls `omni_output` for one finished request after the other, outside the engine's thread.
 
     Args:
-        hooks: Of the engine.
-        owner: Whose thread it is: the engine that must not be waited for there.
-        on_done: Is given each request with the output that plugins have left, in the thread of the hooks.
+        hooks: The hooks of the engine.
+        owner: The owner of the thread: in the hooks, calls that wait for this engine are refused.
+        on_done: Called with each request and the output that the hooks returned, in the thread of the hooks.
     """
 
     def __init__(self, hooks: Hooks, owner: object, on_done: Callable[[Live, OmniRequestOutput], None]) -> None:
@@ -38,11 +38,11 @@ class OutputHooks:
 
     @property
     def are_there(self) -> bool:
-        """Whether any plugin wants to see outputs."""
+        """Whether any plugin implements the hook."""
         return self._hooks.has(_HOOK)
 
     def begin(self, live: Live, output: OmniRequestOutput) -> None:
-        """Let plugins see an output, after those before it."""
+        """Queue an output for the hooks."""
         if self._thread is None:
             self._thread = SerialThread("omni-output")
             self._thread.submit(functools.partial(begin_own_thread, f"calls {_HOOK}", self._owner))
@@ -50,7 +50,7 @@ class OutputHooks:
             self._thread.submit(self._call, live, output)
 
     def close(self) -> None:
-        """End the thread. A plugin that is at work goes on by itself, and its result is dropped."""
+        """End the thread. A running hook continues, and its result is dropped."""
         if self._thread is not None:
             self._thread.close(_CLOSE_S)
 
@@ -61,7 +61,7 @@ class OutputHooks:
             output = self._hooks.call_chain(_HOOK, OmniRequestOutput, "output", request=live.request, output=output)
             _check(live, output)
             output.metrics.output_s = time.monotonic() - begun
-        except BaseException as error:  # KeyboardInterrupt too, raised by a plugin in this thread
+        except BaseException as error:  # KeyboardInterrupt too, if a plugin raises it in this thread
             reason = error if isinstance(error, OmniError) else PluginError(described_error(error))
             metrics.output_s = time.monotonic() - begun
             output = OmniRequestOutput.failed(live.request, reason, metrics)
@@ -69,10 +69,10 @@ class OutputHooks:
 
 
 def _check(live: Live, output: OmniRequestOutput) -> None:
-    """Refuse what cannot be given out.
+    """Check the output that a plugin returned.
 
     Raises:
-        PluginError: It is that.
+        PluginError: It is not valid.
     """
     name = live.handle.request_id
     if output.request_id != name:

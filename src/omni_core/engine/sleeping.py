@@ -14,19 +14,19 @@ from omni_core.timeouts import Deadline
 
 log = get_logger(__name__)
 
-# Seconds that workers which fell asleep have to wake again if another could not fall asleep.
+# Seconds to wait for sleeping workers to wake up again after another worker could not be put to sleep.
 _WAKE_AGAIN_S = 60.0
 
 
 class Sleeping:
-    """What is known of the sleep of all workers. Any thread may use it.
+    """The sleep level of all workers. Any thread may use it.
 
     Args:
-        hooks: Of the engine; their observers are told.
+        hooks: The hooks of the engine; observers are notified.
 
     Attributes:
-        level: At which level the workers sleep; 0 is awake, and requests wait unless it is 0.
-        level_of_new: At which level a worker is put to sleep that replaces another.
+        level: The sleep level of the workers; 0 is awake. Requests wait unless it is 0.
+        level_of_new: The sleep level of workers that replace others.
     """
 
     def __init__(self, hooks: Hooks) -> None:
@@ -55,13 +55,13 @@ class Sleeping:
         with self._turn("sleep", deadline):
             if self.level >= level:
                 return
-            # Before they are told: a worker that is replaced meanwhile is to sleep as well.
+            # Before the call: a worker that is replaced during it must sleep as well.
             before = self.level
             self.level = self.level_of_new = level
             try:
                 call("sleep", timeout=deadline.left(), kwargs={"level": level})
             except RPCTimeoutError:
-                self._hooks.notify("omni_engine_asleep", level=level)  # requests wait all the same
+                self._hooks.notify("omni_engine_asleep", level=level)  # requests wait nevertheless
                 raise
             except BaseException:
                 self.level = self.level_of_new = before
@@ -78,27 +78,27 @@ class Sleeping:
             timeout: Seconds to wait; None waits until they are awake.
 
         Raises:
-            RPCTimeoutError: A worker was not awake in time; requests wait on.
+            RPCTimeoutError: A worker was not awake in time; requests continue to wait.
         """
         deadline = Deadline(timeout)
         with self._turn("wake_up", deadline):
             if self.level == 0:
                 return
-            # Before they are told: one that is ready from now on is not woken by this call any more.
+            # Before the call: it does not reach a worker that becomes ready later.
             self.level_of_new = 0
             call("wake_up", timeout=deadline.left())
             self.level = 0
             self._hooks.notify("omni_engine_awake")
 
     def close(self) -> None:
-        """Let nobody wait for a turn any more."""
+        """End all waits for a turn with an error."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     @contextlib.contextmanager
     def _turn(self, name: str, deadline: Deadline) -> Iterator[None]:
-        """Wait until no other thread puts workers to sleep or wakes them, and let no other meanwhile."""
+        """Wait for the exclusive right to put workers to sleep or to wake them, and hold it."""
         has_turn = False
         try:
             with self._changed:
@@ -118,10 +118,10 @@ class Sleeping:
 
 
 def _wake_those_asleep(call: Callable[..., Any]) -> None:
-    """Wake the workers that did fall asleep, after another could not: else requests would wait for them forever."""
+    """Wake the sleeping workers after one could not be put to sleep: else requests would wait for them forever."""
     try:
         call("wake_up", timeout=_WAKE_AGAIN_S)
     except WorkerDiedError:
-        pass  # one that takes its place is awake
+        pass  # its replacement is awake
     except Exception:
         log.warning("a worker may be asleep, since it could not be woken", exc_info=True)

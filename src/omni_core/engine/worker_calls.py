@@ -1,4 +1,4 @@
-"""Calls of users to the workers, some of which the engine must make itself."""
+"""Calls of users to the workers. Some of them are handled by the engine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from omni_core.calls import WorkerCall
 from omni_core.engine.core import EngineCore
 from omni_core.errors import RPCError
 
-# Methods of the worker that are not for `collective_rpc`, since the engine must know what its workers do, and what to
-# write instead. The last two are taken for calls of the engine's own, unless they are not to be waited for.
+# Methods of the worker that `collective_rpc` refuses, because the engine must know of them, and what to write instead.
+# `sleep` and `wake_up` are passed to the engine's own methods, unless the call is non-blocking.
 OWN_CALLS = MappingProxyType(
     {
         "call": "Write collective_rpc with the name of the method itself.",
@@ -27,25 +27,25 @@ def make_call(core: EngineCore, call: WorkerCall, seconds: float | None, rank: i
     """Make a call on every worker and return the results, or one of them.
 
     Args:
-        core: Of the engine.
-        call: What to call.
-        seconds: How long to wait; None waits until the replies are there.
-        rank: Whose result alone is wanted.
+        core: The core of the engine.
+        call: The call.
+        seconds: Seconds to wait; None waits until all replies are there.
+        rank: The rank whose result is returned; None returns those of all.
 
     Raises:
         RPCError: The call raised in a worker, the worker has no such method, or it is one of `OWN_CALLS`.
         RPCTimeoutError: A reply did not come in time.
     """
-    if call.method in ("sleep", "wake_up"):  # the engine must know, so that requests wait meanwhile
+    if call.method in ("sleep", "wake_up"):  # the engine must know, so that requests wait
         return _change_sleep(core, call, seconds, rank)
     _refuse_own(call)
-    return core.answers.collective_rpc(call.method, seconds, call.args, call.kwargs, rank)
+    return core.executor.collective_rpc(call.method, seconds, call.args, call.kwargs, rank)
 
 
 def begin_call(core: EngineCore, call: WorkerCall, rank: int | None) -> Future[Any]:
     """Begin a call on every worker, and return a future of what `make_call` returns."""
     _refuse_own(call)
-    return core.answers.begin_rpc(call.method, call.args, call.kwargs, rank)
+    return core.executor.begin_rpc(call.method, call.args, call.kwargs, rank)
 
 
 def _refuse_own(call: WorkerCall) -> None:
@@ -54,7 +54,7 @@ def _refuse_own(call: WorkerCall) -> None:
 
 
 def _change_sleep(core: EngineCore, call: WorkerCall, seconds: float | None, rank: int | None) -> Any:
-    number = core.answers.num_workers
+    number = core.executor.num_workers
     if rank is not None and rank not in range(number):
         raise RPCError(f"There is no rank {rank}: there are {number} workers, 0 to {number - 1}.")
     read = _level_of_sleep if call.method == "sleep" else _no_arguments

@@ -1,4 +1,4 @@
-"""What all executors with replicas have in common: calls, health, and an end that leaves nothing behind."""
+"""The base class of executors with replicas: calls, health checks and shutdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omni_core.calls import call_name
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine_place import refuse_worker_processes
 from omni_core.errors import ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError, WorkerDiedError
-from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor
+from omni_core.executor import OPTIONS_TO_DECLARE, DiffusionExecutor
 from omni_core.outputs import OmniRequestOutput, SchedulerOutput, StepOutput, WorkerStats
 from omni_core.replicas.loop import Loop, run_in
 from omni_core.replicas.replica import Replica, ReplicaEvents
@@ -28,13 +28,13 @@ from omni_core.timeouts import Deadline, is_done_within
 
 LoopT = TypeVar("LoopT", bound=Loop)
 
-# Seconds within which `check_health` answers, whatever the workers do.
+# Seconds within which `check_health` returns, also while the workers are busy.
 _HEALTH_S = 0.9
-# Seconds that workers have, at the end, to finish the step that they do; then to heed SIGTERM; then SIGKILL.
+# Seconds that shutdown waits for the running steps, then after SIGTERM, then after SIGKILL.
 _FINISH_S = 2.0
 _TERMINATE_S = 1.0
 _KILL_S = 5.0
-# Seconds between two looks whether the loop's thread still watches over a start.
+# Seconds between two checks that the loop's thread is not blocked during a start.
 _LOOK_S = 1.0
 
 
@@ -42,11 +42,11 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
     """Runs `data_parallel_size` replicas of `ranks_per_replica` workers each, and replaces those that end.
 
     A worker that ends, hangs or raises in a step is replaced with its replica; the engine runs its requests again.
-    A subclass says what its loop is (`make_loop`), how replicas are made (`make_replicas`), and what else is to be let
-    go of (`release`).
+    A subclass makes the loop (`make_loop`) and the replicas (`make_replicas`), and releases what else it has
+    (`release`).
     """
 
-    supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS | PARALLEL_OPTIONS | {"step_timeout_s"}
+    supported_options: ClassVar[frozenset[str]] = OPTIONS_TO_DECLARE
     runs_diffusion_worker: ClassVar[bool] = True
     can_interrupt: ClassVar[bool] = True
     has_worker_processes: ClassVar[bool] = True
@@ -55,22 +55,22 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
 
     @abstractmethod
     def make_loop(self) -> LoopT:
-        """Return the loop of this executor, which runs. It is stopped at the end."""
+        """Return the running loop of this executor. `shutdown` stops it."""
 
     @abstractmethod
     def make_replicas(self, loop: LoopT, events: ReplicaEvents) -> Sequence[Replica]:
         """Return the replicas, not started yet. In the loop's thread.
 
         Args:
-            loop: What `make_loop` returned.
-            events: For the replicas.
+            loop: The loop that `make_loop` returned.
+            events: The callbacks for the replicas.
         """
 
     def release(self) -> None:  # to be overridden where there is something
-        """Let go of what `make_replicas` has made besides; all workers have ended. In the loop's thread."""
+        """Release what else `make_replicas` created. All workers have ended. In the loop's thread."""
 
     def prepare_step(self, scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
-        """Return what is sent of a step, and the outputs of those new requests that cannot be."""
+        """Return the step to send, and an output for each new request that cannot be sent."""
         return scheduler_output, []
 
     def _init_executor(self) -> None:
@@ -84,11 +84,11 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
             self._wait_for_first_start(replica)
 
     def _wait_for_first_start(self, replica: Replica) -> None:
-        """Wait for a replica, which tells by itself when its start takes too long."""
+        """Wait until a replica is ready. The replica itself enforces `startup_timeout_s`."""
         assert self._loop is not None
         while not is_done_within(replica.first_start, _LOOK_S):
             due = replica.start_clock.due
-            if due is not None and self._loop.time() > due + _KILL_S:  # the loop's thread is held up
+            if due is not None and self._loop.time() > due + _KILL_S:  # the loop's thread is blocked
                 raise StartupError(f"Replica {replica.index} did not start in time.")
         replica.first_start.result()
 
@@ -110,18 +110,18 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
         self._replicas[replica].interrupt()
 
     def is_ready(self, replica: int) -> bool:
-        """Whether the replica's workers are there."""
+        """Whether the replica takes steps."""
         return self._replicas[replica].is_ready
 
     @property
     def fault(self) -> OmniError | None:
-        """Why no replica takes steps: the error of the last, once all of them keep dying."""
+        """Why no replica takes steps: the error of the last one, if all have failed."""
         if self._replicas and all(replica.state == "failed" for replica in self._replicas):
             return self._replicas[-1].error
         return None
 
     def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
-        """Run whole requests to their end, spread over the replicas; the engine's own requests there wait meanwhile."""
+        """Run whole requests, spread over the replicas. The engine's own requests wait until they have ended."""
         refuse_used_ids(requests)
         self._refuse_to_wait_here("execute_model")
         ready = [replica for replica in self._replicas if replica.is_ready]
@@ -148,10 +148,10 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
 
         Args:
             method: Name of a method of the worker, or a callable that gets the worker as its first argument.
-            timeout: Seconds to wait for the replies; None waits until they come. A later reply is dropped.
+            timeout: Seconds to wait for the replies; None waits until they come. Later replies are dropped.
             args: Further positional arguments.
             kwargs: Keyword arguments.
-            unique_reply_rank: Number of the worker whose reply alone is wanted, counted through all replicas.
+            unique_reply_rank: Number of the worker whose reply is returned, counted over all replicas.
 
         Returns:
             A list with one result per rank of every replica, or one result if `unique_reply_rank` is given.
@@ -211,7 +211,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
         return futures
 
     def check_health(self) -> None:
-        """Return if a replica can serve: its processes answer, though they may be busy."""
+        """Return if a replica can serve: its processes reply to a ping, also while they are busy."""
         if self._loop is None:
             raise ExecutorError("The executor was shut down.")
         ready = [replica for replica in self._replicas if replica.is_ready]
@@ -222,7 +222,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
         asked_at = self._loop.time()
         for worker in workers:
             worker.ping(again=True)
-        # One that died meanwhile is being replaced, and does not answer any more.
+        # A worker that has died since is being replaced and will not reply.
         with self._heard:
             self._heard.wait_for(
                 lambda: all(_answered(worker, asked_at) or not worker.is_alive for worker in workers), _HEALTH_S
@@ -234,7 +234,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
             raise ExecutorError(f"No answer within {_HEALTH_S:g} s from: {', '.join(silent)}.")
 
     def worker_stats(self) -> list[WorkerStats]:
-        """Return what is known about each worker, without asking it."""
+        """Return what is known about each worker, without a call."""
         now = time.monotonic() if self._loop is None else self._loop.time()
         stats = []
         for replica in self._replicas:
@@ -244,7 +244,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
         return stats
 
     def shutdown(self) -> None:
-        """End all workers: at the end of the step that they do, or by a signal."""
+        """End all workers: after the running step, or by a signal."""
         loop, self._loop = self._loop, None
         if loop is None:
             return
@@ -257,7 +257,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
                 run_in(loop, then)
                 if self._wait_until_gone(seconds):
                     break
-        except BaseException:  # Ctrl-C, by who will not wait for the workers
+        except BaseException:  # Ctrl-C: do not wait for the workers
             run_in(loop, partial(self._signal, signal.SIGKILL))
             self._wait_until_gone(_KILL_S)
             raise
@@ -291,7 +291,7 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
     def _finish_all(self) -> None:
         for replica in self._replicas:
             replica.close()
-        self._note_heard()  # callers that wait for a replica to be replaced
+        self._note_heard()  # wakes callers that wait for a replica to be replaced
 
     def _signal(self, which: signal.Signals) -> None:
         for replica in self._replicas:
@@ -320,12 +320,12 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
 
 
 def worker_config(config: OmniDiffusionConfig, executor: str) -> OmniDiffusionConfig:
-    """Return what workers are told.
+    """Return the configuration for workers.
 
-    Without the executor's class and options, which may be things that only the driver has.
+    It has neither the class nor the options of the executor, which may exist in the driver only.
 
     Args:
-        config: That of the engine.
+        config: The configuration of the engine.
         executor: Name of the executor.
     """
     return config.replace(executor_class=executor, executor_options={})

@@ -1,4 +1,4 @@
-"""The thread in which everything happens that concerns the workers of an engine, and its clock."""
+"""The thread that watches the workers of an engine, with its clock and timers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from omni_core.errors import ExecutorError
 from omni_core.replicas.timers import Timer
 from omni_core.timeouts import is_done_within
 
-# Seconds after which `run_in` checks whether the thread still runs.
+# Seconds between two checks of `run_in` that the thread still runs.
 _LOOK_S = 1.0
 
 
 class Loop(ABC):
-    """Makes calls in one thread, one after another, so that what only these touch needs no lock.
+    """Runs calls in one thread, one after another, so that the data of these calls needs no lock.
 
-    `omni_core.wire.reactor.Reactor` is one that also waits for sockets and pipes. Tests use one with its own clock.
+    `omni_core.wire.reactor.Reactor` also waits for sockets and pipes. Tests use a loop with a simulated clock.
     """
 
     @property
     @abstractmethod
     def is_current(self) -> bool:
-        """Whether the caller runs in the thread."""
+        """Whether the current thread is the loop's."""
 
     @property
     @abstractmethod
@@ -32,7 +32,7 @@ class Loop(ABC):
         """Whether the thread has not ended."""
 
     def time(self) -> float:
-        """Return the seconds on its clock, which never goes back. From any thread."""
+        """Return the seconds on the loop's monotonic clock. From any thread."""
         return time.monotonic()
 
     @abstractmethod
@@ -45,18 +45,18 @@ class Loop(ABC):
 
     @abstractmethod
     def on_late(self, listener: Callable[[float], None]) -> None:
-        """Call `listener(seconds)` in the thread when it could not run for so long.
+        """Call `listener(seconds)` in the thread after it could not run for that time.
 
-        The process was stopped, or the machine is too busy. Timers that wait are put off by as much.
+        The process was stopped, or the machine is too busy. Pending timers are delayed by the same time.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """End the thread once its callback has returned. Not called from the thread itself, and once only."""
+        """End the thread after the running callback. Call it once, and not from the thread itself."""
 
 
 def run_in(loop: Loop, action: Callable[[], object]) -> None:
-    """Run something in the loop's thread, and wait for it. What it raises comes out.
+    """Run a function in the loop's thread, wait for it, and raise what it raises.
 
     Raises:
         ExecutorError: The thread has ended.
@@ -79,5 +79,5 @@ def run_in(loop: Loop, action: Callable[[], object]) -> None:
     while not is_done_within(done, _LOOK_S):
         if not is_running:
             raise ExecutorError("The thread that watches the workers has ended.")
-        is_running = loop.is_running  # once more, for what it did before its end
+        is_running = loop.is_running  # check the future once more: the action may have run before the end
     done.result()

@@ -1,4 +1,4 @@
-"""What follows for a replica when one of its ranks has raised: the others may wait for it for ever."""
+"""Handles a rank that raised: its replica is replaced, since the other ranks may wait for it in a collective."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from omni_core.outputs import StepOutput
 from omni_core.replicas.loop import Loop
 from omni_core.replicas.worker import Worker
 
-# Seconds after a rank has raised in which the death of another is heard of: that one raised because it lost a peer.
+# Seconds to wait for the death of another rank after a rank has raised: it may have raised because it lost that peer.
 _CAUSE_WAIT_S = 0.4
 
 
 class RaisedRanks:
-    """Lets the step of a rank that raised fail, and has its replica replaced.
+    """Fails the step of a rank that raised, and has its replica replaced.
 
     Args:
-        loop: In whose thread the workers are watched.
+        loop: The loop in whose thread the workers are watched.
         replica: Index of the replica.
-        on_change: Told when the replica may be ready again.
-        grace_s: Seconds that other ranks have to reply.
-        workers: Returns the workers of the replica as they are now.
+        on_change: Called when the replica may be ready again.
+        grace_s: Seconds that the other ranks have to reply.
+        workers: Returns the current workers of the replica.
 
     Attributes:
-        is_condemned: A rank has raised in a step, and the loop's thread has not replaced the replica yet.
+        is_condemned: Whether a rank has raised in a step and the replica was not replaced yet.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class RaisedRanks:
         self._on_change = on_change
         self._grace_s = grace_s
         self._workers = workers
-        # Steps that have failed and wait for their cause.
+        # Failed steps that wait for the death that may be their cause.
         self._unsettled: list[Callable[[], None]] = []
 
     def fail_step(
         self, outcome: Future[StepOutput], futures: list[Future[Any]], rank: int, error: BaseException
     ) -> None:
-        """Let a step fail: if a rank raised, with the death of another if that turns out to be the cause.
+        """Fail a step. If a rank raised because another died, the step fails with that death.
 
         Args:
             outcome: The future of the step.
-            futures: Those of the ranks.
-            rank: Which failed.
-            error: With what.
+            futures: The futures of the ranks.
+            rank: The rank that failed.
+            error: Its error.
         """
         if len(futures) == 1 or isinstance(error, WorkerDiedError):
             outcome.set_exception(self._step_error(rank, error))
@@ -77,17 +77,17 @@ class RaisedRanks:
         self._loop.call_soon(wait)
 
     def settle_all(self) -> None:
-        """Wait for no cause any more."""
+        """Fail the waiting steps now."""
         for settle in list(self._unsettled):
             self._settle(settle)
 
     def release_others(self, done: Future[Any], workers: list[Worker], futures: list[Future[Any]]) -> None:
-        """If a rank has raised, the others may wait for it for ever: give them a moment.
+        """If a rank has raised, kill the replica unless the other ranks reply within `grace_s`.
 
         Args:
-            done: Its future.
+            done: The future of the rank that is done.
             workers: All ranks.
-            futures: Their futures.
+            futures: The futures of all ranks.
         """
         if done.cancelled() or done.exception() is None or isinstance(done.exception(), WorkerDiedError):
             return
@@ -112,7 +112,7 @@ class RaisedRanks:
             settle()
 
     def _step_error(self, rank: int, error: BaseException) -> BaseException:
-        """Return what a step's failure means; a replica in which a rank raised is in no state that is known."""
+        """Return the error of a step. If a rank raised, the state of the replica is unknown, and it is replaced."""
         if isinstance(error, WorkerDiedError):
             return error
         workers = self._workers()

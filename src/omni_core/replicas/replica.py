@@ -1,4 +1,4 @@
-"""The ranks of one copy of the model: started together, lost together, and started again."""
+"""A replica: the ranks of one copy of the model, which start, fail and restart together."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ log = get_logger(__name__)
 
 State = Literal["starting", "ready", "restarting", "failed", "closed"]
 
-# Seconds before the second try to start a replica that died; doubled for each further one. The first is at once.
+# The first restart of a replica is immediate. Seconds before the second one; doubled for each further one.
 _FIRST_BACKOFF_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaEvents:
-    """What a replica tells its executor, and asks it, in the loop's thread.
+    """Callbacks of a replica to its executor, in the loop's thread.
 
     Attributes:
-        on_change: Told when `is_ready` or `error` has changed.
-        on_heard: Told when a worker has given a sign of life that was asked for.
-        sleep_level: Tells at which level workers are to sleep; 0 is awake.
+        on_change: Called when `is_ready` or `error` has changed.
+        on_heard: Called when a worker has replied to a ping.
+        sleep_level: Returns at which level workers must sleep; 0 is awake.
     """
 
     on_change: Callable[[], None]
@@ -46,17 +46,17 @@ class ReplicaEvents:
 
 
 class Replica(ABC):
-    """Keeps the workers of one replica running. A subclass knows how they are started.
+    """Keeps the workers of one replica running. A subclass starts them.
 
     All methods but `call`, `execute_step`, `interrupt` and the properties belong to the loop's thread.
 
     Args:
-        loop: In whose thread the workers are watched.
+        loop: The loop in whose thread the workers are watched.
         config: The configuration for the workers.
-        options: Of the executor.
-        events: What the executor is told and asked.
-        index: Its index.
-        hooks: Plugins to tell of deaths and restarts.
+        options: The options of the executor.
+        events: The callbacks to the executor.
+        index: Index of the replica.
+        hooks: Plugins to notify of deaths and restarts.
     """
 
     def __init__(
@@ -82,60 +82,60 @@ class Replica(ABC):
         self._hooks = hooks
         self._events = events
         self._raised = RaisedRanks(loop, index, events.on_change, options.collective_grace_s, lambda: self.workers)
-        # Starts that failed and deaths while idle, without a step done between them.
+        # Failed starts and deaths while idle, since the last step that was done.
         self._failures = 0
-        # Whether a step was under way when the workers were lost: then it may be a request's fault.
+        # Whether a step was running when the workers were lost: then a request may be the cause.
         self._was_at_work = False
-        # Why the workers were lost since the last step, if no step has failed of it.
+        # The death of the workers since the last step, if no step has failed with it.
         self._lost_between: WorkerDiedError | None = None
         self.start_clock = StartClock(loop, config.startup_timeout_s, self._start_took_too_long)
-        # Workers that were killed and whose end has not been seen.
+        # Workers that were killed and whose exit was not seen yet.
         self._leaving: list[Worker] = []
         self._watchdog = Watchdog(loop, lambda: self.workers, config.step_timeout_s, options.heartbeat_timeout_s)
 
     @abstractmethod
     def start_workers(self) -> None:
-        """Start a worker for each rank; put each into `workers`, now or once it is there.
+        """Start a worker for each rank, and add each to `workers`, now or when it has connected.
 
-        Their events are `worker_events`. Those of the last start are gone, or about to be.
+        Their callbacks are `worker_events`. The workers of the previous start have ended or are ending.
         """
 
     def clean_up(self) -> None:  # noqa: B027  # to be overridden where there is something
-        """Let go of what the workers of the last start had in common."""
+        """Release what the workers of the last start shared."""
 
     @property
     def worker_events(self) -> WorkerEvents:
-        """What the workers tell this replica."""
+        """The callbacks for the workers of this replica."""
         return WorkerEvents(self._rank_ready, self._rank_dead, self._events.on_heard)
 
     @property
     def state(self) -> State:
-        """Where it is in its life."""
+        """The state of the replica."""
         return self._state
 
     def _set_state(self, state: State, reason: str = "") -> None:
-        """Note where it is in its life, and tell observers."""
+        """Set the state, and notify observers."""
         self._state = state
         self._notify("omni_replica_state", replica=self.index, state=state, reason=reason)
 
     @property
     def is_ready(self) -> bool:
         """Whether the workers take calls."""
-        # Callers hear of a death before the state changes; what they then ask for must not go to the dead.
+        # Callers are notified of a death before the state changes. Their next calls must not go to a dead worker.
         return (
             self.state == "ready" and not self._raised.is_condemned and all(worker.is_alive for worker in self.workers)
         )
 
     @property
     def all_workers(self) -> list[Worker]:
-        """The workers, and those that are about to be gone."""
+        """The workers, and those that are ending."""
         return [*self.workers, *self._leaving]
 
     def start(self) -> None:
         """Start a worker for each rank."""
         if self.state == "closed":
             return
-        # `state` remains: what failed before has not been mended yet.
+        # `state` does not change: a replica that has failed remains so until it is ready.
         self._notify("omni_replica_state", replica=self.index, state="starting", reason="")
         self.start_clock.start()
         try:
@@ -143,7 +143,7 @@ class Replica(ABC):
         except (
             OSError,
             StartupError,
-        ) as error:  # no files left, no folder for temporary ones: told at once, tried again
+        ) as error:  # no file descriptors or no temporary folder: report it now, and try again later
             what = error.message if isinstance(error, StartupError) else f"{type(error).__name__}: {error}"
             self.start_failed(f"could not be started: {what.rstrip('.')}")
 
@@ -161,14 +161,14 @@ class Replica(ABC):
             kwargs: Keyword arguments.
 
         Returns:
-            A future for each rank. If one of them fails and others do not reply, because they wait for it in a
-            collective, the replica is replaced.
+            A future for each rank. If a rank fails and others do not reply, because they wait for it in a collective,
+            the replica is replaced.
 
         Raises:
             RPCError: An argument cannot be pickled.
             WorkerDiedError: The replica is being replaced.
         """
-        # Read once: the loop's thread may lose and replace them at any moment.
+        # Read once: the loop's thread may replace the list at any moment.
         workers = self.workers
         if not workers or not self.is_ready:
             raise self.unavailable()
@@ -191,11 +191,11 @@ class Replica(ABC):
         return futures
 
     def execute_step(self, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
-        """Let all ranks do a step. From any thread, one at a time.
+        """Run a step on all ranks. From any thread, one step at a time.
 
         Returns:
-            A future of rank 0's output, done when all ranks are. It fails with `WorkerDiedError` if a rank ended,
-            hung, or raised: then the replica is replaced.
+            A future of rank 0's output, done when all ranks are done. It fails with `WorkerDiedError` if a rank ended,
+            hung or raised; then the replica is replaced.
 
         Raises:
             RPCError: A request cannot be pickled; nothing was sent.
@@ -203,7 +203,7 @@ class Replica(ABC):
         outcome: Future[StepOutput] = Future()
         lost, self._lost_between = self._lost_between, None
         if lost is not None and _goes_on(scheduler_output):
-            outcome.set_exception(lost)  # those that are here now know nothing of these requests
+            outcome.set_exception(lost)  # the new workers do not have these requests
             return outcome
         self._was_at_work = False
         for worker in self.workers[:1]:
@@ -225,7 +225,7 @@ class Replica(ABC):
         def note(index: int, future: Future[Any]) -> None:
             error = future.exception()
             with lock:
-                # Once: when a rank fails, or when the last is done.
+                # True once: when a rank fails, or when the last rank is done.
                 is_last = index in open_futures and (error is not None or len(open_futures) == 1)
                 open_futures.discard(index)
                 if error is not None:
@@ -248,20 +248,20 @@ class Replica(ABC):
         """Let a long step return early. From any thread."""
         if self._watchdog.step_since is not None:
             for worker in self.workers[:1]:
-                worker.interrupt()  # it tells the other ranks
+                worker.interrupt()  # rank 0 passes it to the other ranks
 
     def unavailable(self) -> WorkerDiedError:
-        """Return the error that says why there is nobody to call."""
+        """Return the error of calls while the replica is not ready."""
         if self.error is not None:
             return WorkerDiedError(str(self.error), replica=self.index)
         return WorkerDiedError(f"Replica {self.index} is {self.state}; it takes no calls.", replica=self.index)
 
     def drop_closed(self) -> None:
-        """Forget the workers that have ended and were let go of."""
+        """Forget the workers that have ended and were released."""
         self._leaving = [worker for worker in self._leaving if not worker.is_closed]
 
     def close(self) -> None:
-        """Start nothing any more, and ask the workers to end once they have done what they do."""
+        """Stop restarts, and ask the workers to end after the running step."""
         self._set_state("closed")
         self.start_clock.stop()
         for worker in self.workers:
@@ -269,7 +269,7 @@ class Replica(ABC):
             worker.finish()
 
     def forget(self) -> None:
-        """Let go of what is left. All processes were killed."""
+        """Release everything. All processes were killed."""
         self._raised.settle_all()
         for worker in self.all_workers:
             worker.abandon("the executor was shut down")
@@ -334,7 +334,7 @@ class Replica(ABC):
         self._leaving.extend(worker for worker in workers if not worker.is_closed)
         for worker in workers:
             if worker is not dead:
-                # The last to answer may be one that has not died by itself: its callers hear of the one that has.
+                # The step must fail with the death that was the cause, not with that of a worker killed because of it.
                 worker.declare_dead(why, None if dead is None else dead.death())
         self.clean_up()
 
@@ -347,7 +347,7 @@ class Replica(ABC):
             self.first_start.set_exception(error)
 
     def _restart(self, error: OmniError) -> None:
-        # What a request does is limited by its `max_retries`: it must not keep the replica from those that wait.
+        # Deaths in a step are limited by `max_retries` of the requests, and must not mark the replica as failed.
         self._failures += not self._was_at_work
         self._was_at_work = False
         delay = 0.0
@@ -379,7 +379,7 @@ class Replica(ABC):
 
 
 def _goes_on(scheduler_output: SchedulerOutput) -> bool:
-    """Whether a step is about requests that were taken up in another before."""
+    """Whether a step names requests that were started in an earlier step."""
     new = {request.request_id for request in scheduler_output.new_requests}
     named = {request_id for wave in scheduler_output.waves for request_id in wave}
     return not named | set(scheduler_output.ended_requests) <= new

@@ -12,12 +12,12 @@ from omni_core.timeouts import Deadline
 
 
 def wait_for_all(futures: Sequence[Future[Any]], deadline: Deadline) -> tuple[list[Any], list[int]]:
-    """Wait until all are done.
+    """Wait until all futures are done.
 
     Returns:
-        The results, and the numbers of those that are not done when the time has come.
+        The results, and the indices of the futures that are not done at the deadline.
 
-    Raises what the first of them that failed holds.
+    Raises the error of the first future that failed.
     """
     if not all(future.done() for future in futures):
         wait(futures, deadline.left(), FIRST_EXCEPTION)
@@ -32,7 +32,7 @@ def wait_for_all(futures: Sequence[Future[Any]], deadline: Deadline) -> tuple[li
 
 
 def gather(futures: list[Future[Any]], unique_reply_rank: int | None) -> Future[Any]:
-    """Return a future of what `collective_rpc` returns."""
+    """Combine the futures of all workers into one future of the result of `collective_rpc`."""
     gathered: Future[Any] = Future()
     lock = threading.Lock()
     missing = len(futures)
@@ -55,7 +55,7 @@ def gather(futures: list[Future[Any]], unique_reply_rank: int | None) -> Future[
 
 
 def with_refused(future: Future[StepOutput], refused: list[OmniRequestOutput]) -> Future[StepOutput]:
-    """Return a future of a step's output with those of requests added that were not sent."""
+    """Return a future of a step's output, with the outputs of requests that were not sent added."""
     completed: Future[StepOutput] = Future()
 
     def add(done: Future[StepOutput]) -> None:

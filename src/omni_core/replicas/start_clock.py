@@ -1,4 +1,4 @@
-"""How long the start of a replica may take, which does not count while its workers wait for a place to run."""
+"""Limits the time of a replica's start. The clock stands still while its workers wait for a place to run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from omni_core.replicas.timers import Timer
 
 
 class StartClock:
-    """Counts the seconds of one start after the other. In the loop's thread, but for `due`.
+    """Measures one start after the other. In the loop's thread, except `due`.
 
     Args:
-        loop: Whose clock it is.
+        loop: The loop whose clock is used.
         seconds: How long a start may take (`startup_timeout_s`).
-        on_over: Called when one has taken longer.
+        on_over: Called when a start has taken longer.
 
     Attributes:
-        due: When the start that is under way is over, on the loop's clock; None while that does not count. From any
-            thread.
+        due: The deadline of the current start, on the loop's clock; None while the clock does not run. From any thread.
     """
 
     def __init__(self, loop: Loop, seconds: float, on_over: Callable[[], None]) -> None:
@@ -30,24 +29,24 @@ class StartClock:
         self._is_held = False
 
     def start(self) -> None:
-        """Count from now on."""
+        """Start the clock."""
         self.stop()
         self.due = self._loop.time() + self._seconds
         self._timer = self._loop.call_later(self._seconds, self._on_over)
 
     def stop(self) -> None:
-        """Count no more: the start has come to its end."""
+        """Stop the clock: the start is over."""
         self._is_held = False
         self._cancel()
 
     def hold(self) -> None:
-        """Do not count while the workers wait for a place to run, as for a free node of a cluster."""
+        """Pause the clock while the workers wait for a place to run, such as a free node of a cluster."""
         if self._timer is not None:
             self._cancel()
             self._is_held = True
 
     def go_on(self) -> None:
-        """Count from now on: the workers have their place. Does nothing if the clock was not held."""
+        """Start the clock again: the workers have a place to run. Does nothing if the clock was not paused."""
         if self._is_held:
             self.start()
 

@@ -1,4 +1,4 @@
-"""Calls that are to come."""
+"""Timers of a loop."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable
 
 
 class Timer:
-    """A call that is to come; `cancel` before its time leaves it out."""
+    """A scheduled call, which can be cancelled."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self.action: Callable[[], None] | None = action
 
     def cancel(self) -> None:
-        """Leave the call out."""
+        """Cancel the call."""
         self.action = None
 
 
 class Timers:
-    """The timers of a loop, on whatever clock that has. For one thread."""
+    """The pending timers of a loop, on the loop's clock. For one thread."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[float, int, Timer]] = []
@@ -27,22 +27,22 @@ class Timers:
 
     @property
     def first(self) -> float | None:
-        """When the next call is due; None if there is none."""
+        """The moment of the next call; None if there is none."""
         while self._entries and self._entries[0][2].action is None:
             heapq.heappop(self._entries)
         return self._entries[0][0] if self._entries else None
 
     def add(self, moment: float, action: Callable[[], None]) -> Timer:
-        """Return a timer for `action()` at a moment."""
+        """Schedule `action()` at a moment, and return its timer."""
         timer = Timer(action)
         heapq.heappush(self._entries, (moment, next(self._numbers), timer))
         return timer
 
     def take_due(self, now: float) -> Callable[[], None] | None:
-        """Return the first call that is due, and forget it; None if there is none."""
+        """Remove and return the first call that is due; None if there is none."""
         first = self.first
         return None if first is None or first > now else heapq.heappop(self._entries)[2].action
 
     def put_off(self, seconds: float) -> None:
-        """Let all of them be due so much later."""
+        """Delay all timers."""
         self._entries = [(moment + seconds, number, timer) for moment, number, timer in self._entries]

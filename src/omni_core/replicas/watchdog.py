@@ -1,4 +1,4 @@
-"""Looking after workers that are busy: whether they still give signs of life, and how long a step has taken."""
+"""Watches busy workers: whether they reply to pings, and how long a step takes."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from omni_core.replicas.loop import Loop
 from omni_core.replicas.worker import Worker
 
-# Seconds between two looks, at most.
+# Maximum seconds between two checks.
 _LONGEST_TICK_S = 5.0
 
 
 class Watchdog:
-    """Declares workers dead that hang. While none is busy it does nothing, so that an idle engine uses no CPU.
+    """Declares workers dead that hang. While no worker is busy it has no timer, so that an idle engine uses no CPU.
 
     Args:
-        loop: In whose thread it looks.
-        workers: Gives the workers as they are now.
-        step_timeout_s: Most seconds for a step; None for no limit.
-        heartbeat_timeout_s: Most seconds without a sign of life from a busy worker; None for no limit.
+        loop: The loop in whose thread it runs.
+        workers: Returns the current workers.
+        step_timeout_s: Maximum seconds of a step; None for no limit.
+        heartbeat_timeout_s: Maximum seconds without a reply to a ping from a busy worker; None for no limit.
 
     Attributes:
-        step_since: When the step began that is under way, on the loop's clock; None if none is.
+        step_since: When the current step began, on the loop's clock; None if none runs.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Watchdog:
         loop.on_late(self._forgive)
 
     def look_after(self) -> None:
-        """Begin to look, unless it does: a worker has got something to do. From any thread."""
+        """Start the checks, unless they run: a worker got a call. From any thread."""
         if self._tick_s is not None and not self._is_looking:
             self._is_looking = True
             self._loop.call_soon(self._set_tick)
@@ -56,7 +56,7 @@ class Watchdog:
             self._is_looking = False
             if not self._is_busy():
                 return
-            self._is_looking = True  # a call came just now, and saw that somebody looks
+            self._is_looking = True  # a call came in between and found the checks running
         now = self._loop.time()
         for worker in self._workers():
             if worker.num_pending and (what := self._trouble(worker, now)) is not None:
@@ -65,9 +65,9 @@ class Watchdog:
         self._set_tick()
 
     def _forgive(self, seconds: float) -> None:
-        """Do not count the time in which this process itself stood still: nobody could have been heard."""
+        """Do not count the time in which this process itself was stopped: it could not read replies."""
         since, now = self.step_since, self._loop.time()
-        if since is not None and since + seconds <= now:  # not a step that has begun after that
+        if since is not None and since + seconds <= now:  # the step began before that
             self.step_since = since + seconds
         for worker in self._workers():
             worker.forgive(seconds)
@@ -76,7 +76,7 @@ class Watchdog:
         return any(worker.num_pending for worker in self._workers())
 
     def _trouble(self, worker: Worker, now: float) -> str | None:
-        """Return what is wrong with a busy worker; ask it for a sign of life if nothing is."""
+        """Return what is wrong with a busy worker. If nothing is, send it a ping."""
         limit_s, since = self._step_timeout_s, self.step_since
         if limit_s is not None and since is not None and now - since > limit_s:
             return f"did not finish a step within step_timeout_s = {limit_s:g} s and was killed"

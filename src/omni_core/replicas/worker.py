@@ -1,4 +1,4 @@
-"""One worker as the driver sees it: the calls that it makes, its signs of life, and its end."""
+"""The driver's side of one worker: calls and replies, heartbeats, and its end."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from omni_core.calls import call_name
 from omni_core.errors import OmniError, WorkerDiedError
 from omni_core.replicas.loop import Loop
 
-# Numbers of calls begin above these, which are free for what is no call.
+# Number of the first call. Smaller numbers mark messages that are not calls.
 FIRST_CALL = 3
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerEvents:
-    """Who is told of what happens to a worker, in the loop's thread.
+    """Callbacks for what happens to a worker, in the loop's thread.
 
     Attributes:
-        on_ready: Called once, when it has loaded its pipeline.
-        on_dead: Called once, when it has ended or could not be started: the worker, what happened, and the worker's own
-            error if it could not load its pipeline.
-        on_heard: Called when it has given a sign of life that was asked for.
+        on_ready: Called once, when the worker has loaded its pipeline.
+        on_dead: Called once, when the worker has ended or could not be started, with the worker, what happened, and
+            the worker's error if it could not load its pipeline.
+        on_heard: Called when the worker has replied to a ping.
     """
 
     on_ready: Callable[[], None]
@@ -36,23 +36,23 @@ class WorkerEvents:
 
 
 class Worker(ABC):
-    """Sends calls to one worker, matches its replies, and notes its end.
+    """Sends calls to one worker, matches its replies, and handles its end.
 
-    Made and changed in the loop's thread; calls, `interrupt` and `ping` may come from any. A subclass knows how the
-    worker is started, reached and killed: it sends what `_send`, `_send_ping` and `_send_interrupt` are given, and
-    calls `settle`, `loaded` and `heard` with what comes back, and `declare_dead` when the worker has ended.
+    It belongs to the loop's thread; `call`, `interrupt` and `ping` may be called from any. A subclass knows how the
+    worker is started, reached and killed: it implements `_send`, `_send_ping` and `_send_interrupt`, calls `settle`,
+    `loaded` and `heard` for the messages of the worker, and `declare_dead` when the worker has ended.
 
     Args:
-        loop: In whose thread the worker is watched.
-        events: Who is told of what happens to it.
+        loop: The loop in whose thread the worker is watched.
+        events: Callbacks for what happens to it.
         replica: Index of its replica.
         rank: Its rank in the replica.
 
     Attributes:
-        pid: Process id; None before the process is known, or where there is none.
-        ready_at: When it had loaded its pipeline, on the loop's clock; None before.
-        heard_at: When it gave a sign of life last; None before the first.
-        is_closed: Whether everything that belongs to it was let go of.
+        pid: Process id; None while it is not known, or if there is no process.
+        ready_at: When its pipeline was loaded, on the loop's clock; None before.
+        heard_at: When its last message came; None before the first.
+        is_closed: Whether everything that belongs to it was released.
     """
 
     def __init__(self, loop: Loop, events: WorkerEvents, *, replica: int, rank: int) -> None:
@@ -67,7 +67,7 @@ class Worker(ABC):
         self._asked_at: float | None = None
         self._is_interrupted = False
         self._load_error: OmniError | None = None
-        # Guards what callers' threads touch: no call may be added once the worker is known to be dead.
+        # Guards the pending calls: none may be added once the worker is known to be dead.
         self._lock = threading.RLock()  # a signal handler may call in the middle of a call
         self._pending: dict[int, Future[Any]] = {}
         self._numbers = itertools.count(FIRST_CALL)  # one step of it is atomic
@@ -78,37 +78,37 @@ class Worker(ABC):
     @property
     @abstractmethod
     def has_exited(self) -> bool:
-        """Whether the process is gone, or never was."""
+        """Whether the process has exited or was never started."""
 
     @abstractmethod
     def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the process, if it is there; or end the worker in whatever way there is."""
+        """Send a signal to the process, if it runs; without a process, end the worker in another way."""
 
     @abstractmethod
     def _send(self, number: int, packed: Any, sent: list[int]) -> None:
-        """Send a call that was packed, without waiting until the worker takes it. From any thread.
+        """Send a packed call, without waiting until the worker reads it. From any thread.
 
         Args:
-            number: By which `settle` is told of the reply.
-            packed: What `pack` returned.
-            sent: A list to be extended once anything has gone: see `omni_core.wire.channel.Channel.send`.
+            number: The number of the call, with which `settle` gets the reply.
+            packed: The result of `pack`.
+            sent: A list that is extended when bytes were sent: see `omni_core.wire.channel.Channel.send`.
         """
 
     @abstractmethod
     def _send_ping(self) -> None:
-        """Ask for a sign of life, to be told by `heard`; the worker gives it while it makes a call, too."""
+        """Send a ping. The worker replies also while it runs a call; `heard` takes the reply."""
 
     @abstractmethod
     def _send_interrupt(self) -> None:
-        """Let a long `execute_step` of the worker return early."""
+        """Ask the worker to return early from a long `execute_step`."""
 
     @abstractmethod
     def finish(self) -> None:
-        """Ask the worker to end when the call that it makes is done: there will be no more."""
+        """Ask the worker to end after the running call."""
 
     @staticmethod
     def pack(method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-        """Return a call as it is sent: once, for all ranks of a replica.
+        """Pack a call for sending: once, for all ranks of a replica.
 
         Raises:
             RPCError: An argument cannot be sent.
@@ -120,24 +120,24 @@ class Worker(ABC):
         return ""
 
     def _release(self) -> None:  # noqa: B027  # to be overridden where there is something
-        """Let go of what the subclass holds. Called once."""
+        """Release what the subclass holds. Called once."""
 
-    # What is the same for all.
+    # For the replica and the executor.
 
     @property
     def name(self) -> str:
-        """What to call the worker in messages."""
+        """The name of the worker in messages."""
         process = "" if self.pid is None else f", pid {self.pid}"
         return f"worker {self.rank} of replica {self.replica}{process}"
 
     @property
     def is_alive(self) -> bool:
-        """Whether the worker is not known to have ended."""
+        """Whether the worker was not declared dead."""
         return self._dead is None
 
     @property
     def num_pending(self) -> int:
-        """Calls that wait for a reply."""
+        """Number of calls that wait for a reply."""
         return len(self._pending)
 
     def call(
@@ -154,16 +154,16 @@ class Worker(ABC):
             A future of its result; it fails with the worker's error, or with `WorkerDiedError`.
 
         Raises:
-            RPCError: An argument cannot be sent; nothing was.
+            RPCError: An argument cannot be sent; nothing was sent.
         """
         return self.post(self.pack(method, args, kwargs), call_name(method), [])
 
     def post(self, packed: Any, name: str, sent: list[int]) -> Future[Any]:
-        """Send a call that was packed, perhaps for several workers.
+        """Send a packed call.
 
         Args:
             packed: The call.
-            name: What the call is called in messages.
+            name: Name of the call in messages.
             sent: As for `_send`.
         """
         future: Future[Any] = Future()
@@ -175,31 +175,31 @@ class Worker(ABC):
                     return future
                 self._pending[number] = future
             self._send(number, packed, sent)
-        except BaseException:  # of a signal handler: nobody waits for the reply
+        except BaseException:  # raised by a signal handler: no caller waits for the reply
             with self._lock:
                 self._pending.pop(number, None)
             raise
         return future
 
     def interrupt(self) -> None:
-        """Let a long `execute_step` return early. Asked for once in a step: `begin_step`."""
+        """Interrupt a long `execute_step`. Sent at most once in a step, see `begin_step`."""
         if not self._is_interrupted:
             self._is_interrupted = True
             try:
                 self._send_interrupt()
-            except BaseException:  # of a signal handler
+            except BaseException:  # raised by a signal handler
                 self._is_interrupted = False
                 raise
 
     def begin_step(self) -> None:
-        """Take note that a step begins, which no interrupt has reached yet."""
+        """Record that a step begins, so that it can be interrupted."""
         self._is_interrupted = False
 
     def ping(self, *, again: bool = False) -> None:
-        """Ask the worker for a sign of life; `heard_at` says when it came.
+        """Send a ping; `heard_at` says when the reply came.
 
         Args:
-            again: Ask though it was asked before and has not answered yet.
+            again: Send one even if an earlier ping has no reply yet.
         """
         is_first = self._asked_at is None
         if not is_first and not again:
@@ -208,36 +208,36 @@ class Worker(ABC):
             self._asked_at = self._loop.time()
         try:
             self._send_ping()
-        except BaseException:  # of a signal handler: else what nobody has asked for would be missed
+        except BaseException:  # raised by a signal handler: the ping was not sent, so no reply is due
             if is_first:
                 self._asked_at = None
             raise
 
     def forgive(self, seconds: float) -> None:
-        """Do not count some seconds, in which this process itself has stood still, as the worker's silence."""
+        """Do not count seconds in which this process itself was stopped as silence of the worker."""
         asked_at, now = self._asked_at, self._loop.time()
-        if asked_at is not None and asked_at + seconds <= now:  # not one that was asked after that
+        if asked_at is not None and asked_at + seconds <= now:  # the ping was sent before that
             self._asked_at = asked_at + seconds
 
     def silent_for(self, now: float) -> float:
-        """Return for how many seconds the worker has left a question for a sign of life unanswered."""
+        """Return the seconds since the ping that has no reply yet; 0 if there is none."""
         asked_at = self._asked_at
         return 0.0 if asked_at is None else now - asked_at
 
     def death(self, when: str = "") -> WorkerDiedError:
-        """Return the error that says how the worker ended."""
+        """Return the error for calls of the dead worker."""
         text = f"The {self.name}, {self._dead}{' ' if when else ''}{when}."
         return WorkerDiedError(text, replica=self.replica, rank=self.rank, worker_traceback=self.last_output() or None)
 
-    # What a subclass tells.
+    # Called by the subclass.
 
     def heard(self) -> None:
-        """Take note of a sign of life. In the loop's thread."""
+        """Handle the reply to a ping. In the loop's thread."""
         self._note_life()
         self._events.on_heard()
 
     def loaded(self, error: OmniError | None) -> None:
-        """Take note that the worker has loaded its pipeline, or of why it could not. In the loop's thread."""
+        """Handle that the worker has loaded its pipeline, or could not. In the loop's thread."""
         self._note_life()
         if error is not None:
             self._load_error = error
@@ -247,29 +247,29 @@ class Worker(ABC):
         self._events.on_ready()
 
     def settle(self, number: int, value: Any, error: OmniError | None) -> None:
-        """Take a reply.
+        """Handle the reply to a call.
 
         Args:
-            number: Of the call.
-            value: What it returned.
-            error: What it raised instead.
+            number: The number of the call.
+            value: The result.
+            error: The error, if the call raised.
         """
         self._note_life()
         with self._lock:
             waiting = self._pending.pop(number, None)
         if waiting is None:
-            return  # nobody waits for it any more
+            return  # no caller waits for it any more
         if error is not None:
             _fail(waiting, error)
         elif waiting.set_running_or_notify_cancel():
             waiting.set_result(value)
 
     def declare_dead(self, what: str, cause: OmniError | None = None) -> None:
-        """Give the worker up: callers are told first, then the process is killed. In the loop's thread.
+        """Fail all pending calls of the worker, then kill its process. In the loop's thread.
 
         Args:
-            what: What happened, to be read after the worker's name.
-            cause: What its callers are told, if it is ended because of something else, as of another rank's death.
+            what: What happened, as text that follows the worker's name.
+            cause: The error for its callers, if the worker is killed because of another rank's death.
         """
         if self._dead is not None:
             return
@@ -284,7 +284,7 @@ class Worker(ABC):
             self._close()
 
     def abandon(self, why: str) -> None:
-        """Give the worker up and let go of it, whatever becomes of its process. In the loop's thread."""
+        """Declare the worker dead and release it, even if its process has not exited. In the loop's thread."""
         self.declare_dead(why)
         self._close()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from omni_core import DiffusionEngine, OmniDiffusionRequest, PluginRegistry, hookimpl
+from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest, PluginRegistry, hookimpl
 from omni_core.errors import ConfigError, EngineClosedError, ModelLoadError, OmniError, StartupError
 from omni_core.executor import OPTIONS_TO_DECLARE
 from omni_core.testing import calls
@@ -17,16 +18,15 @@ from omni_core.testing.bounds import bounded, in_threads, wait_until
 from omni_core.testing.families import factory
 from omni_core.testing.footprint import identity, is_alive
 
-# A value other than the default for each option that an executor may leave out.
-_VALUES: dict[str, Any] = {
-    "compile": True,
-    "cache": "FirstBlockCacheConfig",
-    "stacking": "off",
-    "offload": "model",
-    "attention_backend": "native",
-    "worker_extension_cls": "omni_core.testing.worker_extension:ConformanceExtension",
-    "step_timeout_s": 60.0,
-}
+
+def _other_value(name: str) -> Any:
+    """Return a valid value of a field of the configuration that is not the default."""
+    field = OmniDiffusionConfig.model_fields[name]
+    for value in (*get_args(field.annotation), 2, True, "something"):
+        with contextlib.suppress(ConfigError):
+            if OmniDiffusionConfig(**{name: value}) and value != field.default:
+                return value
+    raise NotImplementedError(f"no value is known for {name}")
 
 
 class _Marks:
@@ -201,7 +201,7 @@ class Lifecycle(ConformanceBase):
             pytest.skip("not supported: there is no option that it does not declare")
         for name in undeclared:
             with pytest.raises(ConfigError, match=name):
-                self.engine(**{name: _VALUES.get(name, 2)})
+                self.engine(**{name: _other_value(name)})
 
     def test_an_unknown_executor_option_is_refused(self) -> None:
         """A misspelled key of `executor_options` is an error that names it."""

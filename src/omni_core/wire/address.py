@@ -1,4 +1,4 @@
-"""Addresses as people write them: `host:port`, and `[::1]:port` for IPv6."""
+"""Network addresses as text: `host:port`, and `[::1]:port` for IPv6."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parse_address(text: str) -> tuple[str, int]:
         text: Such as `127.0.0.1:2900`, `node7:2900` or `[::1]:2900`.
 
     Raises:
-        ConfigError: It is no such thing.
+        ConfigError: The text is not an address.
     """
     host, colon, port = text.strip().rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -38,14 +38,14 @@ def format_address(host: str, port: int) -> str:
 
 
 def address_towards(host: str, port: int) -> str:
-    """Return the address of this machine that a peer at `host` can reach it by. Nothing is sent.
+    """Return the address by which a peer at `host` can reach this machine. Nothing is sent.
 
     Args:
         host: Name or address of the peer.
         port: Any of its ports.
 
     Raises:
-        OSError: The name is not known, or there is no way to it.
+        OSError: The name is unknown, or there is no route to it.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(host, port or 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
@@ -55,7 +55,7 @@ def address_towards(host: str, port: int) -> str:
 
 
 def interface_towards(host: str, port: int) -> str | None:
-    """Return the name of the network interface that leads to a peer; None where that cannot be told.
+    """Return the name of the network interface that leads to a peer; None if it cannot be determined.
 
     Args:
         host: Name or address of the peer, which may be this machine.

@@ -1,4 +1,4 @@
-"""A rank that has connected to the driver: two connections that belong together."""
+"""Pairs the two connections of each rank that connects to the driver."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from omni_core.log import get_logger
 
 log = get_logger(__name__)
 
-# Ranks whose second connection has not come. More than that are somebody's mistake: the oldest goes.
+# Maximum number of ranks that wait for their second connection; beyond it the oldest is closed.
 _MOST_HALVES = 1024
 
 
 class Hello(pydantic.BaseModel):
-    """What a rank says of itself, on each of its connections.
+    """The data with which a rank identifies itself on each of its connections.
 
     Attributes:
-        channel: Which of the two.
-        process: Something that no other process says.
-        group: Number of the launch that it belongs to.
-        rank: Its rank in that launch.
-        world_size: Ranks of that launch.
-        local_rank: Its number on its node.
-        local_world_size: Ranks on its node.
+        channel: Which of the two connections this is.
+        process: A random text that identifies the process.
+        group: Number of the launch.
+        rank: Its rank in the launch.
+        world_size: Number of ranks of the launch.
+        local_rank: Its rank on its node.
+        local_world_size: Number of ranks on its node.
         pid: Its process id.
-        machine: What tells whether a process id means the same process here: see `this_machine`.
+        machine: Identifies the machine: see `this_machine`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -49,12 +49,12 @@ class Hello(pydantic.BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A rank that is there.
+    """A rank that has made both connections.
 
     Attributes:
-        hello: What it said.
+        hello: How it identified itself.
         work: Its connection for calls.
-        control: Its connection for what cannot wait.
+        control: Its connection for urgent messages.
     """
 
     hello: Hello
@@ -63,7 +63,7 @@ class Arrival:
 
     @property
     def is_local(self) -> bool:
-        """Whether it runs on this machine, where it can be sent a signal."""
+        """Whether it runs on this machine, so that it can be sent signals."""
         return self.hello.machine == this_machine()
 
     def close(self) -> None:
@@ -79,12 +79,12 @@ class Arrivals:
         self._halves: dict[str, tuple[Hello, socket.socket]] = {}
 
     def add(self, connection: socket.socket, said: dict[str, Any], address: str) -> Arrival | None:
-        """Take a connection; return the rank if it is the second one.
+        """Take a connection. Return the rank if it is the second one.
 
         Args:
-            connection: It is this object's from now on.
-            said: What came with it.
-            address: Where it is from, for messages.
+            connection: The connection; this object owns it from now on.
+            said: The hello that came with it.
+            address: The address of the peer, for messages.
         """
         try:
             hello = Hello(**said)
@@ -107,14 +107,14 @@ class Arrivals:
         return Arrival(hello, pair["work"], pair["control"])
 
     def close(self) -> None:
-        """End the connections that have no second."""
+        """Close the connections that wait for their second."""
         for _, connection in self._halves.values():
             connection.close()
         self._halves.clear()
 
 
 def this_machine() -> str:
-    """Return what processes have in common that can send each other signals: the machine, as far as they see it."""
+    """Return a text that is equal in two processes if and only if they can send each other signals."""
     parts = []
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())

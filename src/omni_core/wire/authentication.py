@@ -1,13 +1,13 @@
-"""Both ends of a new connection prove that they know the secret, before anything else is read.
+"""The handshake of a new connection: both ends prove that they know the secret, before anything else is read.
 
     client: mark, nonce
     server: mark, nonce, proof
     client: proof, length of the hello
     client: hello (JSON), code over it
-    server: code that says it was taken
+    server: code that confirms the hello
 
-A proof is HMAC-SHA256 over who speaks and both nonces, so that nothing recorded is of any use on another connection,
-and neither side's proof is the other's. A side that cannot prove itself has nothing parsed but lengths.
+A proof is HMAC-SHA256 over the role of the sender and both nonces. So a recorded proof is useless on another
+connection, and the proofs of the two sides differ. Before a side has proved itself, only lengths are parsed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NONCE = 32
 _CODE = 32
 _LENGTH = struct.Struct(">I")
 LONGEST_HELLO = 16384
-# Bytes of each message of the client; the hello's own length comes on top of the third.
+# Bytes of each message of the client; the third one also has the bytes of the hello.
 FIRST_SIZE = len(MARK) + _NONCE
 SECOND_SIZE = _CODE + _LENGTH.size
 SERVER_SIZE = len(MARK) + _NONCE + _CODE
@@ -46,14 +46,14 @@ class AuthenticationError(ExecutorError):
 
 
 class ServerHandshake:
-    """The server's side, without a socket: feed it what came, and send what it returns.
+    """The server's side, without a socket: pass it the received bytes, and send what it returns.
 
     Args:
-        secret: What both sides know.
+        secret: The shared secret.
 
     Attributes:
-        wanted: How many more bytes to read; never read more than these.
-        hello: What the client said about itself, once everything was checked.
+        wanted: How many bytes to read next; never read more.
+        hello: The hello of the client, once everything was checked.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -66,19 +66,19 @@ class ServerHandshake:
 
     @property
     def wanted(self) -> int:
-        """How many more bytes to read."""
+        """How many bytes to read next."""
         return 0 if self.hello is not None else self._size - len(self._received)
 
     @property
     def has_begun(self) -> bool:
-        """Whether the client has said anything."""
+        """Whether the client has sent anything."""
         return self._step > 0 or bool(self._received)
 
     def receive(self, data: bytes) -> bytes:
-        """Take what came, at most `wanted` bytes, and return what to send.
+        """Take received bytes, at most `wanted`, and return the bytes to send.
 
         Raises:
-            AuthenticationError: The client is to be refused.
+            AuthenticationError: The client must be refused.
         """
         if len(data) > self.wanted:
             raise AuthenticationError("it sent more than was asked for")
@@ -123,21 +123,21 @@ class ServerHandshake:
 
 
 def connect(address: str, secret: bytes, hello: dict[str, Any], timeout_s: float) -> socket.socket:
-    """Connect to a control port, and try again until the time is over if nobody answers.
+    """Connect to a control port; retry until the timeout if it cannot be reached.
 
     Args:
         address: `host:port`.
-        secret: What both sides know.
-        hello: What to say about oneself; it travels as JSON.
-        timeout_s: Seconds after which to give up.
+        secret: The shared secret.
+        hello: The data by which the client identifies itself; sent as JSON.
+        timeout_s: Seconds until it gives up.
 
     Returns:
         A blocking socket without a time limit.
 
     Raises:
-        AuthenticationError: Who answers does not know the secret, or does not speak this protocol.
-        TimeoutError: Nobody answered in time; the message says what happened last.
-        ConfigError: The address or the secret cannot be meant.
+        AuthenticationError: The server does not know the secret, or does not speak this protocol.
+        TimeoutError: There was no connection in time; the message names the last error.
+        ConfigError: The address or the secret is invalid.
         ValueError: The hello is too long, or not JSON.
     """
     host, port = parse_address(address)
@@ -188,7 +188,7 @@ def tune(connection: socket.socket, silent_s: int = 20) -> None:
 
 
 def _prove(connection: socket.socket, secret: bytes, text: bytes, deadline: float) -> None:
-    """Do the client's side. The server proves itself first, so that a stranger is told nothing."""
+    """Do the client's side. The server proves itself first, so that an impostor learns nothing."""
     own = secrets.token_bytes(_NONCE)
     connection.sendall(MARK + own)
     message = _receive(connection, SERVER_SIZE, deadline)
@@ -218,5 +218,5 @@ def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:
 
 
 def _code(secret: bytes, what: bytes, nonces: bytes, text: bytes = b"") -> bytes:
-    # Both nonces have a fixed size, and none of the words begins another: no two inputs read the same.
+    # Both nonces have a fixed size, and no word is a prefix of another: no two inputs are equal.
     return hmac.new(secret, b"omni wire " + what + b"\0" + nonces + text, hashlib.sha256).digest()

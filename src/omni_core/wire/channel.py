@@ -1,4 +1,4 @@
-"""A connection between the driver and one worker: frames over a socket, large parts in shared memory where it can."""
+"""A connection between the driver and one worker: frames over a socket, large buffers in shared memory if possible."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from omni_core.wire.frame import (
 from omni_core.wire.frame_reader import FrameReader
 from omni_core.wire.shared_memory import Block, BlockPool, Bytes, make_memory
 
-# Buffers from this size on go through shared memory: below, copying through the socket costs less than the bookkeeping.
+# Buffers from this size on go through shared memory: smaller ones are faster through the socket.
 _SHARED_FROM = 1 << 16
-# Bytes that a socket takes at once when it says that it takes any: less than half of what the kernel gives to one.
+# Bytes that a writable socket takes without blocking: less than half of the kernel's buffer.
 _AT_ONCE = 1 << 14
 
 
@@ -46,15 +46,15 @@ class Channel:
     Any thread may send; one thread at a time receives.
 
     Args:
-        connection: A stream socket, a Unix one if there is to be shared memory; the channel owns it from now on.
-        send_timeout_s: Seconds after which a receiver that takes nothing is given up, unless `is_other_alive` says that
-            it lives. None: as long as the connection lasts.
-        shared_memory_bytes: Most shared memory for what this end sends. Beyond it, and where there is none, the
-            socket carries everything.
-        make: Makes shared memory; raises OSError if there is none.
+        connection: A stream socket, for shared memory a Unix one; the channel owns it from now on.
+        send_timeout_s: Seconds after which a send fails if the receiver reads nothing, unless `is_other_alive` returns
+            True. None: no limit.
+        shared_memory_bytes: Maximum shared memory for what this end sends. Beyond it, and on systems without memfd,
+            the socket carries everything.
+        make: Creates shared memory; raises OSError if there is none.
 
     Attributes:
-        is_other_alive: Whether a receiver that takes nothing gives other signs of life. Asked in threads that send.
+        is_other_alive: Returns whether a receiver that reads nothing is known to be alive. Called in sending threads.
     """
 
     def __init__(
@@ -69,21 +69,21 @@ class Channel:
         self._socket.setblocking(True)
         self._send_timeout_s = send_timeout_s
         self.is_other_alive: Callable[[], bool] = lambda: False
-        # Re-entrant: a signal handler may send in the middle of a send of its own thread. It is refused then.
+        # Re-entrant: a signal handler may send during a send of the same thread, which is then refused.
         self._send_lock = threading.RLock()
         self._is_sending = False
-        # After half a frame nothing can follow: the other side would take it for the other half.
+        # After half a frame nothing can be sent: the other side would read it as the rest of the frame.
         self._is_torn = False
         self._pool = BlockPool(shared_memory_bytes, make)
-        # Blocks of ours that came back, noted by the receiving thread for the sending one.
+        # Numbers of our blocks that were given back: from the receiving thread to the sending one.
         self._came_back: collections.deque[int] = collections.deque()
-        # Blocks of theirs to give back. Filled by finalizers, in any thread and at any moment: no lock here.
+        # Numbers of their blocks to give back. Finalizers append to it in any thread, at any moment: no lock is used.
         self._to_give_back: collections.deque[int] = collections.deque()
         self._reader = FrameReader(connection, self._to_give_back.append, self._came_back.extend)
         self._closed = False
 
     def fileno(self) -> int:
-        """File descriptor to poll; -1 once closed."""
+        """File descriptor to poll; -1 after `close`."""
         return self._socket.fileno()
 
     def send(self, frame: Frame, sent: list[int] | None = None, *, wait: bool = True) -> None:
@@ -91,15 +91,15 @@ class Channel:
 
         Args:
             frame: The frame.
-            sent: A list to be extended with the number of bytes of each part that has gone. It is right at any moment:
-                if a caller is interrupted by an exception of a signal handler and it is empty, nothing was sent.
-            wait: Whether to wait until the other side takes the frame.
+            sent: A list that is extended with the number of bytes of each part when it was sent. It is correct at any
+                moment: if a signal handler raises and the list is empty, nothing was sent.
+            wait: Whether to wait until the other side reads.
 
         Raises:
             ChannelClosedError: The other side is gone.
-            SendTimeoutError: It does not take the frame.
-            NoRoomError: It would have to be waited for, and `wait` is false; or this is a signal handler that has
-                interrupted another send.
+            SendTimeoutError: The other side does not read.
+            NoRoomError: The send would have to wait, and `wait` is false; or a signal handler has interrupted
+                another send.
         """
         if not wait and not self._has_room(frame):
             raise NoRoomError
@@ -116,17 +116,17 @@ class Channel:
                     for block in new_blocks:
                         block.close_fd()
             return
-        # What most messages are, some bytes alone: in one call, and with no more ado than that takes.
+        # The fast path of small messages, which most are: a single call.
         message = HEADER.pack(MARK, 0, frame.number, len(frame.data), 0, 0) + frame.data
         with self._sending():
             self._send_pieces([memoryview(message)], [], sent)
 
     def flush_releases(self) -> None:
-        """Give shared memory back that nobody here refers to any more, without waiting for the next frame.
+        """Give unreferenced shared memory back now, not with the next frame.
 
         Raises:
             ChannelClosedError: The other side is gone.
-            SendTimeoutError: It takes nothing.
+            SendTimeoutError: The other side does not read.
         """
         if self._to_give_back:
             self.send(Frame(NO_MESSAGE))
@@ -135,7 +135,7 @@ class Channel:
         """Wait for the next frame.
 
         Raises:
-            ChannelClosedError: The other side is gone, and there are no more; or what came is not a frame.
+            ChannelClosedError: The other side is gone and all frames were read, or the data is not a frame.
         """
         while True:
             frame = self._next() if self._reader.has_some else None
@@ -145,10 +145,10 @@ class Channel:
                 return frame
 
     def drain(self) -> list[Frame]:
-        """Return the frames that are there, without waiting: after a poll has said that there is something.
+        """Return the frames that have come, without waiting. To be called when the socket is readable.
 
         Raises:
-            ChannelClosedError: The other side is gone, and there are no more; or what came is not a frame.
+            ChannelClosedError: The other side is gone and all frames were read, or the data is not a frame.
         """
         frames = []
         with contextlib.suppress(BlockingIOError):
@@ -160,22 +160,22 @@ class Channel:
         return frames
 
     def shutdown_send(self) -> None:
-        """Tell the other side that there will be no more."""
+        """Tell the other side that no more frames will come."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
     def shutdown(self) -> None:
-        """End the connection in both directions: all that wait on it wake up."""
+        """End the connection in both directions, and wake the threads that wait on it."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of the socket and the shared memory. What was received stays valid."""
+        """Release the socket and the shared memory. Received buffers stay valid."""
         if self._closed:
             return
         self._closed = True
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a sender that waits, and then the lock is free
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a waiting sender, which then releases the lock
         with self._send_lock:
             self._socket.close()
             self._pool.close()
@@ -195,7 +195,7 @@ class Channel:
                 self._is_sending = False
 
     def _encode(self, frame: Frame, raws: list[memoryview]) -> tuple[list[memoryview], list[Block]]:
-        """Return what to send, and the blocks whose files go along."""
+        """Return the pieces to send, and the new blocks whose file descriptors are sent with them."""
         pool = self._pool
         self._collect()
         table: list[bytes] = []
@@ -233,10 +233,10 @@ class Channel:
                     self._send_some(left, [] if sent else fds, sent)
                 except OSError:
                     raise
-                except BaseException as error:  # of a signal handler
+                except BaseException as error:  # raised by a signal handler
                     if not sent:
                         raise
-                    # Half a message would be taken for a whole one: what is left goes before the exception does.
+                    # Half a frame would break the stream: send the rest before raising.
                     left, interrupt = list(pieces), error
                     advance(left, sum(sent))
         except ChannelClosedError:
@@ -245,7 +245,7 @@ class Channel:
         except OSError as error:
             self._tear()
             raise ChannelClosedError(f"the other side is gone: {error}") from error
-        except BaseException:  # of another, before that was done
+        except BaseException:  # raised by another one before the rest was sent
             if 0 < sum(sent) < size:
                 self._tear()
             raise
@@ -253,10 +253,10 @@ class Channel:
             raise interrupt
 
     def _send_some(self, left: list[memoryview], fds: list[int], sent: list[int]) -> None:
-        """Send what is left, as the other side takes it."""
+        """Send the rest of the pieces as fast as the other side reads."""
         while left:
             try:
-                # `extend` sends and takes note in one step of the interpreter, which no signal handler can divide.
+                # `extend` sends and records in one step of the interpreter, which no signal handler can interrupt.
                 if fds:
                     files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
                     sent.extend(map(self._socket.sendmsg, (left[:MOST_PIECES],), (files,), (DONTWAIT,)))
@@ -275,7 +275,7 @@ class Channel:
         self.shutdown_send()
 
     def _has_room(self, frame: Frame) -> bool:
-        """Whether the socket takes a frame at once."""
+        """Whether a frame can be sent without waiting."""
         inline, shared = len(frame.data), 0
         for buffer in frame.buffers:
             length = raw_memory(buffer).nbytes
@@ -301,7 +301,7 @@ class Channel:
                 raise SendTimeoutError(f"the other side took nothing for {limit_s:g} s")
 
     def _next(self) -> Frame | None:
-        """Take the next whole message off what was read."""
+        """Return the next complete message from the read buffer; None if there is none."""
         while (frame := self._reader.parse()) is not None and frame.number == NO_MESSAGE:
             if self._send_lock.acquire(blocking=False):  # else the sending thread collects
                 try:

@@ -1,4 +1,4 @@
-"""Where workers connect to: a listening socket that hands over only those that know the secret."""
+"""The listening socket of the driver, to which workers connect. Only those that know the secret are accepted."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from omni_core.wire.secret import check_secret
 
 log = get_logger(__name__)
 
-# Unauthenticated connections at a time. Beyond it the oldest has to go, so that no crowd keeps a worker out.
+# Maximum number of unauthenticated connections. Beyond it the oldest is closed, so that workers can still connect.
 MOST_STRANGERS = 64
 _BACKLOG = 1024
-# Taken per turn of the reactor: a crowd at the door must not hold up what workers have to say.
+# Connections accepted per turn of the reactor, so that many of them do not delay messages of workers.
 _ACCEPTED_PER_TURN = 16
 _PAUSE_WITHOUT_FILES_S = 0.2
-# Refusals that are logged in so many seconds; the others are counted.
+# Maximum number of refusals logged per interval, and the interval; further ones are counted.
 _MOST_TOLD = 5
 _TOLD_EVERY_S = 60.0
 
-# Gets an authenticated connection, which is the receiver's from now on, what it said about itself, and its address.
+# Called with an authenticated connection, which the callee then owns, its hello, and its address.
 OnPeer = Callable[[socket.socket, dict[str, Any], str], None]
 
 
@@ -39,16 +39,16 @@ class ControlPort:
     """Listens for workers.
 
     Args:
-        reactor: In whose thread everything happens.
-        bind_address: Address to listen on; beyond loopback only if somebody asks for it. IPv6 works as well.
-        port: 0 for any that is free.
-        secret: What workers must know.
-        on_peer: Called in the reactor's thread for every worker.
-        handshake_timeout_s: How long a connection may take to prove itself.
-        silent_s: Seconds without a sign of life from a worker's machine after which its connection breaks.
+        reactor: The reactor in whose thread it runs.
+        bind_address: Address to listen on, IPv4 or IPv6. The default is loopback.
+        port: Port to listen on; 0 for any free one.
+        secret: The secret that workers must know.
+        on_peer: Called in the reactor's thread for each worker.
+        handshake_timeout_s: Maximum seconds of a handshake.
+        silent_s: Seconds without packets from a worker's machine after which its connection breaks.
 
     Raises:
-        ExecutorError: The address cannot be listened on.
+        ExecutorError: It cannot listen on the address.
         ConfigError: The secret is too short.
     """
 
@@ -85,11 +85,11 @@ class ControlPort:
 
     @property
     def num_strangers(self) -> int:
-        """How many connections have not proved themselves yet."""
+        """Number of connections that are not authenticated yet."""
         return len(self._strangers)
 
     def close(self) -> None:
-        """Stop listening, and end connections that have not proved themselves. From any thread, any number of times."""
+        """Stop listening, and close unauthenticated connections. From any thread; may be repeated."""
         run_in(self._reactor, self._close)
 
     def _close(self) -> None:
@@ -101,7 +101,7 @@ class ControlPort:
         self._reactor.unwatch(self._listener.fileno())
         self._listener.close()
         for stranger in list(self._strangers):
-            self._let_go(stranger)
+            self._forget(stranger)
             stranger.connection.close()
 
     def _watch(self) -> None:
@@ -118,7 +118,7 @@ class ControlPort:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._make_room(error)
                     return
-                continue  # it was gone before it was taken
+                continue  # the peer closed it before it was accepted
             address = format_address(*peer[:2])
             if len(self._strangers) >= MOST_STRANGERS:
                 self._refuse_oldest("too many connections wait to prove themselves")
@@ -129,12 +129,12 @@ class ControlPort:
             self._reactor.watch(connection.fileno(), functools.partial(self._read, stranger))
 
     def _make_room(self, error: OSError) -> None:
-        """No files are left for a connection that waits."""
+        """Handle that no file descriptor is left for a new connection."""
         if self._strangers:
             for _ in range((len(self._strangers) + 1) // 2):
                 self._refuse_oldest("this process has no files left")
             return
-        # The listener would be readable again at once, and again.
+        # Pause: the listener stays readable, which would be a busy loop.
         log.warning("the control port cannot take a connection", error=str(error))
         self._reactor.unwatch(self._listener.fileno())
         self._reopening = self._reactor.call_later(_PAUSE_WITHOUT_FILES_S, self._watch)
@@ -166,7 +166,7 @@ class ControlPort:
                 self._hand_over(stranger, handshake.hello)
 
     def _hand_over(self, stranger: _Stranger, hello: dict[str, Any]) -> None:
-        self._let_go(stranger)
+        self._forget(stranger)
         try:
             tune(stranger.connection, self._silent_s)
             stranger.connection.setblocking(True)
@@ -176,11 +176,11 @@ class ControlPort:
             raise
 
     def _refuse(self, stranger: _Stranger, reason: str) -> None:
-        self._let_go(stranger)
+        self._forget(stranger)
         stranger.connection.close()
         now = time.monotonic()
         if now - self._told_at < _TOLD_EVERY_S and self._num_told >= _MOST_TOLD:
-            self._num_untold += 1  # a crowd at the door must not fill the log
+            self._num_untold += 1  # many refusals must not fill the log
             return
         if now - self._told_at >= _TOLD_EVERY_S:
             self._told_at, self._num_told = now, 0
@@ -189,7 +189,7 @@ class ControlPort:
         self._num_untold = 0
         log.warning("a connection to the control port was refused", peer=stranger.address, reason=reason, **more)
 
-    def _let_go(self, stranger: _Stranger) -> None:
+    def _forget(self, stranger: _Stranger) -> None:
         del self._strangers[stranger]
         if stranger.timer is not None:
             stranger.timer.cancel()
@@ -197,7 +197,7 @@ class ControlPort:
 
 
 class _Stranger:
-    """A connection that has not proved itself."""
+    """A connection that is not authenticated yet."""
 
     def __init__(self, connection: socket.socket, address: str, handshake: ServerHandshake) -> None:
         self.connection = connection

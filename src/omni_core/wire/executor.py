@@ -1,4 +1,4 @@
-"""What all executors have in common whose workers are reached over connections."""
+"""The base class of executors whose workers are reached over connections."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from omni_core.wire.sealed import seal_requests
 
 
 class WireExecutor(ReplicaExecutor[Reactor]):
-    """A `ReplicaExecutor` with a reactor for its loop, which sends each request packed by itself."""
+    """A `ReplicaExecutor` with a reactor as its loop, which pickles each request separately."""
 
     def make_loop(self) -> Reactor:
         """Return a reactor."""
         return Reactor(f"omni-{self.name}", owner=self)
 
     def prepare_step(self, scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
-        """Return what is sent of a step, and the outputs of those new requests that cannot be pickled."""
+        """Return the step to send, and a failed output for each new request that cannot be pickled."""
         return seal_requests(scheduler_output)

@@ -1,4 +1,4 @@
-"""A frame: what one side of a channel sends to the other, and how it stands on the socket."""
+"""A frame: the unit that a channel sends, and its layout on the socket."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Mark of a frame, number of its buffers, its number, bytes of its data; numbers of: blocks given back, given up.
+# Mark, number of buffers, number of the frame, bytes of data, number of blocks given back, number of blocks retired.
 HEADER = struct.Struct("<4sIQQII")
 MARK = b"omni"
-# Of each buffer: its length, the number of its block (0: its bytes follow the data), whether the block is new.
+# For each buffer: its length, the number of its block (0: its bytes follow the data), whether the block is new.
 BUFFER = struct.Struct("<QIB")
 NUMBER = struct.Struct("<I")
-# Number of a frame that is no message: it only gives blocks back.
+# Number of a frame that carries no message and only gives blocks back.
 NO_MESSAGE = (1 << 64) - 1
-# What one receive call takes at most, unless a larger frame is being received.
+# Maximum bytes of one receive call, unless a larger frame is being received.
 CHUNK = 1 << 17
-# Most file descriptors, and most pieces of memory, in one call (the kernel's own limits are 253 and 1024).
+# Maximum file descriptors and memory pieces in one call (the kernel's limits are 253 and 1024).
 MOST_FDS = 200
 MOST_PIECES = 256
-# As a plain number: each operation on the enumeration takes a microsecond.
+# As an int: each operation on the enum takes a microsecond.
 DONTWAIT = int(socket.MSG_DONTWAIT)
-# No frame of ours has more bytes, or more of anything else; a header that says so is no header.
+# Maximum bytes and parts of a frame. A header with more is invalid.
 MOST_BYTES = 1 << 40
 MOST_PARTS = 1 << 20
 
 
 class ChannelClosedError(ConnectionError):
-    """The other side is gone, or this one was closed."""
+    """The other side is gone, or this side was closed."""
 
 
 class NoRoomError(Exception):
-    """What was sent before is not on its way yet, and sending would wait for that. Nothing was sent."""
+    """Earlier frames were not read yet, and the send would have to wait. Nothing was sent."""
 
 
 class SendTimeoutError(ChannelClosedError):
-    """The other side does not take what is sent: it is stopped, or stuck. Nothing can be sent any more."""
+    """The other side does not read: it is stopped, or stuck. Nothing can be sent any more."""
 
 
 @dataclass(slots=True)
 class Frame:
-    """What is sent: a number that the channel does not look at, some data, and its large parts.
+    """A number, which the channel does not interpret, some data, and large buffers.
 
     Attributes:
-        number: Tells the receiver what it is; below 2^64 - 1.
+        number: Tells the receiver what the frame is; below 2^64 - 1.
         data: Any bytes.
-        buffers: Further contiguous buffers. On the receiving side they may be views on shared memory.
+        buffers: Contiguous buffers. On the receiving side they may be views of shared memory.
     """
 
     number: int
@@ -62,7 +62,7 @@ def raw_memory(buffer: Any) -> memoryview:
 
 
 def copy(source: memoryview, pieces: list[memoryview]) -> int:
-    """Fill the pieces as far as `source` goes, drop those that are full, and return how many bytes that took."""
+    """Copy `source` into the pieces, drop those that are full, and return the number of bytes copied."""
     taken = 0
     with source:
         while pieces and taken < len(source):
@@ -74,7 +74,7 @@ def copy(source: memoryview, pieces: list[memoryview]) -> int:
 
 
 def advance(pieces: list[memoryview], count: int) -> int:
-    """Take `count` bytes off the front of the pieces, and return how many there were not."""
+    """Drop `count` bytes from the front of the pieces, and return by how many `count` exceeds them."""
     full = 0
     while full < len(pieces) and count >= len(pieces[full]):
         count -= len(pieces[full])

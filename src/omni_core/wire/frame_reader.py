@@ -1,4 +1,4 @@
-"""Reading frames off a socket, their large parts out of shared memory."""
+"""Reads frames from a socket, and their large buffers from shared memory."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from omni_core.wire.frame import (
 from omni_core.wire.shared_memory import BlockViews, close_files
 
 _FDS_SPACE = socket.CMSG_SPACE(4 * MOST_FDS)
-# As plain numbers: each operation on the enumeration takes a microsecond.
+# As ints: each operation on the enum takes a microsecond.
 _CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _CTRUNC = int(socket.MSG_CTRUNC)
 
 
 @dataclass(slots=True)
 class _Incoming:
-    """A frame of which some is still missing: pieces of `data` and `buffers`, in order."""
+    """A frame that is not complete: `missing` are the pieces of `data` and `buffers` to be filled, in order."""
 
     number: int
     data: bytearray
@@ -44,12 +44,12 @@ class _Incoming:
 
 
 class FrameReader:
-    """Takes frames off a socket. One thread at a time.
+    """Reads frames from a socket. One thread at a time.
 
     Args:
-        connection: The socket; stays the caller's.
-        release: Called with the number of a block of theirs that nothing here refers to any more; at any moment.
-        on_given_back: Called with the numbers of blocks of ours that they have given back.
+        connection: The socket; the caller owns it.
+        release: Called with the number of each received block that has no references left; at any moment.
+        on_given_back: Called with the numbers of sent blocks that the other side has given back.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class FrameReader:
 
     @property
     def has_some(self) -> bool:
-        """Whether something was read that `parse` has not given yet."""
+        """Whether there are bytes that `parse` has not returned yet."""
         return bool(self._rest) or self._incoming is not None
 
     def close(self) -> None:
-        """Let go of shared memory. What was received stays valid."""
+        """Release shared memory. Received buffers stay valid."""
         self._views.close()
         close_files(self._fds)
 
     def fill(self, flags: int) -> Frame | None:
-        """Read what the socket has; return it if it is one small frame, as most times."""
+        """Read from the socket. Return the frame if exactly one small frame came, which is the usual case."""
         missing: list[memoryview] = []
         into = [self._chunk]
         if self._incoming is not None:
@@ -141,7 +141,7 @@ class FrameReader:
         return Frame(incoming.number, incoming.data, tuple(incoming.buffers))
 
     def _begin(self, number: int, data_size: int, entries: list[tuple[int, int, int]]) -> _Incoming:
-        """Make room for a frame of which the tables were read."""
+        """Allocate a frame whose tables were read."""
         try:
             if sum(size for size, block, _ in entries if block == 0) > MOST_BYTES:
                 raise ValueError("what comes is not a frame")

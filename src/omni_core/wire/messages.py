@@ -1,7 +1,7 @@
-"""What travels between driver and worker: calls and replies.
+"""The messages between driver and worker: calls and replies.
 
-The number of the call is outside of what is pickled: a worker that cannot read a call (it needs a module that it does
-not have, say) can still tell whose call that was.
+The number of a call is not part of the pickle: a worker that cannot unpickle a call (for example because it lacks a
+module) can still reply to it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from omni_core.errors import OmniError, RPCError
 from omni_core.wire.frame import Frame
 from omni_core.wire.sealed import open_outputs, seal_outputs
 
-# Numbers of frames that are no calls: the setup and what became of it; on the control channel, what is wanted.
+# Numbers of frames that are not calls: the `WorkerSetup` and its reply; on the control channel, pings and interrupts.
 STARTED = 0
 PING = 1
 INTERRUPT = 2
 
 
 def open_value(frame: Frame) -> Any:
-    """Return what was packed. Raises whatever unpickling raises."""
+    """Unpickle the value of a frame. Raises whatever unpickling raises."""
     return serialization.loads(frame.data, frame.buffers)
 
 
 def seal(number: int, value: Any) -> Frame:
-    """Pack a value.
+    """Pickle a value into a frame.
 
     Raises:
         RPCError: It cannot be pickled; the message says which part.
@@ -49,14 +49,14 @@ def seal_call(
         return seal(number, (method, args, kwargs or None))
     except RPCError:
         try:
-            seal(number, {"method": method, "args": args, "kwargs": kwargs})  # whose names the message then has
+            seal(number, {"method": method, "args": args, "kwargs": kwargs})  # so that the message names the part
         except RPCError as error:
             raise RPCError(f"The call {call_name(method)!r} cannot be sent: {error}") from error
         raise
 
 
 def open_call(frame: Frame) -> WorkerCall | WorkerReply:
-    """Return the call, or the reply that says why it cannot be read."""
+    """Return the call, or an error reply if it cannot be unpickled."""
     try:
         return WorkerCall(frame.number, *open_value(frame))
     except Exception as error:
@@ -74,7 +74,7 @@ def seal_reply(reply: WorkerReply) -> Frame:
 
 
 def open_reply(frame: Frame) -> tuple[Any, OmniError | None]:
-    """Return value and error of a reply; an error that says so if it cannot be read here."""
+    """Return value and error of a reply. If it cannot be unpickled here, that is the error."""
     try:
         value, error = open_value(frame)
     except Exception as reason:

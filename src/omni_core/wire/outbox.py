@@ -1,4 +1,4 @@
-"""What a worker does not take yet waits here, so that no caller does: a worker in a long step reads nothing."""
+"""The send queue of a worker. A worker in a long step reads nothing, and callers must not wait for it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from omni_core.wire.frame import ChannelClosedError, Frame, NoRoomError, raw_mem
 
 
 class Outbox:
-    """Sends frames over a channel in their order, without waiting.
+    """Sends frames over a channel in order, without blocking the caller.
 
-    What does not fit goes into a queue, and a thread that lives as long as there is something in it sends that.
+    Frames that cannot be sent at once are queued. A thread sends them, and ends when the queue is empty.
 
     Args:
-        channel: Where to.
-        name: For the name of the thread.
-        on_error: Told, in whatever thread, when nothing can be sent any more: with the error.
+        channel: The channel.
+        name: Suffix of the thread's name.
+        on_error: Called with the error when nothing can be sent any more, in any thread.
     """
 
     def __init__(self, channel: Channel, name: str, on_error: Callable[[ChannelClosedError], None]) -> None:
         self._channel = channel
         self._name = name
         self._on_error = on_error
-        # Re-entrant, as a signal handler may send in the middle of this; it finds `_is_direct` set, and queues.
+        # Re-entrant: a signal handler may call `send` during a send. It finds `_is_direct` set, and queues its frame.
         self._lock = threading.RLock()
         self._queue: collections.deque[Frame] = collections.deque()
         self._is_direct = False
@@ -37,16 +37,16 @@ class Outbox:
         return self._sender is None and not self._queue
 
     def send(self, frame: Frame, sent: list[int] | None = None) -> None:
-        """Send a frame, now or when those before it have gone.
+        """Send a frame, now or after the queued ones.
 
         Args:
             frame: The frame.
-            sent: As for `Channel.send`; a frame in the queue counts as sent.
+            sent: As in `Channel.send`; a queued frame counts as sent.
         """
         with self._lock:
             if self.is_empty and not self._is_direct and self._send_now(frame, sent):
                 return
-            # Of its own, since the caller may change what it has handed over.
+            # Copied, since the caller may change the buffers later.
             own = Frame(frame.number, bytes(frame.data), tuple(bytes(raw_memory(buffer)) for buffer in frame.buffers))
             self._queue.append(own)
             if sent is not None:
@@ -55,7 +55,7 @@ class Outbox:
                 self._start()
 
     def _send_now(self, frame: Frame, sent: list[int] | None) -> bool:
-        """Send a frame, and return whether that is done with; what a signal handler has queued meanwhile follows."""
+        """Try to send a frame now. Return False if it must be queued."""
         self._is_direct = True
         try:
             self._channel.send(frame, sent, wait=False)
@@ -70,7 +70,7 @@ class Outbox:
         return True
 
     def _start(self) -> None:
-        """Let a thread send what is queued, unless one does. What cannot be started now is by the next that sends."""
+        """Start the sending thread, unless it runs. If it cannot be started, the next `send` tries again."""
         if self._sender is None:
             sender = threading.Thread(target=self._run, name=f"omni-send-{self._name}", daemon=True)
             sender.start()
@@ -85,7 +85,7 @@ class Outbox:
                         return
                     frame = self._queue.popleft()
                 self._channel.send(frame)
-        except BaseException as error:  # a frame that is lost here would leave its caller waiting for ever
+        except BaseException as error:  # if a frame were lost here, its caller would wait forever
             with self._lock:
                 self._queue.clear()
                 self._sender = None

@@ -1,4 +1,4 @@
-"""What worker processes write to standard output and error: passed on, and remembered for messages."""
+"""Forwards the standard output and error of worker processes to the log, and keeps the last lines for messages."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LONGEST_LINE = 65536
 class WorkerOutput:
     """A pipe whose lines go to omni's log, tagged with replica and rank.
 
-    Lines of the worker's own log (JSON objects with an event and a level) keep their level and fields; any other line
-    is logged as it is. Progress bars are left out.
+    Log lines of the worker (JSON objects with an event and a level) keep their level and fields. Other lines are logged
+    as they are. Progress bars are dropped.
 
     Args:
-        reactor: Where the pipe is read.
-        tags: Fields that say whose lines they are.
+        reactor: The reactor that reads the pipe.
+        tags: Log fields that identify the process.
     """
 
     def __init__(self, reactor: Reactor, tags: dict[str, object]) -> None:
@@ -45,12 +45,12 @@ class WorkerOutput:
             self.write_fd = -1
 
     def tail(self) -> str:
-        """Return the last lines."""
+        """Return the last lines of the output."""
         self._read()
         return "\n".join(self._last)
 
     def close(self) -> None:
-        """Read what is left, and close the pipe."""
+        """Read the rest, and close the pipe."""
         self.close_write_end()
         self._read()
         if self._is_open:
@@ -78,7 +78,7 @@ class WorkerOutput:
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
                 self._pass_on(line)
-            # What is before a carriage return was written over. The last one may belong to the end of a line.
+            # Text before a carriage return was overwritten. A last one may be part of a line end.
             self._rest = self._rest[max(0, self._rest.rfind(b"\r", 0, -1)) :]
             if len(self._rest) > _LONGEST_LINE:
                 self._pass_on(self._rest)
@@ -92,34 +92,34 @@ class WorkerOutput:
         self._last.append(event if fields is None else text)
         try:
             log.log(level, event, **{**(fields or {}), **self._tags})
-        except Exception:  # fields that only look like those of our log
+        except Exception:  # the fields are not those of our log
             log.info(text, **self._tags)
 
 
 # What tqdm draws: `name:  40%|####      | 4/10 [00:01<00:02,  3.1it/s]`, or `name: 4it [00:01,  3.1it/s]` where it
-# knows no end. Where the bar was longer before, blanks follow that have covered the rest of it.
+# knows no total. Blanks may follow, which cover the rest of a longer bar.
 _BAR = re.compile(r"^[^|]*?(\d+%\|[^|]*\|[^\[]*|[\d.]+\S* )\[\d+:\d[^\]]*\] *")
-# What leads from a second bar back to the first.
+# Moves the cursor from a second bar back to the first one.
 _LINE_UP = "\x1b[A"
 
 
 def _shown(line: str) -> str:
-    """Return what a terminal shows of a line in the end, without a progress bar."""
+    """Return the text that a terminal finally shows for a line, without a progress bar."""
     if "\r" not in line:
         return line
     last = _BAR.sub("", line.rpartition("\r")[2].replace(_LINE_UP, ""))
     return last if last.strip() else ""
 
 
-# What these mean to our own log is not meant by a line of a worker.
+# Names with a meaning in our log, which fields of a worker must not use.
 _TAKEN = ("self", "event", "level", "exc_info", "stack_info", "stacklevel", "extra")
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
 def _parse(text: str) -> tuple[int, str, dict[str, object] | None]:
-    """Return level, event and fields of a line of omni's own log; of another line, itself."""
+    """Return level, event and fields of a line of omni's log; for another line, the line as event."""
     if text.startswith("{"):
-        # Whatever a library writes may begin like our log, and hold anything: it is a line like others then.
+        # A library may write any text that begins like our log: then it is an ordinary line.
         with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
             fields = json.loads(text)
             level = _LEVELS.get(fields.pop("level", None))

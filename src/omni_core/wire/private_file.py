@@ -1,4 +1,4 @@
-"""A file for the processes that this one starts, which is gone with this one."""
+"""A temporary file for this process and those that it starts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from omni_core.wire.private_folder import make_private, private_folder
 
 
 class PrivateFile:
-    """A file that processes of this user can open, and no others. A port would be open to all of the machine.
+    """A file that only processes of this user can open. (A port could be reached by every user of the machine.)
 
-    On Linux it has no name, and is gone with this process, however that ends: others reach it by way of this process's
-    open files. Elsewhere it is one in a folder for this user alone, and stays behind if this process is killed.
+    On Linux it has no name and disappears with this process, also if that is killed; other processes open it through
+    `/proc`. On other systems it lies in a private folder, and remains if this process is killed.
 
     Args:
-        name: What to call it.
-        content: What is in it at first.
+        name: Name of the file.
+        content: Initial content.
 
     Raises:
-        OSError: There is no place for it.
+        OSError: It cannot be created.
 
     Attributes:
-        path: By which it can be opened.
+        path: The path by which it can be opened.
     """
 
     def __init__(self, name: str, content: bytes = b"") -> None:
@@ -33,7 +33,7 @@ class PrivateFile:
         self.path = self._in_memory(name, content) or self._in_folder(name, content)
 
     def close(self) -> None:
-        """Let go of it: nobody can open it any more."""
+        """Delete the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,4 +1,4 @@
-"""Folders and files for this user alone, whatever the umask is: one of 777 would shut out this user too."""
+"""Folders and files that only this user can access, independent of the umask."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def private_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
-    """Make a folder among the temporary ones.
+    """Create a private temporary folder.
 
     Raises:
-        OSError: There is no place for it.
+        OSError: It cannot be created.
     """
     folder = tempfile.TemporaryDirectory(prefix=prefix)
     Path(folder.name).chmod(0o700)
@@ -18,6 +18,6 @@ def private_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def make_private(file: Path) -> None:
-    """Let this user, and nobody else, read and write a file; an empty one is made if there is none."""
+    """Allow only this user to read and write a file. An empty one is created if it does not exist."""
     file.touch()
     file.chmod(0o600)

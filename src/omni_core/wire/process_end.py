@@ -1,4 +1,4 @@
-"""How processes end: with their parent, and what their exit status means."""
+"""The end of processes: with their parent, by a signal, and the meaning of their exit status."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 _PR_SET_PDEATHSIG = 1
-# Seconds within which the kernel ends a process that was killed.
+# Seconds to wait for the exit of a killed process.
 _REAP_S = 5.0
 
 
@@ -18,20 +18,20 @@ def die_with_parent(parent: int, with_signal: signal.Signals = signal.SIGKILL) -
 
     Args:
         parent: Process id of the parent.
-        with_signal: What the kernel sends.
+        with_signal: The signal that the kernel sends.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, with_signal)
-        if os.getppid() != parent:  # it ended before the kernel knew
+        if os.getppid() != parent:  # the parent ended before the call
             os._exit(1)
 
 
 def end_process(process: subprocess.Popen[bytes], grace_s: float = 2.0) -> int:
-    """Wait for the end of a process that was told to, and kill it if it takes too long.
+    """Wait for the exit of a process that was told to end, and kill it if it takes too long.
 
     Args:
         process: The process, a child of this one.
-        grace_s: How long it may take by itself.
+        grace_s: Seconds until it is killed.
 
     Returns:
         Its exit code; negative for a signal.
@@ -42,15 +42,15 @@ def end_process(process: subprocess.Popen[bytes], grace_s: float = 2.0) -> int:
         process.kill()
     try:
         return process.wait(_REAP_S)
-    except subprocess.TimeoutExpired:  # stuck in the kernel: it ends when it leaves that
+    except subprocess.TimeoutExpired:  # stuck in a system call: it ends after that
         return -signal.SIGKILL
 
 
 def describe_exit(status: int) -> str:
-    """Say how a process ended.
+    """Return a text that says how a process ended.
 
     Args:
-        status: An exit code; the negative number of the signal that killed it.
+        status: The exit code; negative for the signal that killed it.
     """
     if status >= 0:
         return f"exited with code {status}"

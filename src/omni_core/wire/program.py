@@ -1,4 +1,4 @@
-"""What workers have of the program that makes the engine: its command line, and what is named in its `__main__`."""
+"""The parts of the program that its workers need: its command line, and objects of its `__main__`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omni_core import serialization
-from omni_core.config import OmniDiffusionConfig
+from omni_core.config import FieldMark, OmniDiffusionConfig, marked_fields
 from omni_core.errors import ConfigError, RPCError
 
 _MAIN = "__main__"
-# The fields that hold import paths which workers follow.
-_FIELDS = ("model", "worker_extension_cls")
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The program.
+    """What a worker process gets of the program that created the engine.
 
     Attributes:
-        argv: Its `sys.argv`: a factory's module may look at it.
-        main: What the configuration names in its `__main__`, by name: the pickle, and its buffers. A worker process
-            has a `__main__` of its own, so that travels by value.
+        argv: Its `sys.argv`, which the module of a factory may read.
+        main: The objects of `__main__` that the configuration names, by name: pickle and buffers. A worker process has
+            another `__main__`, so they are sent by value.
     """
 
     argv: tuple[str, ...]
@@ -31,26 +29,26 @@ class Program:
 
     @classmethod
     def of_this_process(cls, config: OmniDiffusionConfig) -> Program:
-        """Return what a configuration's workers need of this process.
+        """Return what the workers of a configuration need of this process.
 
         Raises:
-            ConfigError: `__main__` has not what the configuration names, or that cannot be sent by value.
+            ConfigError: `__main__` lacks an object that the configuration names, or it cannot be sent by value.
         """
         main = {}
-        for field in _FIELDS:
+        for field in marked_fields(FieldMark.IMPORT_PATH):
             path = getattr(config, field)
             module, _, attribute = (path or "").partition(":")
             if module == _MAIN and attribute:
                 name = attribute.partition(".")[0]
                 main[name] = _pack(name, f"{field} = {path!r}")
-        # An embedding program may have set anything, or nothing.
+        # An embedding program may have set argv to anything, or not at all.
         return cls(tuple(value for value in getattr(sys, "argv", ()) if isinstance(value, str)), main)
 
     def take_over(self) -> None:
-        """Let this process, a worker, have it. Raises whatever unpickling raises."""
+        """Install it in this worker process. Raises whatever unpickling raises."""
         sys.argv = [*self.argv]
         if self.main:
-            # In a module of its own: names of the program must not replace those of the module that runs here.
+            # In a new module: names of the program must not replace those of the module that runs here.
             main = types.ModuleType(_MAIN)
             sys.modules[_MAIN] = main
             for name, (data, buffers) in self.main.items():

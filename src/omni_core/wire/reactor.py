@@ -1,4 +1,4 @@
-"""One thread that waits for everything: replies, deaths, output of workers, and the time."""
+"""The event loop that watches workers: replies, exits, output and timers, in one thread."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from omni_core.wire.start import occupy_standard_files
 
 log = get_logger(__name__)
 
-# Seconds by which the thread must be late for what it waits for to be given as much more time.
+# If the thread is late by more than these seconds, timers and limits are extended by the delay.
 _LATE_S = 1.0
 
 
 class Reactor(Loop):
-    """Calls back when a file can be read, when a time has come, or when another thread asks for it.
+    """Runs callbacks when a file is readable, when a timer is due, or when another thread asks for it.
 
-    Everything runs in its one thread, so what only callbacks touch needs no lock. It sleeps while nothing happens.
+    All callbacks run in its one thread, so that their data needs no lock. The thread sleeps while nothing happens.
 
     Args:
         name: Name of the thread.
-        owner: Whose thread it is, for `omni_core.own_threads`; None: the reactor's own.
+        owner: The owner of the thread, for `omni_core.own_threads`; None: the reactor.
     """
 
     def __init__(self, name: str, owner: object = None) -> None:
@@ -50,7 +50,7 @@ class Reactor(Loop):
 
     @property
     def is_current(self) -> bool:
-        """Whether the caller runs in the thread."""
+        """Whether the current thread is the reactor's."""
         return threading.current_thread() is self._thread
 
     @property
@@ -59,18 +59,18 @@ class Reactor(Loop):
         return self._thread.is_alive()
 
     def watch(self, fd: int, readable: Callable[[], object]) -> None:
-        """Call `readable()` whenever `fd` can be read or has ended. In the thread only."""
+        """Call `readable()` whenever `fd` is readable or at its end. In the thread only."""
         self._selector.register(fd, selectors.EVENT_READ, readable)
 
     def unwatch(self, fd: int) -> None:
-        """Forget `fd`, if it is watched. In the thread only, and before it is closed."""
+        """Stop watching `fd`, if it is watched. In the thread only, and before `fd` is closed."""
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
 
     def call_soon(self, action: Callable[[], None]) -> None:
         """Call `action()` in the thread. From any thread."""
         self._soon.append(action)
-        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody is there to call
+        with contextlib.suppress(OSError):  # full: the thread wakes anyway; closed: the thread has ended
             os.write(self._wake_write, b"\0")
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
@@ -78,20 +78,20 @@ class Reactor(Loop):
         return self._timers.add(time.monotonic() + seconds, action)
 
     def on_late(self, listener: Callable[[float], None]) -> None:
-        """Call `listener(seconds)` in the thread when it has stood still so long: the process was stopped, or too busy.
+        """Call `listener(seconds)` in the thread after it could not run for that time.
 
-        Timers that wait are put off by as much.
+        The process was stopped, or the machine is too busy. Pending timers are delayed by the same time.
         """
         self._late_listeners.append(listener)
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End the thread once its callback has returned. Not called from the thread itself, and once only."""
+        """End the thread after the running callback. Call it once, and not from the thread itself."""
         self.call_soon(self._stop)
         self._thread.join(timeout)
         if not self._thread.is_alive():
             self._selector.close()
             wake_read, wake_write = self._wake_read, self._wake_write
-            self._wake_read = self._wake_write = -1  # the numbers may soon be those of other files
+            self._wake_read = self._wake_write = -1  # other files may get these numbers
             os.close(wake_read)
             os.close(wake_write)
 
@@ -115,7 +115,7 @@ class Reactor(Loop):
             if late > _LATE_S:
                 self._note_late(late)
             for key, _ in ready:
-                # An earlier callback of this round may have let go of a later one's file.
+                # An earlier callback of this round may have unwatched this file.
                 if self._selector.get_map().get(key.fd) is key:
                     _guarded(key.data)
             while (action := self._timers.take_due(time.monotonic())) is not None:
@@ -138,5 +138,5 @@ class Reactor(Loop):
 def _guarded(action: Callable[[], object]) -> None:
     try:
         action()
-    except BaseException:  # one worker's trouble must not end the watch over the others, nor a plugin's `sys.exit`
+    except BaseException:  # an error of one worker, or `sys.exit` of a plugin, must not end this thread
         log.error("a callback of the workers' watch raised; please report this", exc_info=True)

@@ -11,22 +11,22 @@ from omni_core.wire.options import WireOptions
 from omni_core.wire.private_file import PrivateFile
 from omni_core.wire.program import Program
 from omni_core.wire.reactor import Reactor
-from omni_core.wire.setup import sets_no_threads
+from omni_core.wire.worker_setup import sets_no_threads
 
 
 class WireReplica(Replica):
-    """Knows what its workers need of this program, and where those of one machine meet.
+    """Describes its workers to their processes, and holds the file in which ranks of one machine rendezvous.
 
     Args:
-        reactor: Where the workers are watched.
+        reactor: The reactor that watches the workers.
         config: The configuration for the workers.
-        options: Of the executor.
-        events: What the executor is told and asked.
-        index: Its index.
-        hooks: Plugins to tell of deaths and restarts.
+        options: The options of the executor.
+        events: The callbacks to the executor.
+        index: Index of the replica.
+        hooks: Plugins to notify of deaths and restarts.
 
     Raises:
-        ConfigError: Something that the configuration names in `__main__` cannot be sent to workers.
+        ConfigError: An object of `__main__` that the configuration names cannot be sent to workers.
     """
 
     _loop: Reactor
@@ -50,10 +50,10 @@ class WireReplica(Replica):
         """Return the fields of the `WorkerSetup` of a worker.
 
         Args:
-            rank: Its rank.
-            local_index: Its number among the workers of its machine.
-            num_local: Number of those.
-            key: By which the ranks of this replica know each other.
+            rank: Its rank in the replica.
+            local_index: Its index among the workers of its machine.
+            num_local: Number of workers of its machine.
+            key: The key with which the ranks of this replica authenticate objects.
         """
         return {
             "config": self._config,
@@ -68,20 +68,20 @@ class WireReplica(Replica):
         }
 
     def open_meeting(self) -> None:
-        """Make the file in which the ranks of this machine meet, if there are several. It is gone with `clean_up`.
+        """Create the file in which the ranks rendezvous, if there are several. `clean_up` deletes it.
 
         Raises:
-            OSError: There is no place for it.
+            OSError: It cannot be created.
         """
         self._meeting = PrivateFile("ranks") if self.world_size > 1 else None
 
     @property
     def rendezvous(self) -> str:
-        """By which `torch.distributed` finds that file; empty if there is none."""
+        """The init method of `torch.distributed` for that file; empty if there is none."""
         return "" if self._meeting is None else self._meeting.path.as_uri()
 
     def clean_up(self) -> None:
-        """Let go of what the ranks have met in."""
+        """Delete the file in which the ranks rendezvous."""
         if self._meeting is not None:
             self._meeting.close()
             self._meeting = None

@@ -1,7 +1,7 @@
-"""Requests and outputs travel packed one by one: one that cannot be sent, or not be read, fails alone.
+"""Pickles requests and outputs one by one, so that one that cannot be pickled or unpickled fails alone.
 
-What a request brings or a pipeline returns may be of any type: one that cannot be pickled, or of a class that the other
-process cannot import. Inside of the message that all of a step share, it would take the others along.
+Arguments and results may be of any type, also of types that cannot be pickled or that the other process cannot import.
+Inside the pickle of a whole step, one such value would fail all requests of the step.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from omni_core.request import OmniDiffusionRequest
 
 @dataclass(slots=True)
 class _Sealed:
-    """A request, or the output of one.
+    """A pickled request or output.
 
     Attributes:
-        request_id: Of which request.
-        seed: That of the request.
+        request_id: Id of the request.
+        seed: Seed of the request.
         data: The pickle.
-        buffers: What belongs to it.
+        buffers: The out-of-band buffers of the pickle.
     """
 
     request_id: str
@@ -37,7 +37,7 @@ class _Sealed:
 
 
 def seal_requests(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
-    """Return what is sent of a step, and the outputs of those new requests that cannot be."""
+    """Return the step with pickled requests, and a failed output for each new request that cannot be pickled."""
     if not scheduler_output.new_requests:
         return scheduler_output, []
     sealed: list[Any] = []
@@ -51,7 +51,7 @@ def seal_requests(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, l
 
 
 def without_unpicklable(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
-    """Return what can be sent of a step as it is, and the outputs of those new requests that cannot be."""
+    """Return the step without the new requests that cannot be pickled, and a failed output for each of these."""
     _, refused = seal_requests(scheduler_output)
     names = {output.request_id for output in refused}
     sendable = [request for request in scheduler_output.new_requests if request.request_id not in names]
@@ -59,7 +59,7 @@ def without_unpicklable(scheduler_output: SchedulerOutput) -> tuple[SchedulerOut
 
 
 def open_requests(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, list[OmniRequestOutput]]:
-    """Return a step as it was before `seal_requests`, and the outputs of those new requests that cannot be read."""
+    """Undo `seal_requests`. Returns also a failed output for each new request that cannot be unpickled."""
     opened: list[OmniDiffusionRequest] = []
     refused: list[OmniRequestOutput] = []
     sealed: Any
@@ -77,14 +77,14 @@ def open_requests(scheduler_output: SchedulerOutput) -> tuple[SchedulerOutput, l
 
 
 class StepOpener:
-    """Opens the new requests of steps in a worker process; those that cannot be read come out with the step's reply."""
+    """Unpickles the new requests of steps in a worker process. Failed ones are reported in the reply of the step."""
 
     def __init__(self) -> None:
-        # Of the step that runs: the number of its call, and the outputs of its requests that could not be read.
+        # For the running step: the number of its call, and the outputs of requests that could not be unpickled.
         self._refused: tuple[int, list[OmniRequestOutput]] = (-1, [])
 
     def open(self, call: WorkerCall) -> WorkerCall:
-        """Return a call that has come, to be made."""
+        """Return a received call with its requests unpickled."""
         if call.args and isinstance(call.args[0], SchedulerOutput):
             step, refused = open_requests(call.args[0])
             call.args = (step, *call.args[1:])
@@ -92,7 +92,7 @@ class StepOpener:
         return call
 
     def complete(self, reply: WorkerReply) -> WorkerReply:
-        """Return a reply, with the outputs of what could not be read."""
+        """Add the outputs of requests that could not be unpickled to the reply of their step."""
         call_id, refused = self._refused
         if refused and reply.call_id == call_id and isinstance(reply.value, StepOutput):
             reply.value.finished.extend(refused)
@@ -101,7 +101,7 @@ class StepOpener:
 
 
 def seal_outputs(value: Any) -> Any:
-    """Return what is sent of the result of a call: each output in it that cannot be sent is replaced by its error."""
+    """Pickle each output in the result of a call. One that cannot be pickled is replaced by a failed output."""
     if isinstance(value, StepOutput) and value.finished:
         return dataclasses.replace(value, finished=[_seal_output(output) for output in value.finished])
     if type(value) is list and value and isinstance(value[0], OmniRequestOutput):
@@ -110,7 +110,7 @@ def seal_outputs(value: Any) -> Any:
 
 
 def open_outputs(value: Any) -> Any:
-    """Return what `seal_outputs` was given: each output in it that cannot be read is replaced by its error."""
+    """Undo `seal_outputs`. An output that cannot be unpickled is replaced by a failed output."""
     if isinstance(value, StepOutput):
         value.finished = [_open_output(output) for output in value.finished]
     elif type(value) is list and value and isinstance(value[0], _Sealed):

@@ -1,4 +1,4 @@
-"""The secret that a driver and its workers share: from the environment, from a file, or a fresh one."""
+"""The secret that a driver and its workers share: read from the environment or a file, or generated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omni_core.errors import ConfigError
 
-# Shorter ones can be guessed by trying.
+# Shorter secrets can be guessed by brute force.
 SHORTEST_SECRET = 16
 _LONGEST_SECRET = 4096
 
@@ -22,12 +22,12 @@ def load_secret(
     file_variable: str,
     environment: Mapping[str, str] = os.environ,
 ) -> bytes | None:
-    """Return the secret that somebody has set, or None if nobody has.
+    """Return the secret that is configured; None if there is none.
 
     Args:
-        file: File that holds it; None looks at the environment.
+        file: File with the secret; None reads the environment.
         variable: Name of the environment variable that holds the secret itself.
-        file_variable: Name of the one that holds the name of a file.
+        file_variable: Name of the environment variable that holds the path of a file.
         environment: The environment.
 
     Raises:
@@ -42,35 +42,35 @@ def load_secret(
 
 
 def new_secret() -> bytes:
-    """Return a fresh secret: 256 random bits, as text that fits into a file or a variable as it is."""
+    """Generate a secret: 256 random bits as hexadecimal text."""
     return secrets.token_bytes(32).hex().encode()
 
 
 def write_secret(path: Path, secret: bytes) -> None:
-    """Make a file that only this user can read.
+    """Write the secret to a new file that only this user can read.
 
     Args:
-        path: Where; there is no file of that name yet.
-        secret: What to write.
+        path: Path of the file, which must not exist.
+        secret: The secret.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The file cannot be created.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, 0o600)  # whatever the umask is
+        os.fchmod(fd, 0o600)  # independent of the umask
         file.write(secret)
 
 
 def check_secret(secret: bytes, source: str) -> bytes:
-    """Return the secret, if it is long enough to be one.
+    """Return the secret if its length is allowed.
 
     Args:
-        secret: What to look at.
-        source: Where it is from, for the message.
+        secret: The secret.
+        source: Where it comes from, for the message.
 
     Raises:
-        ConfigError: It is too short, or so long that something else was meant.
+        ConfigError: It is too short or too long.
     """
     if not SHORTEST_SECRET <= len(secret) <= _LONGEST_SECRET:
         raise ConfigError(
@@ -82,7 +82,7 @@ def check_secret(secret: bytes, source: str) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        # Not blocking: a pipe of that name must not hold up a caller that only wants to read a file.
+        # Non-blocking: if the path is a named pipe, opening must not block.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)

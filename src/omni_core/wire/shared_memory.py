@@ -1,8 +1,8 @@
 """Blocks of memory that two processes share, reused from message to message.
 
-They are memfds: files without a name, so nothing is left in /dev/shm when a process is killed, and its size does not
-matter. A block is made by the side that sends, its file descriptor goes to the other side once, and both keep it
-mapped. What the receiver makes of it is a view; when the last view is gone, the block's number goes back to the sender.
+Blocks are memfds, files without a name: nothing remains in /dev/shm when a process is killed, and its size does not
+limit them. The sender creates a block and sends its file descriptor once; both sides keep it mapped. The receiver gets
+views of it. When the last view is freed, the number of the block goes back to the sender.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 
-# What nobody uses is kept up to these limits; above, the oldest blocks are given up.
+# Limits of unused blocks that are kept; beyond them the oldest are retired.
 _MOST_IDLE_BYTES = 256 << 20
 _MOST_IDLE_BLOCKS = 256
 _SMALLEST_BLOCK = 1 << 16
@@ -34,9 +34,9 @@ class Block:
     """A piece of shared memory.
 
     Attributes:
-        number: By which both sides know it.
-        memory: Its bytes.
-        fd: Its file, until it was sent to the other side; then None.
+        number: Identifies the block on both sides.
+        memory: Its bytes, `[size]`.
+        fd: Its file descriptor until it was sent; then None.
     """
 
     number: int
@@ -51,16 +51,16 @@ class Block:
 
 
 def make_memory(size: int) -> tuple[int, Bytes]:
-    """Return the file and the bytes of new shared memory, all of it there already.
+    """Create shared memory. Return its file descriptor and its bytes, all of them allocated.
 
     Raises:
-        OSError: There is no such memory here, or not so much.
+        OSError: The system has no memfd, or not enough memory.
     """
     if not hasattr(os, "memfd_create"):
         raise OSError("this system has no memfd")
     fd = os.memfd_create("omni", os.MFD_CLOEXEC)
     try:
-        # Fails here, and not by a signal on first use, if there is not enough.
+        # Without enough memory it fails here, and not with a signal at the first use.
         os.posix_fallocate(fd, 0, size)
         return fd, map_memory(fd, size)
     except BaseException:
@@ -69,10 +69,10 @@ def make_memory(size: int) -> tuple[int, Bytes]:
 
 
 def map_memory(fd: int, size: int) -> Bytes:
-    """Return the bytes of a file, pre-faulted. They stay mapped until nothing refers to them any more.
+    """Map a file, pre-faulted, and return its bytes. They stay mapped as long as they are referenced.
 
-    Not by Python's mmap, which until 3.13 keeps a file descriptor open for as long as the memory is mapped: somebody
-    who holds a thousand results would have used up what a process may open.
+    Python's mmap is not used: until 3.13 it keeps a file descriptor open for each mapping, so that a program with a
+    thousand results would run out of file descriptors.
 
     Raises:
         OSError: They cannot be mapped.
@@ -99,7 +99,7 @@ def _libc() -> Any:
 
 
 def block_size(nbytes: int) -> int:
-    """Return the size of the block for `nbytes`: in steps of an eighth or less, so that blocks fit again."""
+    """Round `nbytes` up to a block size. Steps are an eighth or less, so that blocks can be reused."""
     if nbytes <= _SMALLEST_BLOCK:
         return _SMALLEST_BLOCK
     step = 1 << max(12, (nbytes - 1).bit_length() - 4)
@@ -107,14 +107,14 @@ def block_size(nbytes: int) -> int:
 
 
 class BlockPool:
-    """The blocks of the side that sends. One thread at a time may use it.
+    """The blocks of the sending side. One thread at a time may use it.
 
     Args:
-        limit_bytes: Most memory in all blocks.
-        make: Makes memory; raises OSError if it cannot.
+        limit_bytes: Maximum memory of all blocks.
+        make: Creates memory; raises OSError if it cannot.
 
     Attributes:
-        retired: Numbers of blocks that were given up; the other side must hear of them to unmap them.
+        retired: Numbers of retired blocks, to be sent to the other side so that it unmaps them.
     """
 
     def __init__(self, limit_bytes: int, make: Callable[[int], tuple[int, Bytes]] = make_memory) -> None:
@@ -125,25 +125,25 @@ class BlockPool:
         self._bytes = 0
         self._idle_bytes = 0
         self._in_use: dict[int, Block] = {}
-        # The one that was used last is at the end, and is the first to be used again.
+        # The block used last is at the end, and is reused first.
         self._idle: list[Block] = []
 
     @property
     def num_bytes(self) -> int:
-        """Memory in all blocks."""
+        """Memory of all blocks, in bytes."""
         return self._bytes
 
     @property
     def num_in_use(self) -> int:
-        """Blocks that the other side has not given back."""
+        """Number of blocks that the other side has not given back."""
         return len(self._in_use)
 
     def has_room(self, nbytes: int, number: int) -> bool:
-        """Whether there will be memory for so many bytes in so many blocks. Sizes are rounded up, to twice as much."""
+        """Whether there is memory for `nbytes` in `number` blocks, even if rounding doubles the sizes."""
         return number < _MOST_IDLE_BLOCKS // 2 and 2 * nbytes + self._bytes - self._idle_bytes <= self._limit
 
     def take(self, nbytes: int) -> Block | None:
-        """Return a block with room for `nbytes`, or None if there is no memory for it."""
+        """Return a block of at least `nbytes`; None if there is no memory for it."""
         size = block_size(nbytes)
         for index in range(len(self._idle) - 1, -1, -1):
             if len(self._idle[index].memory) == size:
@@ -166,7 +166,7 @@ class BlockPool:
         return block
 
     def give_back(self, number: int) -> None:
-        """Take a block back that the other side has let go of."""
+        """Take back a block that the other side has released."""
         block = self._in_use.pop(number, None)
         if block is None:
             return
@@ -176,7 +176,7 @@ class BlockPool:
             self._retire_oldest()
 
     def close(self) -> None:
-        """Let go of all blocks."""
+        """Release all blocks."""
         for block in (*self._idle, *self._in_use.values()):
             block.close_fd()
         self._idle.clear()
@@ -190,15 +190,15 @@ class BlockPool:
         self._bytes -= size
         self._idle_bytes -= size
         self.retired.append(block.number)
-        # The other side has it mapped until it hears of this; the pages are free at once.
+        # The other side keeps it mapped until it gets the number; the pages are freed now.
         _libc().madvise(block.memory.ctypes.data, size, _MADV_REMOVE)
 
 
 class BlockViews:
-    """The blocks of the side that receives.
+    """The blocks of the receiving side.
 
     Args:
-        on_released: Gets the number of a block whose last view is gone, in whatever thread that happens.
+        on_released: Called with the number of a block whose last view was freed, in any thread.
     """
 
     def __init__(self, on_released: Callable[[int], Any]) -> None:
@@ -206,35 +206,35 @@ class BlockViews:
         self._blocks: dict[int, Bytes] = {}
 
     def add(self, number: int, fd: int) -> None:
-        """Map a new block, and close its file."""
+        """Map a new block, and close its file descriptor."""
         try:
             self._blocks[number] = map_memory(fd, os.fstat(fd).st_size)
         finally:
             os.close(fd)
 
     def view(self, number: int, nbytes: int) -> Bytes:
-        """Return the first bytes of a block. It is given back when nothing refers to them any more.
+        """Return a view of the first bytes of a block, `[nbytes]`. The block is given back when the view is freed.
 
         Raises:
             KeyError: There is no such block.
-            ValueError: It is smaller.
+            ValueError: The block is smaller.
         """
-        # Over a memoryview, because numpy makes an array that is cut from another refer to that one's own base: what
-        # users cut from this view must keep this view alive, and not only the block.
+        # From a memoryview: a slice of a numpy array references the base of the array, and slices of this view must
+        # keep the view alive, not only the block.
         view = np.frombuffer(self._blocks[number].data, dtype=np.uint8, count=nbytes)
         weakref.finalize(view, self._on_released, number).atexit = False
         return view
 
     def drop(self, number: int) -> None:
-        """Forget a block that the sender has given up."""
+        """Forget a block that the sender has retired."""
         self._blocks.pop(number, None)
 
     def close(self) -> None:
-        """Forget all blocks. Views that somebody still holds stay valid."""
+        """Forget all blocks. Existing views stay valid."""
         self._blocks.clear()
 
 
 def close_files(fds: MutableSequence[int]) -> None:
-    """Close files, and empty the list of them."""
+    """Close file descriptors, and empty the list."""
     while fds:
         os.close(fds.pop())

@@ -1,6 +1,6 @@
-"""Starting a Python process of omni's own, which has what this one has: where to import from, and the environment.
+"""Starts a Python process with the import path and the environment of this one.
 
-That is handed over as data: on a command line or in an environment there is room for so much only.
+Both are passed as data in a file, because the size of a command line and of an environment is limited.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any
 from omni_core.engine_place import STARTED_VARIABLE
 from omni_core.errors import StartupError
 
-# Before anything else is imported: no file of the working directory may stand in for one of Python's own modules.
+# First of all the working directory is removed: its files must not replace modules of the standard library.
 _CODE = """\
 import sys
 sys.path[:] = [entry for entry in sys.path if entry]
@@ -31,14 +31,14 @@ sys.path[:] = told["path"]
 from omni_core.wire.start import begin
 begin(told)
 """
-# Bytes of the environment with which a process is started. Systems take 128 KiB at least, arguments included, for all
-# of it, and no more than that for one variable.
+# Maximum bytes of the environment of a new process. Systems allow at least 128 KiB for environment and arguments
+# together, and for one variable.
 _MOST_ENVIRONMENT = 64 << 10
 _STANDARD_FILES = (0, 1, 2)
 
 
 def interpreter_flags() -> list[str]:
-    """Return the options that this interpreter was started with, as `multiprocessing` hands them on too."""
+    """Return the options of this interpreter, as `multiprocessing` passes them to its processes."""
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return flags
 
@@ -52,21 +52,21 @@ def start_python(
     output: int | None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Call a function in a new interpreter, out of this terminal's process group: Ctrl-C is this process's to handle.
+    """Call a function in a new interpreter, in a new session: Ctrl-C in a terminal reaches this process only.
 
-    The script's own module is not imported again, so scripts need no `if __name__ == "__main__"`.
+    The main script is not imported again, so scripts need no `if __name__ == "__main__"`.
 
     Args:
         function: `pkg.mod:function`.
-        arguments: Its arguments, which JSON can hold.
-        fds: Files that it is given besides, under their numbers.
-        stdin: What it reads.
-        output: Where it writes what it has to say; None is where this process does.
-        environment: Its environment; None is this process's.
+        arguments: Its arguments, which must be valid in JSON.
+        fds: File descriptors that the new process inherits, with the same numbers.
+        stdin: Its standard input.
+        output: Its standard output and error; None is that of this process.
+        environment: Its environment; None is that of this process.
 
     Raises:
         StartupError: There is no interpreter.
-        OSError: It cannot be started.
+        OSError: The process cannot be started.
     """
     occupy_standard_files()
     python = find_interpreter()
@@ -89,8 +89,8 @@ def start_python(
 
 
 def begin(told: Mapping[str, Any]) -> None:
-    """Do what `start_python` was asked for, in the new interpreter."""
-    # Whatever this process was started under: ends of children must be heard of, and SIGTERM must end it.
+    """Call the function of `start_python`, in the new interpreter."""
+    # The parent may have changed signals: SIGCHLD must be delivered, and SIGTERM must end this process.
     for number in ("SIGCHLD", "SIGTERM"):
         if hasattr(signal, number):
             signal.signal(getattr(signal, number), signal.SIG_DFL)
@@ -105,10 +105,10 @@ def begin(told: Mapping[str, Any]) -> None:
 
 
 def find_interpreter() -> str:
-    """Return the Python interpreter with which to start processes: that of `multiprocessing`, which a program may set.
+    """Return the Python interpreter for new processes: that of `multiprocessing`, which a program may set.
 
     Raises:
-        StartupError: There is none that is known.
+        StartupError: None is known.
     """
     chosen = os.fsdecode(multiprocessing.spawn.get_executable() or "")
     own = sys.executable or ""
@@ -126,20 +126,20 @@ def find_interpreter() -> str:
 
 
 def import_path() -> list[str]:
-    """Return where this process imports from. Python passes over entries that are no text, and so do the workers."""
+    """Return the import path of this process, without entries that are not text, which Python ignores."""
     return [entry for entry in sys.path if isinstance(entry, str)]
 
 
 def occupy_standard_files() -> None:
-    """Open /dev/null in the place of standard files that are closed.
+    """Open /dev/null for standard files that are closed.
 
-    Else sockets to workers would get their numbers, and take what libraries print there for messages.
+    Otherwise sockets to workers could get the numbers 0 to 2, and text that libraries print would be sent as messages.
     """
     for fd in _STANDARD_FILES:
         try:
             os.fstat(fd)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, unless another thread was faster
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, unless another thread was faster
             if opened in _STANDARD_FILES:
                 os.set_inheritable(opened, True)
             else:
@@ -153,14 +153,14 @@ def _usual_places() -> list[str]:
 
 
 def _open_memory() -> IO[bytes]:
-    """Return a file that needs no folder to lie in, where there is such a thing."""
+    """Return an open temporary file, in memory if the system supports that."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("omni-start"), "w+b")
     return tempfile.TemporaryFile()
 
 
 def _what_fits(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with which a process can be started, the short ones first; the others come as data."""
+    """Return as many variables as fit into the environment of a new process, the short ones first."""
     fitting: dict[str, str] = {}
     size = 0
     for name, value in sorted(variables.items(), key=lambda item: len(item[1])):

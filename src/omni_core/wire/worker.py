@@ -1,4 +1,4 @@
-"""A worker that is reached over two connections: one for calls, one for what cannot wait."""
+"""A worker that is reached over two connections: one for calls, one for urgent messages."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from omni_core.wire.reactor import Reactor
 
 
 class WireWorker(Worker):
-    """Sends calls over a channel, and takes replies from it.
+    """Sends calls over a channel, and reads replies from it.
 
-    A subclass knows how the worker was started and how it is killed.
+    A subclass knows how the worker is started and killed.
 
     Args:
-        reactor: Where the worker is watched.
-        work: The channel for calls. Both become the worker's.
-        control: The channel for what cannot wait.
-        events: Who is told of what happens to it.
+        reactor: The reactor that watches the worker.
+        work: The channel for calls. This object owns both channels.
+        control: The channel for urgent messages.
+        events: Callbacks for what happens to the worker.
         replica: Index of its replica.
         rank: Its rank in the replica.
-        send_timeout_s: That of the channels, for messages.
+        send_timeout_s: The send timeout of the channels, for messages.
     """
 
     _loop: Reactor
@@ -48,20 +48,20 @@ class WireWorker(Worker):
         self._control = control
         self._send_timeout_s = send_timeout_s
         self._outbox = Outbox(work, f"{replica}.{rank}", self._send_failed)
-        work.is_other_alive = control.is_other_alive = self._answers
+        work.is_other_alive = control.is_other_alive = self._is_busy
 
     def listen(self) -> None:
-        """Begin to listen to the worker. In the reactor's thread."""
+        """Start to read from the worker. In the reactor's thread."""
         self._loop.watch(self._work.fileno(), self._receive_replies)
         self._loop.watch(self._control.fileno(), self._receive_control)
 
-    def set_up(self, setup: Any) -> None:
-        """Send the worker its first message. In the reactor's thread."""
-        self._outbox.send(seal(STARTED, setup))
+    def set_up(self, worker_setup: Any) -> None:
+        """Send the worker its first message, the `WorkerSetup`. In the reactor's thread."""
+        self._outbox.send(seal(STARTED, worker_setup))
 
     @staticmethod
     def pack(method: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Frame:
-        """Return a call as it is sent.
+        """Pack a call for sending.
 
         Raises:
             RPCError: An argument cannot be pickled.
@@ -69,12 +69,12 @@ class WireWorker(Worker):
         return seal_call(0, method, args, kwargs)
 
     def finish(self) -> None:
-        """Ask the worker to end when the call that it makes is done: there will be no more."""
+        """Ask the worker to end after the running call."""
         with contextlib.suppress(OSError):
             self._work.shutdown_send()
 
     def _end_seen(self) -> None:
-        """The connection has ended, and the worker is not known to be dead."""
+        """Handle the end of a connection of a worker that was not declared dead."""
         self.declare_dead("ended its connection")
 
     def _send(self, number: int, packed: Frame, sent: list[int]) -> None:
@@ -89,7 +89,7 @@ class WireWorker(Worker):
     def _send_control(self, frame: Frame) -> None:
         try:
             self._control.send(frame)
-        except NoRoomError:  # this is a signal handler, in the middle of another of these
+        except NoRoomError:  # a signal handler has interrupted another send
             self._loop.call_soon(lambda: self._send_control(frame))
         except ChannelClosedError as error:
             self._send_failed(error)
@@ -102,10 +102,10 @@ class WireWorker(Worker):
                     "and was killed"
                 )
             )
-        # Else the reactor sees its end.
+        # Otherwise the reactor sees the end of the connection.
 
-    def _answers(self) -> bool:
-        """Whether the process has answered lately, though it takes no messages: it is busy."""
+    def _is_busy(self) -> bool:
+        """Whether the process has replied to pings lately, although it reads no calls: then it is busy."""
         if self.silent_for(self._loop.time()) >= self._send_timeout_s:
             return False
         self.ping()
@@ -140,7 +140,7 @@ class WireWorker(Worker):
         self.heard()
 
     def _release(self) -> None:
-        """Let go of the connections. A subclass lets go of what it holds besides."""
+        """Release the connections. A subclass also releases what else it holds."""
         self._loop.unwatch(self._work.fileno())
         self._loop.unwatch(self._control.fileno())
         self._work.close()

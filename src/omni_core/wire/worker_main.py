@@ -1,4 +1,4 @@
-"""What a worker process does from its first message to its end, whatever has started it."""
+"""The main function of a worker process, from its first message to its end."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from omni_core.wire.channel import Channel
 from omni_core.wire.frame import ChannelClosedError, Frame
 from omni_core.wire.messages import INTERRUPT, STARTED, open_call, open_value, seal, seal_reply
 from omni_core.wire.sealed import StepOpener
-from omni_core.wire.setup import WorkerSetup
+from omni_core.wire.worker_setup import WorkerSetup
 
-# How a worker ends whose driver is gone.
+# Exit code of a worker whose driver is gone.
 DRIVER_GONE = 3
 
 
 def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any]) -> None:
-    """Load the model, then serve calls until the driver has no more. Does not return: it ends the process.
+    """Load the model, then serve calls until the driver closes the connection. Does not return: it ends the process.
 
     Args:
         work: The connection for calls.
-        control: The connection for what cannot wait.
-        make_worker: Makes the worker, of the first message.
+        control: The connection for urgent messages.
+        make_worker: Makes the worker from the first message.
     """
-    # Ctrl-C in a terminal reaches every process there; only the driver decides what it means.
+    # Ctrl-C in a terminal reaches all its processes; the driver decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     status = 0
     try:
         with loading_in_worker_process():
             listener = _ControlThread(control)
-            setup = _receive_setup(work)
-            worker = _build(make_worker, setup, work)
+            worker_setup = _receive_worker_setup(work)
+            worker = _build(make_worker, worker_setup, work)
         if worker is None:
             status = 1
         else:
@@ -48,18 +48,18 @@ def run_worker(work: Channel, control: Channel, make_worker: Callable[[Any], Any
             worker.close()
     except ChannelClosedError:
         status = DRIVER_GONE
-    except SystemExit as error:  # raised by what was called: the driver hears of it as of any other end
+    except SystemExit as error:  # raised by a call: the driver sees the exit code
         status = error.code if isinstance(error.code, int) else 1
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        # Without the interpreter's own clean-up: threads of libraries could hold it up.
+        # Without the interpreter's clean-up, which threads of libraries could block.
         os._exit(status)
 
 
 class _Transport:
-    """Calls come over one channel, one after another."""
+    """The transport of `serve`: receives calls and sends replies over one channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -67,7 +67,7 @@ class _Transport:
 
     def receive(self) -> WorkerCall | WorkerReply | None:
         try:
-            self._channel.flush_releases()  # of the call before: the next may be long in coming
+            self._channel.flush_releases()  # of the previous call: the next one may come much later
             frame: Frame = self._channel.recv()
         except ChannelClosedError:
             return None
@@ -79,9 +79,9 @@ class _Transport:
 
 
 class _ControlThread:
-    """Answers while the worker computes: that the process lives, and that somebody wants a long step to end early.
+    """Handles urgent messages while the worker computes: replies to pings, and interrupts a long step.
 
-    It also sees at once that the driver is gone, whatever the worker is doing.
+    It also ends the process as soon as the driver is gone.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -101,24 +101,24 @@ class _ControlThread:
             os._exit(DRIVER_GONE)
 
 
-def _receive_setup(channel: Channel) -> WorkerSetup:
+def _receive_worker_setup(channel: Channel) -> WorkerSetup:
     frame = channel.recv()
     try:
-        setup: WorkerSetup = open_value(frame)
-        return setup
+        worker_setup: WorkerSetup = open_value(frame)
+        return worker_setup
     except Exception as error:
         channel.send(seal(STARTED, (None, call_error("reading the configuration", error))))
         raise SystemExit(1) from error
 
 
-def _build(make_worker: Callable[[Any], Any], setup: WorkerSetup, channel: Channel) -> Any:
-    """Return the worker, or None if it could not be made: then the driver was told why."""
+def _build(make_worker: Callable[[Any], Any], worker_setup: WorkerSetup, channel: Channel) -> Any:
+    """Return the worker; None if it could not be made. The driver gets the result or the error."""
     try:
-        worker = make_worker(setup)
+        worker = make_worker(worker_setup)
     except Exception as error:
         reason: OmniError = call_error("make the worker", error)
         if type(reason) is RPCError:
-            who = f"Worker {setup.rank} of replica {setup.replica}"
+            who = f"Worker {worker_setup.rank} of replica {worker_setup.replica}"
             reason = StartupError(f"{who} could not be made: {error!r}", worker_traceback=reason.worker_traceback)
         channel.send(seal(STARTED, (None, reason)))
         return None

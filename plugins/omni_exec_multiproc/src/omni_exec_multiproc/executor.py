@@ -41,7 +41,7 @@ class MultiprocExecutor(WireExecutor):
         return self._process_replicas
 
     def release(self) -> None:
-        """Let go of what has started the workers."""
+        """Release the starter of the workers."""
         if self._starter is not None:
             self._starter.close()
 

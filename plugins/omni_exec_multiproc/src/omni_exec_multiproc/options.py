@@ -1,4 +1,4 @@
-"""What `executor_options` may set."""
+"""The `executor_options` of `multiproc`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker processes of one replica: started together."""
+"""The worker processes of one replica."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from omni_core.hookspecs import Hooks
 from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.replica import WireReplica
-from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.worker import ProcessWorker
+from omni_exec_multiproc.worker_process import MultiprocWorkerSetup
 
 
 class ProcessReplica(WireReplica):
     """Starts one process of this machine for each rank.
 
     Args:
-        reactor: Where the workers are watched.
-        starter: What starts them.
+        reactor: The reactor that watches the workers.
+        starter: Starts the processes.
         config: The configuration for the workers.
-        options: Of the executor.
-        events: What the executor is told and asked.
-        index: Its index.
-        hooks: Plugins to tell of deaths and restarts.
+        options: The options of the executor.
+        events: The callbacks to the executor.
+        index: Index of the replica.
+        hooks: Plugins to notify of deaths and restarts.
     """
 
     _options: MultiprocOptions
@@ -69,11 +69,13 @@ class ProcessReplica(WireReplica):
         for worker in workers:
             local_index = self.index * self.world_size + worker.rank
             worker.start(
-                Setup(**self.describe_worker(worker.rank, local_index, num_local, key), rendezvous=self.rendezvous)
+                MultiprocWorkerSetup(
+                    **self.describe_worker(worker.rank, local_index, num_local, key), rendezvous=self.rendezvous
+                )
             )
 
     def note_exit(self, pid: int, exit_code: int) -> None:
-        """Take note of the end of a process."""
+        """Handle the exit of a process."""
         for worker in self.all_workers:
             if worker.pid == pid and isinstance(worker, ProcessWorker):
                 worker.note_exit(exit_code)

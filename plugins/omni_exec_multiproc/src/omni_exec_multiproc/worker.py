@@ -1,4 +1,4 @@
-"""One worker process of this machine as the driver sees it."""
+"""The driver's side of one worker process of this machine."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from omni_core.wire.output import WorkerOutput
 from omni_core.wire.process_end import describe_exit
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.worker import WireWorker
-from omni_exec_multiproc.messages import Setup
 from omni_exec_multiproc.options import MultiprocOptions
+from omni_exec_multiproc.worker_process import MultiprocWorkerSetup
 
-# Seconds after its death was seen within which a worker's exit code must have come; it is only for the message.
+# Seconds to wait for the exit code of a dead worker, which is only used in the message.
 _EXIT_CODE_WAIT_S = 0.05
 
 
 class ProcessWorker(WireWorker):
-    """Starts one worker process, over socket pairs, and sees it end.
+    """Starts one worker process, connected by socket pairs, and watches it.
 
     Args:
-        reactor: Where the process is watched.
-        starter: What starts it.
-        options: Of the executor.
-        events: Who is told of what happens to it, in the reactor's thread.
+        reactor: The reactor that watches the process.
+        starter: Starts the process.
+        options: The options of the executor.
+        events: Callbacks for what happens to it, in the reactor's thread.
         replica: Index of its replica.
         rank: Its rank in the replica.
     """
@@ -59,10 +59,10 @@ class ProcessWorker(WireWorker):
 
     @property
     def has_exited(self) -> bool:
-        """Whether the process is gone, or never was."""
+        """Whether the process has exited or was never started."""
         return self.pid is None or self._exit_code is not None
 
-    def start(self, setup: Setup) -> None:
+    def start(self, worker_setup: MultiprocWorkerSetup) -> None:
         """Start the process. In the reactor's thread."""
         try:
             self._starter.start([file.fileno() for file in self._theirs], self._output.write_fd, self._started)
@@ -71,10 +71,10 @@ class ProcessWorker(WireWorker):
             self._output.close_write_end()
         if self.is_alive:
             self.listen()
-            self.set_up(setup)
+            self.set_up(worker_setup)
 
     def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the process, if it is there."""
+        """Send a signal to the process, if it runs."""
         if self.pid is None or self._exit_code is not None:
             return
         with contextlib.suppress(ProcessLookupError, OSError):
@@ -84,11 +84,11 @@ class ProcessWorker(WireWorker):
                 os.kill(self.pid, with_signal)
 
     def last_output(self) -> str:
-        """Return the last lines that the process wrote."""
+        """Return the last lines of output of the process."""
         return self._output.tail()
 
     def note_exit(self, exit_code: int) -> None:
-        """Take note of the process's end. In the reactor's thread."""
+        """Handle the exit of the process. In the reactor's thread."""
         self._exit_code = exit_code
         if self.is_alive:
             self._end_seen()
@@ -125,7 +125,7 @@ class ProcessWorker(WireWorker):
         self._end_seen()
 
     def _end_seen(self) -> None:
-        """The process ends: wait a moment for its exit code, which comes by another way."""
+        """The process ends: wait a moment for its exit code, which the starter reports."""
         if not self.is_alive:
             return
         if self._exit_code is not None:

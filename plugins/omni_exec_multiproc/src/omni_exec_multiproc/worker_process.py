@@ -1,49 +1,60 @@
-"""What runs in a worker process."""
+"""What runs in a worker process, and the first message that it gets."""
 
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from omni_core.plugins import default_registry
-from omni_core.wire import setup as remote
+from omni_core.wire import worker_setup as wire_setup
 from omni_core.wire.channel import Channel
 from omni_core.wire.worker_main import run_worker
-from omni_exec_multiproc.messages import Setup
 
 if TYPE_CHECKING:
     from omni_core.worker.parallel.rank_group import RankGroup
 
 
+@dataclass(frozen=True, slots=True)
+class MultiprocWorkerSetup(wire_setup.WorkerSetup):
+    """The first message to a worker process.
+
+    Attributes:
+        rendezvous: The init method of torch.distributed for the ranks of the replica; empty for a single rank.
+    """
+
+    rendezvous: str
+
+
 def run_connected(work: int, control: int) -> None:
-    """Be a worker until the driver has no more to do; does not return.
+    """Serve calls as a worker until the driver closes the connection. Does not return.
 
     Args:
         work: File descriptor of the channel for calls.
-        control: File descriptor of the channel for what cannot wait.
+        control: File descriptor of the channel for urgent messages.
     """
     run_worker(
-        # A driver that stands still may go on again; one that has ended closes the connection.
+        # No timeout: a stopped driver may continue. If it has ended, the connection is closed.
         Channel(socket.socket(fileno=work), send_timeout_s=None),
         Channel(socket.socket(fileno=control), send_timeout_s=None),
         make_worker,
     )
 
 
-def make_worker(setup: Setup) -> Any:
-    """Return the worker that the first message describes."""
+def make_worker(worker_setup: MultiprocWorkerSetup) -> Any:
+    """Make the worker from the first message."""
 
     def connect() -> RankGroup:
         from omni_core.worker.parallel.rank_group import RankGroup
 
-        config = setup.config
+        config = worker_setup.config
         return RankGroup.connect(
-            setup.rank,
-            setup.world_size,
-            setup.rendezvous,
+            worker_setup.rank,
+            worker_setup.world_size,
+            worker_setup.rendezvous,
             device=config.device,
             timeout_s=config.startup_timeout_s,
-            key=setup.key,
+            key=worker_setup.key,
         )
 
-    return remote.make_worker(setup, connect, default_registry)
+    return wire_setup.make_worker(worker_setup, connect, default_registry)

@@ -1,8 +1,9 @@
-"""torch's elastic agent, made to notice the death of a rank at once and the loss of a node, and to report both."""
+"""torch's elastic agent, extended to detect and report dead ranks and lost nodes, and the output of its ranks."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import LogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsDest, LogsSpecs, Std
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, _RendezvousExitOp
 
 from omni_core.forking.starter import can_fork
@@ -20,31 +21,31 @@ from omni_exec_torchrun.group_watch import Ended, GroupWatch, can_watch
 
 log = get_logger(__name__)
 
-# How long one wait for the end of a rank takes: so often a node that joined or was lost is looked for.
+# Seconds of one wait for the exit of a rank, and so between two checks for nodes that joined or were lost.
 _LOOK_S = 1.0
 _LEAVE_S = 2.0
-# How long to wait for other nodes when all ranks here have ended well.
+# Seconds to wait for other nodes when all ranks of this node have succeeded.
 _EXIT_BARRIER_S = 5.0
 
 
 class ReportingAgent(LocalElasticAgent):
     """Runs the ranks of this node.
 
-    torch's agent polls its ranks; this one sleeps until one ends. torch's agent leaves ranks that have lost a node to
-    themselves; this one has those that are left meet again, which does not count as a restart.
+    torch's agent polls its ranks; this one sleeps until a rank exits. If a node is lost, torch's agent leaves the
+    remaining ranks running; this one starts a new rendezvous, which does not count as a restart.
 
     Args:
-        spec: What torch's agent is told; `monitor_interval` should be next to nothing.
+        spec: The specification for torch's agent; `monitor_interval` should be tiny.
         logs_specs: Where the output of ranks goes.
-        report: Is told what happens.
-        grace_s: How long ranks have to end after SIGTERM.
+        report: Writes events for the driver.
+        grace_s: Seconds between SIGTERM and SIGKILL for ranks.
 
     Attributes:
-        first_failure: The first of the ranks running now that has ended badly: rank, local_rank, pid, exit_code.
+        first_failure: The first of the current ranks that failed: rank, local_rank, pid, exit_code.
     """
 
     def __init__(self, spec: WorkerSpec, logs_specs: LogsSpecs, report: EventWriter, grace_s: float) -> None:
-        start_method = "fork" if can_fork() else "spawn"  # which matters where the entry point is a function
+        start_method = "fork" if can_fork() else "spawn"  # relevant if the entry point is a function
         super().__init__(spec, logs_specs, start_method=start_method, exit_barrier_timeout=_EXIT_BARRIER_S)
         self._report = report
         self._grace_s = grace_s
@@ -55,7 +56,7 @@ class ReportingAgent(LocalElasticAgent):
 
     @property
     def restart(self) -> int:
-        """How often the ranks were started again because one had died."""
+        """Number of restarts of the ranks because one had died."""
         return int(self._worker_group.spec.max_restarts - self._remaining_restarts)
 
     def kill_ranks(self) -> None:
@@ -65,7 +66,7 @@ class ReportingAgent(LocalElasticAgent):
             watch.kill()
 
     def leave(self) -> None:
-        """Tell the other nodes that this one is gone, so that they need not find out. As far as that works."""
+        """Tell the other nodes that this one leaves, if possible, so that they need not wait for the timeout."""
         handler = self._worker_group.spec.rdzv_handler
         with contextlib.suppress(Exception):
             if isinstance(handler, DynamicRendezvousHandler):
@@ -105,18 +106,18 @@ class ReportingAgent(LocalElasticAgent):
             self._report_end(worker_group, one)
         has_failed = any(one.exit_code != 0 for one in ended)
         if has_failed:
-            # The others wait for the one that died, and would for as long as torch lets them.
+            # The other ranks wait for the dead one in a collective until torch's timeout.
             self._end_ranks()
         self._num_done += sum(one.exit_code == 0 for one in ended)
         if self._num_done == len(worker_group.workers):
-            # torch waits for what functions return, and ours end their process.
+            # torch would wait for return values, but our functions end their process.
             returned = dict.fromkeys(worker.global_rank for worker in worker_group.workers)
             return RunResult(WorkerState.SUCCEEDED, returned)
         result = RunResult(WorkerState.HEALTHY)
         if has_failed or not can_watch():
-            # Only then: torch would collect ranks that end well, and their exit codes with them.
+            # Only then: torch would reap ranks that succeeded, and their exit codes would be lost.
             result = super()._monitor_workers(worker_group)
-        if result.is_failed() and not has_failed:  # where nothing tells of ends, torch has found it
+        if result.is_failed() and not has_failed:  # without pidfds, torch has detected it
             cause = min(result.failures.values(), key=lambda failure: failure.timestamp)
             self._report_end(worker_group, Ended(cause.local_rank, cause.pid, cause.exitcode))
         if result.state == WorkerState.HEALTHY and self._has_lost_a_node():
@@ -131,11 +132,11 @@ class ReportingAgent(LocalElasticAgent):
         self._report("worker_ended", **facts)
 
     def _has_lost_a_node(self) -> bool:
-        """Whether somebody who met here is gone, or the others have taken this node for gone and met without it."""
+        """Whether a node of this rendezvous is gone, or the other nodes continued without this one."""
         handler = self._worker_group.spec.rdzv_handler
         if not isinstance(handler, DynamicRendezvousHandler):
             return False
-        # As it was when the agent last asked whether anybody is waiting, which it does once a second.
+        # The state at the agent's last check for waiting nodes, once a second.
         state = handler._state_holder.state
         nodes = len(state.participants)
         is_whole = (
@@ -154,18 +155,48 @@ class ReportingAgent(LocalElasticAgent):
             watch.close()
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *args: Any, **kwargs: Any) -> None:
-        # Within our own time; torch's, which may be half a minute, then finds nothing to do.
+        # With our own grace time. torch's shutdown, which may take half a minute, then finds no ranks.
         self._end_ranks(death_sig)
         super()._shutdown(death_sig, *args, **kwargs)
 
 
 def rank_command(module: str, arguments: tuple[str, ...], flags: list[str]) -> tuple[str, ...]:
-    """Return what to run, after the interpreter's name, for one rank.
+    """Return the command line of one rank, without the interpreter.
 
     Args:
         module: As in `python -m module`.
-        arguments: Of the module.
-        flags: Of the interpreter; those of this one, as far as known.
+        arguments: Arguments of the module.
+        flags: Options of the interpreter.
     """
-    # Without a buffer: the last words of a rank that dies must come out.
+    # Unbuffered: the last output of a dying rank must not be lost.
     return (*flags, *(() if "-u" in sys.orig_argv else ("-u",)), "-m", module, *arguments)
+
+
+class _ForwardedOutput(LogsSpecs):
+    """Ranks write to the output of the launcher.
+
+    torch's default creates a folder in /tmp, which remains if the launcher is killed. Without the folder, torch polls
+    /dev/null ten times a second for each rank, which also delays every restart by 0.1 s.
+    """
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """Redirect nothing."""
+        ranks = range(len(envs))
+        for env in envs.values():
+            env["TORCHELASTIC_ERROR_FILE"] = ""
+        console = dict.fromkeys(ranks, "")
+        return LogsDest(stdouts=console, stderrs=console, error_files=dict.fromkeys(ranks, os.devnull))
+
+    @property
+    def root_log_dir(self) -> str:
+        """There is none."""
+        return os.devnull
+
+
+def rank_output(folder: str | None) -> LogsSpecs:
+    """Return the specification of the ranks' output for torch's agent.
+
+    Args:
+        folder: Folder for the output, in torch's layout; None forwards it.
+    """
+    return _ForwardedOutput() if folder is None else DefaultLogsSpecs(log_dir=folder, redirects=Std.ALL)

@@ -10,28 +10,28 @@ from collections.abc import Callable
 
 from omni_core.wire.process_end import die_with_parent
 
-# Set by our launcher, and by it only: process id of the agent. Then standard input is its lifeline.
+# Process id of the agent. Only our launcher sets it; then standard input is the lifeline.
 AGENT_VARIABLE = "OMNI_TORCHRUN_AGENT_PID"
 
 
 def end_with_agent() -> None:
-    """Have this rank end with its agent, ours or torchrun's. Call it first, before slow imports, in the main thread."""
+    """Let this rank end with its agent, ours or torchrun's. Call it first, before slow imports, in the main thread."""
     agent = os.environ.get(AGENT_VARIABLE)
     parent = os.getppid()
     if agent is not None and parent != int(agent):
         os._exit(1)  # the agent has ended already
     die_with_parent(parent)
-    # The kernel does not do it everywhere. Under plain torchrun standard input is anything.
+    # Not every kernel does this. Under plain torchrun standard input is not a lifeline.
     if sys.platform != "linux" and agent is not None:
         watch_lifeline(0, lambda: os._exit(1))
 
 
 def watch_lifeline(fd: int, on_end: Callable[[], None]) -> None:
-    """Call back, in a thread of its own, when the other end of a pipe is closed.
+    """Call `on_end` in a new thread when the other end of a pipe is closed.
 
     Args:
-        fd: End of a pipe that nobody writes to.
-        on_end: What to do.
+        fd: The read end of a pipe that is never written to.
+        on_end: The callback.
     """
 
     def wait() -> None:

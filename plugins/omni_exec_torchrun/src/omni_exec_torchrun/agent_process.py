@@ -1,9 +1,8 @@
-"""The process that runs torch elastic's agent: a new interpreter, or forked by a warm server; and what it reports."""
+"""Starts the process that runs torch elastic's agent: as a new interpreter, or forked by a fork server."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -11,7 +10,6 @@ import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from omni_core.forking.client import ForkClient
 from omni_core.forking.messages import ChildCall
@@ -26,17 +24,15 @@ log = get_logger(__name__)
 RUN_AGENT = "omni_exec_torchrun.elastic:main"
 RUN_FORKED_AGENT = "omni_exec_torchrun.elastic:run_forked"
 
-_LONGEST_LINE = 1 << 20
-
 
 @dataclass(slots=True)
 class AgentProcess:
-    """A process that was started.
+    """An agent in a new interpreter.
 
     Attributes:
         process: The process.
-        lifeline: End of a pipe that is never written to: the process and its ranks end when it is closed.
-        events: Pipe on which the process reports what happens; not blocking.
+        lifeline: Write end of a pipe that is never written to. When it is closed, the process and its ranks end.
+        events: The pipe from which events are read; non-blocking.
     """
 
     process: subprocess.Popen[bytes]
@@ -53,18 +49,18 @@ class AgentProcess:
         return self.process.poll()
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process, if it is there."""
+        """Send a signal to the process, if it runs."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
     def wait_and_close(self, seconds: float) -> None:
-        """Close both pipes, and wait for the end of the process, which was killed."""
+        """Close both pipes, and wait for the exit of the killed process."""
         self.close_files()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
 
     def close_files(self) -> None:
-        """Close both pipes. The process ends, if it has not."""
+        """Close both pipes, which ends the process."""
         for fd in (self.lifeline, self.events):
             if fd >= 0:
                 os.close(fd)
@@ -72,24 +68,24 @@ class AgentProcess:
 
 
 class ForkedAgent:
-    """An agent that a fork server has started, which has imported torch: it is there at once.
+    """An agent that a fork server forks. The server has imported torch, so that the agent starts at once.
 
-    Everything happens in the reactor's thread.
+    It is used in the reactor's thread only.
 
     Args:
-        reactor: Where the server's answers are waited for.
-        connection: To the server; becomes this object's.
-        settings: What the agent is told.
-        output: File descriptor for what it and its ranks print.
-        on_ended: Called when it has ended, or could not be started: `poll` tells how.
+        reactor: The reactor that reads the server's replies.
+        connection: The connection to the server; this object owns it.
+        settings: The settings of the agent.
+        output: File descriptor for the output of the agent and its ranks.
+        on_ended: Called when the agent has exited or could not be started; `poll` returns the exit code.
 
     Attributes:
-        pid: Its process id, once it is there.
-        lifeline: As of `AgentProcess`.
-        events: As of `AgentProcess`.
+        pid: Process id of the agent; None until the server has forked it.
+        lifeline: As in `AgentProcess`.
+        events: As in `AgentProcess`.
 
     Raises:
-        OSError: The server cannot be asked.
+        OSError: The server cannot be reached.
     """
 
     def __init__(
@@ -127,21 +123,21 @@ class ForkedAgent:
         self._is_starting = False
 
     def poll(self) -> int | None:
-        """Return its exit code, negative for a signal; None while it runs, or is being started."""
+        """Return its exit code, negative for a signal; None while it runs or starts."""
         return self._status
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process. One that is not there yet is given up, and `on_ended` is called soon."""
+        """Send a signal to the process. If it was not forked yet, its start is cancelled, and `on_ended` follows."""
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
         elif not self._is_given_up:
             self._is_given_up = True
-            self._client.close()  # the server kills what it forks for somebody who is gone
+            self._client.close()  # the server kills a process that it forks for a closed connection
             self._reactor.call_soon(lambda: self._note(-number))
 
     def wait_and_close(self, seconds: float) -> None:
-        """Wait for the end of the process, which was killed, and close everything."""
+        """Wait for the exit of the killed process, and close everything."""
         if self._pidfd is not None:
             poll = select.poll()
             poll.register(self._pidfd, select.POLLIN)
@@ -149,7 +145,7 @@ class ForkedAgent:
         self.close_files()
 
     def close_files(self) -> None:
-        """Close both pipes and the connection to the server, which ends the process if it has not."""
+        """Close both pipes and the connection to the server, which ends the process."""
         for fd in (self.lifeline, self.events, *([] if self._pidfd is None else [self._pidfd])):
             if fd >= 0:
                 os.close(fd)
@@ -160,7 +156,7 @@ class ForkedAgent:
     def _started(self, started: Started | OSError) -> None:
         if isinstance(started, Started):
             self.pid, self._pidfd = started.pid, started.pidfd
-        elif self._is_starting:  # nobody can be told yet: it is raised
+        elif self._is_starting:  # still in the constructor, which raises it
             self._refusal = started
         else:
             log.error("a launcher could not be forked", reason=str(started))
@@ -172,13 +168,13 @@ class ForkedAgent:
 
 
 def start_agent(settings: LaunchSettings, output: int | None) -> AgentProcess:
-    """Start the process of `elastic.py` in a session of its own: Ctrl-C in a terminal is not meant for it.
+    """Start the process of `elastic.py` in a new session, so that Ctrl-C in a terminal does not reach it.
 
-    Must be called in a thread that lives as long as the process shall: on Linux the kernel ends it with the thread.
+    On Linux the kernel kills the process when the calling thread ends, so this thread must live as long.
 
     Args:
-        settings: What it is told.
-        output: File descriptor for what it and its ranks print; None is this process's own.
+        settings: The settings of the agent.
+        output: File descriptor for the output of the agent and its ranks; None is that of this process.
 
     Raises:
         OSError: The process cannot be started.
@@ -203,39 +199,3 @@ def start_agent(settings: LaunchSettings, output: int | None) -> AgentProcess:
         os.close(events_write)
     os.set_blocking(events_read, False)
     return AgentProcess(process, lifeline_write, events_read)
-
-
-class EventReader:
-    """Takes events off a pipe that does not block.
-
-    Args:
-        fd: The pipe; stays the caller's to close.
-
-    Attributes:
-        has_ended: Whether the other side has closed it.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._rest = b""
-        self.has_ended = False
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the events that are there. A line that is none is left out."""
-        events: list[dict[str, Any]] = []
-        while not self.has_ended:
-            try:
-                data = os.read(self._fd, 65536)
-            except BlockingIOError:
-                break
-            if not data:
-                self.has_ended = True
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            if len(self._rest) > _LONGEST_LINE:
-                self._rest = b""
-            for line in lines:
-                with contextlib.suppress(ValueError):
-                    event = json.loads(line)
-                    if isinstance(event, dict):
-                        events.append(event)
-        return events

@@ -6,14 +6,31 @@ from pathlib import Path
 
 import click
 
+from omni_exec_torchrun.options import TorchrunOptions
+
+# The defaults of the driver's own options: both sides must agree.
+_DEFAULTS = {name: field.default for name, field in TorchrunOptions.model_fields.items()}
+
 
 @click.command("torchrun-worker", short_help="Run ranks on this machine for a driver on another one.")
 @click.option("--rdzv-endpoint", required=True, metavar="HOST:PORT", help="Where the driver's node meets others.")
-@click.option("--rdzv-id", default="omni", show_default=True, help="Name of the meeting, the driver's.")
+@click.option("--rdzv-id", default=_DEFAULTS["rdzv_id"], show_default=True, help="Name of the meeting, the driver's.")
 @click.option("--nnodes", default="2", show_default=True, metavar="N | MIN:MAX", help="Nodes, as for the driver.")
 @click.option("--nproc-per-node", default=1, show_default=True, type=click.IntRange(1), help="Ranks on this machine.")
-@click.option("--node-timeout", default=15, show_default=True, type=click.IntRange(3), help="node_timeout_s there.")
-@click.option("--max-restarts", default=3, show_default=True, type=click.IntRange(0), help="As for the driver.")
+@click.option(
+    "--node-timeout",
+    default=_DEFAULTS["node_timeout_s"],
+    show_default=True,
+    type=click.IntRange(3),
+    help="node_timeout_s there.",
+)
+@click.option(
+    "--max-restarts",
+    default=_DEFAULTS["max_restarts"],
+    show_default=True,
+    type=click.IntRange(0),
+    help="As for the driver.",
+)
 @click.option(
     "--secret-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

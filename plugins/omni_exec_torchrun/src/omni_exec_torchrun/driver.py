@@ -1,4 +1,4 @@
-"""Driver mode: an ordinary program whose executor has torch elastic launch the ranks, which connect back to it."""
+"""Driver mode: torch elastic launches the ranks, which connect back to the driver, an ordinary program."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omni_core.config import FieldMark, marked_fields
 from omni_core.errors import ConfigError
 from omni_core.replicas.executor import worker_config
 from omni_core.replicas.replica import ReplicaEvents
@@ -28,8 +29,8 @@ from omni_exec_torchrun.worker import CONTROL_VARIABLE, GROUP_VARIABLE
 class DriverExecutor(WireExecutor):
     """Runs `data_parallel_size` replicas of `ranks_per_replica` ranks each, here or on several nodes.
 
-    On one node each replica is a launch of its own, so that a death in one leaves the others alone. Over several nodes
-    all ranks are one launch, and are started again together.
+    On one node each replica is a separate launch, so that a death in one does not affect the others. Over several nodes
+    all ranks are one launch, and restart together.
     """
 
     def _init_executor(self) -> None:
@@ -91,7 +92,7 @@ class DriverExecutor(WireExecutor):
         return replicas
 
     def release(self) -> None:
-        """Let go of the launchers, the port and the secret."""
+        """Release the launchers, the port and the secret."""
         for group in self._groups:
             group.close()
         self._arrivals.close()
@@ -102,7 +103,7 @@ class DriverExecutor(WireExecutor):
 
     @property
     def control_address(self) -> str:
-        """Where ranks connect to, as host:port."""
+        """The address to which ranks connect, as host:port."""
         return self._port.address if self._port is not None else ""
 
     @property
@@ -110,26 +111,25 @@ class DriverExecutor(WireExecutor):
         return parse_nnodes(self._options.nnodes)[1] > 1
 
     def _choose_nproc(self) -> int:
-        """Return the ranks of each node, checked.
+        """Return the checked number of ranks of each node.
 
         Raises:
-            ConfigError: The ranks do not add up.
+            ConfigError: The numbers of ranks do not match.
         """
         most = parse_nnodes(self._options.nnodes)[1]
         wanted = self._options.nproc_per_node
         ranks = self.config.data_parallel_size * self.config.ranks_per_replica
+        sizes = " x ".join(marked_fields(FieldMark.REPLICAS, FieldMark.RANKS))
         if most == 1:
             if wanted not in (None, ranks):
                 raise ConfigError(
-                    f"nproc_per_node = {wanted}, but the configuration asks for {ranks} ranks on this node "
-                    "(data_parallel_size x cfg_parallel_size x ulysses_degree x ring_degree x tensor_parallel_size)."
+                    f"nproc_per_node = {wanted}, but the configuration asks for {ranks} ranks on this node ({sizes})."
                 )
             return self.config.ranks_per_replica
         if ranks != (wanted or ranks // most) * most:
             raise ConfigError(
                 f"{most} nodes of {wanted or 'as many'} ranks each do not make the {ranks} ranks that the "
-                "configuration asks for (data_parallel_size x cfg_parallel_size x ulysses_degree x ring_degree x "
-                "tensor_parallel_size). Change nnodes, nproc_per_node or the sizes."
+                f"configuration asks for ({sizes}). Change nnodes, nproc_per_node or the sizes."
             )
         return wanted or ranks // most
 
@@ -144,7 +144,7 @@ class DriverExecutor(WireExecutor):
             SECRET_VARIABLE: "",  # the file has it
         }
         if "OMP_NUM_THREADS" not in os.environ:
-            # torchrun's own launcher sets 1 for more than one rank; the rank's own number is set when it is made.
+            # As torchrun does for several ranks. A worker sets its own number of threads later.
             environment["OMP_NUM_THREADS"] = "1"
         return LaunchSettings.for_nodes(
             options.node_timeout_s,

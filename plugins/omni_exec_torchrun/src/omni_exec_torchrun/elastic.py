@@ -21,34 +21,34 @@ from omni_exec_torchrun.launch_settings import WORKER_MODULE, LaunchSettings
 if TYPE_CHECKING:
     from omni_exec_torchrun.agent import ReportingAgent
 
-# The other nodes cannot be reached, or did not come: it is worth trying again.
+# Exit code if other nodes cannot be reached or did not join: a new start may succeed.
 EXIT_LOST = 75
 
 
 def main(settings_json: str, events: int, starter: int) -> None:
-    """Run one agent until its ranks have ended or it is told to stop. Standard input is its lifeline.
+    """Run one agent until its ranks have ended or it is stopped. Standard input is its lifeline.
 
     Args:
-        settings_json: Its settings.
-        events: File descriptor on which it reports.
-        starter: Process id of who started it.
+        settings_json: The settings as JSON.
+        events: File descriptor for events.
+        starter: Process id of the parent.
 
-    Ends with code 0 if all ranks did, 1 if the ranks kept dying, `EXIT_LOST` if other nodes cannot be reached, and by
-    the signal that it was sent.
+    The exit code is 0 if all ranks succeeded, 1 if the restarts are used up, and `EXIT_LOST` if other nodes cannot be
+    reached. After a signal the process ends by that signal.
     """
     die_with_parent(starter)
     _serve(LaunchSettings.from_json(settings_json), events)
 
 
 def run_forked(lifeline: int, events: int, settings_json: str) -> None:
-    """Do as `main` in a process that a fork server has forked, which ends with that server or with its driver.
+    """Run one agent, as `main` does, in a process that a fork server has forked.
 
     Args:
         lifeline: File descriptor of the lifeline.
-        events: File descriptor on which it reports.
-        settings_json: Its settings.
+        events: File descriptor for events.
+        settings_json: The settings as JSON.
     """
-    os.setsid()  # Ctrl-C in a terminal is not meant for it
+    os.setsid()  # Ctrl-C in a terminal must not reach it
     os.dup2(lifeline, 0)
     os.close(lifeline)
     settings = LaunchSettings.from_json(settings_json)
@@ -57,7 +57,7 @@ def run_forked(lifeline: int, events: int, settings_json: str) -> None:
 
 
 def _serve(settings: LaunchSettings, events: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C
     agents: list[ReportingAgent] = []
 
     def give_up(reason: str | None = None) -> None:
@@ -69,7 +69,7 @@ def _serve(settings: LaunchSettings, events: int) -> None:
 
     report = EventWriter(events)
     watch_lifeline(0, give_up)
-    # Ranks have standard input from here, and nothing else: they notice by it that nobody is left.
+    # Ranks inherit standard input as their lifeline.
     os.environ[AGENT_VARIABLE] = str(os.getpid())
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"
     try:
@@ -81,7 +81,7 @@ def _serve(settings: LaunchSettings, events: int) -> None:
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
-    os._exit(status)  # without waiting for torch's threads, some of which may wait for somebody out of reach
+    os._exit(status)  # without waiting for torch's threads, which may wait for an unreachable node
 
 
 def _run(
@@ -90,13 +90,12 @@ def _run(
     agents: list[ReportingAgent],
     give_up: Callable[[str], None],
 ) -> int:
-    # Only now: the parent's death is watched while torch is imported, which takes seconds.
+    # Imported only now, since this takes seconds, in which the parent's death must already be watched.
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.multiprocessing import SignalException
 
     from omni_core.forking.import_ahead import import_classes, import_common
-    from omni_exec_torchrun.agent import ReportingAgent, rank_command
-    from omni_exec_torchrun.rank_output import rank_output
+    from omni_exec_torchrun.agent import ReportingAgent, rank_command, rank_output
     from omni_exec_torchrun.rendezvous import make_rendezvous
     from omni_exec_torchrun.rendezvous_watch import watch_rendezvous
 
@@ -108,10 +107,10 @@ def _run(
         arguments = (settings.module, *settings.module_arguments)
     else:
         entrypoint = find_interpreter()
-        # They find modules where this process does, and not in whatever folder they run in (from Python 3.11 on).
+        # Ranks use the import path of this process, and (from Python 3.11 on) not the working directory.
         os.environ.update(PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join(map(os.path.abspath, import_path())))
         arguments = rank_command(settings.module, settings.module_arguments, interpreter_flags())
-    # Its account of each death, with a traceback of its own insides, comes on top of what is reported.
+    # torch would also log each death, with a traceback of its own code.
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     handler, depends = make_rendezvous(settings)
     spec = WorkerSpec(
@@ -121,7 +120,7 @@ def _run(
         args=arguments,
         rdzv_handler=handler,
         max_restarts=settings.max_restarts,
-        monitor_interval=1e-3,  # the agent itself waits
+        monitor_interval=1e-3,  # `_monitor_workers` waits
         local_addr=settings.master_addr,
     )
     agent = ReportingAgent(spec, rank_output(settings.log_folder), report, settings.stop_grace_s)
@@ -151,7 +150,7 @@ def _explain(error: BaseException, report: EventWriter) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.rendezvous import RendezvousError
 
-    if isinstance(error, SignalException):  # it came at an unlucky moment
+    if isinstance(error, SignalException):  # it came outside of `agent.run`
         return -error.sigval
     traceback.print_exception(error)
     is_lost = isinstance(error, (RendezvousError, DistError, OSError))

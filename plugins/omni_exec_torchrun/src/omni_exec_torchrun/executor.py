@@ -1,4 +1,4 @@
-"""`executor_class = "torchrun"`: which of its two ways of working is meant."""
+"""`executor_class = "torchrun"`: selects SPMD mode or driver mode."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from omni_exec_torchrun.spmd.world import spmd_environment
 
 
 def __getattr__(name: str) -> Any:
-    """Return the executor: in a program that torchrun has started the one for that, else the one that launches."""
+    """Return the executor class: SPMD mode in a program that torchrun has started, else driver mode."""
     if name != "TorchrunExecutor":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if spmd_environment() is not None:

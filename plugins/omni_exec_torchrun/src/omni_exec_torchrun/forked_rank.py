@@ -1,4 +1,4 @@
-"""A rank that is forked from its agent, which has imported what it needs: it is there at once, at every restart."""
+"""Runs a rank that is forked from its agent. The agent has imported torch, so that ranks start at once."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import traceback
 
 from omni_core.forking.child import begin_child
 
-# Beyond standard input, output and error nothing of the agent's is the rank's business.
+# All file descriptors of the agent from this number on are closed in a rank.
 _FIRST_FOREIGN_FD = 3
 
 
 def run_rank(module: str, *arguments: str) -> None:
-    """Run a module as `python -m` does, in a process that was just forked. Does not return: it ends the process.
+    """Run a module as `python -m` does, in a forked process. Does not return: it ends the process.
 
     Args:
         module: Name of the module.
-        arguments: Of its command line.
+        arguments: Its command-line arguments.
     """
     begin_child()
-    os.setsid()  # a group of its own, with whatever it starts
+    os.setsid()  # a new process group, with the processes that it starts
     os.closerange(_FIRST_FOREIGN_FD, os.sysconf("SC_OPEN_MAX"))
     sys.argv[1:] = arguments
     status = 0

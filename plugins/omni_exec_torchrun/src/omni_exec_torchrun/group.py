@@ -1,4 +1,4 @@
-"""The ranks of one launch: started together by torch elastic, and again after a death."""
+"""`LaunchGroup`: one launcher, and the replicas whose ranks it starts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ log = get_logger(__name__)
 
 
 class LaunchGroup:
-    """Keeps one launcher going, and hands its ranks to the replicas that they belong to.
+    """Runs one launcher, and passes its ranks to their replicas.
 
-    Everything happens in the reactor's thread.
+    It is used in the reactor's thread only.
 
     Args:
-        reactor: Where the launcher is watched.
-        settings: What it is told.
-        on_ended: Called when the launcher has ended.
+        reactor: The reactor that watches the launcher.
+        settings: The settings of the launcher.
+        on_ended: Called when the launcher has exited.
         fork_server: Folder of a fork server that forks the launcher. None: that of `warm_fork_server` in this process,
             if there is one.
     """
@@ -51,16 +51,16 @@ class LaunchGroup:
         self._failure = ""
         self._is_closing = False
         self._has_been_started = False
-        # Ranks of replicas that wait before they start again.
+        # Connected ranks whose replica is not starting yet, by rank.
         self._waiting: dict[int, Arrival] = {}
 
     @property
     def is_running(self) -> bool:
-        """Whether the launcher is there."""
+        """Whether the launcher runs."""
         return self._launcher is not None
 
     def last_output(self) -> str:
-        """Return the last lines that the launcher and its ranks have written."""
+        """Return the last lines of output of the launcher and its ranks."""
         return "" if self._output is None else self._output.tail()
 
     def start(self) -> None:
@@ -91,11 +91,11 @@ class LaunchGroup:
     def _connect_fork_server(self) -> socket.socket | None:
         if not can_fork():
             return None
-        # A server that has ended since the first start must not end the engine: launchers need not be forked.
+        # If the server has ended since the first start, launchers are started without it.
         return connect_shared(self._fork_server, is_required=not self._has_been_started)
 
     def arrived(self, arrival: Arrival) -> None:
-        """Take a rank that has connected."""
+        """Pass a rank that has connected to its replica."""
         rank, size = arrival.hello.rank, self.replicas[0].world_size
         if self._is_closing or not 0 <= rank // size < len(self.replicas):
             if not self._is_closing:
@@ -107,7 +107,7 @@ class LaunchGroup:
             self._keep(arrival)
 
     def take_waiting(self, replica: RankReplica) -> None:
-        """Hand over the ranks that came before their replica started again."""
+        """Pass the waiting ranks to their replica, which starts."""
         for rank, arrival in list(self._waiting.items()):
             if self.replicas[rank // replica.world_size] is replica:
                 del self._waiting[rank]
@@ -115,7 +115,7 @@ class LaunchGroup:
                     self._keep(arrival)
 
     def stop(self) -> None:
-        """Start nothing any more. The launcher ends with its ranks, which were asked to."""
+        """Stop restarts. The launcher ends after its ranks, which were asked to end."""
         self._is_closing = True
         for arrival in self._waiting.values():
             arrival.close()
@@ -125,7 +125,7 @@ class LaunchGroup:
         """End the launcher and its ranks.
 
         Args:
-            at_once: With SIGKILL; else with SIGTERM first.
+            at_once: Whether to use SIGKILL; else SIGTERM first.
         """
         if self._launcher is not None:
             if at_once:
@@ -134,7 +134,7 @@ class LaunchGroup:
                 self._launcher.stop()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """End the launcher, and release everything."""
         self.stop()
         if self._launcher is not None:
             self._launcher.close()

@@ -1,4 +1,4 @@
-"""The ranks that an agent has started: noticing at once that one has ended, and ending the others."""
+"""Watches the ranks of an agent: detects at once that a rank has exited, and ends the others."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import signal
 import time
 from dataclasses import dataclass
 
-# Where the kernel does not tell, they are looked at so often.
+# Seconds between two polls on systems without pidfds.
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A rank that has ended by itself.
+    """A rank that has exited by itself.
 
     Attributes:
-        local_rank: Which.
+        local_rank: The local rank.
         pid: Its process id.
-        exit_code: Negative for a signal.
+        exit_code: Its exit code; negative for a signal.
     """
 
     local_rank: int
@@ -29,10 +29,10 @@ class Ended:
 
 
 class GroupWatch:
-    """Watches processes without collecting them: their exit status stays there for torch's agent.
+    """Watches processes without reaping them, so that torch's agent can read their exit status.
 
     Args:
-        pids: Process id by local rank. Each leads a process group.
+        pids: Process id by local rank. Each process leads a process group.
     """
 
     def __init__(self, pids: dict[int, int]) -> None:
@@ -46,10 +46,10 @@ class GroupWatch:
                 self._poll.register(fd, select.POLLIN)
 
     def wait(self, timeout_s: float) -> list[Ended]:
-        """Wait until one ends, and return all that have ended since the last call: first those that a signal killed.
+        """Wait until a process exits. Return all that have exited since the last call, those killed by a signal first.
 
         Args:
-            timeout_s: Most seconds to wait. Where the kernel tells of no ends: a short while, for an empty list.
+            timeout_s: Maximum seconds to wait. Without pidfds it waits a short time and returns an empty list.
         """
         if not can_watch():
             time.sleep(min(timeout_s, _POLL_S))
@@ -63,15 +63,15 @@ class GroupWatch:
                 was_killed = result.si_code != os.CLD_EXITED
                 ended.append(Ended(local_rank, pid, -result.si_status if was_killed else result.si_status))
                 if not was_killed and result.si_status == 0:
-                    del self._pids[local_rank]  # torch collects it while others go on: its number may be reused
-        # A rank that loses a peer raises: the one that a signal killed is the cause.
+                    del self._pids[local_rank]  # torch reaps it while others run, and its pid may be reused
+        # A rank that loses a peer raises, so the rank killed by a signal is the cause.
         return sorted(ended, key=lambda one: one.exit_code)
 
     def end(self, grace_s: float, first: signal.Signals = signal.SIGTERM) -> None:
-        """End all that are left, with what they have started. Where the kernel does not tell of ends, torch does it.
+        """End all remaining processes and their process groups. Without pidfds it does nothing, and torch ends them.
 
         Args:
-            grace_s: How long they have after the first signal before they are killed.
+            grace_s: Seconds between the first signal and SIGKILL.
             first: The first signal.
         """
         if not can_watch():
@@ -84,11 +84,11 @@ class GroupWatch:
         self._signal(signal.SIGKILL)
 
     def kill(self) -> None:
-        """Kill all that are left, and wait for none. From any thread."""
+        """Kill all remaining processes, without waiting. From any thread."""
         self._signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the pidfds."""
         for fd in list(self._pidfds):
             self._forget(fd)
 
@@ -98,12 +98,12 @@ class GroupWatch:
         return self._pidfds.pop(fd)
 
     def _signal(self, number: signal.Signals) -> None:
-        # Nobody has collected them, so the numbers are still theirs; and a leader that has ended still has its group.
+        # They were not reaped, so their pids are not reused, and the group of a dead leader still exists.
         for pid in list(self._pids.values()):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, number)
 
 
 def can_watch() -> bool:
-    """Whether this system tells of the end of a process by a file."""
+    """Whether this system has pidfds."""
     return hasattr(os, "pidfd_open")

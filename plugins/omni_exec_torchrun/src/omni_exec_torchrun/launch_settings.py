@@ -1,4 +1,4 @@
-"""What the launcher process is told: how many nodes and ranks, where they meet, and how long to wait for whom."""
+"""The settings of the launcher process: nodes, ranks, rendezvous and timeouts."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from typing import Any
 from omni_core.errors import ConfigError
 from omni_core.wire.address import parse_address
 
-# That many a node may miss before it counts as lost.
-_SIGNS_OF_LIFE = 3
+# Number of missed keep-alives after which a node counts as lost.
+_MISSED_KEEP_ALIVES = 3
 WORKER_MODULE = "omni_exec_torchrun.worker"
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchSettings:
-    """Settings of one launcher process, or of one node's.
+    """Settings of one launcher process, of the driver's node or another.
 
     Attributes:
-        module: What each rank runs, as `python -m module`.
+        module: The module that each rank runs, as `python -m module`.
         module_arguments: Its command-line arguments.
-        model: What the ranks will load, so that it can be imported before they are forked; None is the small model.
-        nnodes: Number of nodes, `"2"`, or the fewest and the most, `"1:4"`. The same on all nodes.
-        nproc_per_node: Ranks on this node.
-        rdzv_backend: Where nodes meet: "c10d" (nothing to install) or another that torch knows.
-        rdzv_endpoint: `host:port` of the meeting place. With c10d, the node that has this address hosts it. Empty for a
-            single node: then nothing listens beyond loopback.
-        rdzv_id: Name of the meeting; the same on all nodes.
-        rdzv_configs: Further settings for torch's rendezvous.
-        max_restarts: How often the ranks of this node are started again after one has died.
-        join_timeout_s: How long to wait for the fewest nodes, whole seconds.
-        last_call_timeout_s: How long to wait for more once the fewest are there, whole seconds.
-        keep_alive_interval_s: How often a node says that it is there, whole seconds.
-        keep_alive_attempts: After how many missing signs of life a node counts as lost.
-        read_timeout_s: How long the meeting place may take to answer, whole seconds.
-        master_addr: Address of this node by which ranks of other nodes reach it; None finds out.
-        log_folder: Folder in which each rank's output is kept, in torch's own layout; None passes the output on.
-        stop_grace_s: How long ranks have to end after SIGTERM before they are killed.
-        environment: Variables for the launcher and its ranks, beyond this process's own.
+        model: The model that the ranks will load, which is imported before they are forked; None is the small model.
+        nnodes: Number of nodes, `"2"`, or minimum and maximum, `"1:4"`. The same on all nodes.
+        nproc_per_node: Number of ranks on this node.
+        rdzv_backend: The rendezvous backend: "c10d" (nothing to install) or another that torch knows.
+        rdzv_endpoint: `host:port` of the rendezvous. With c10d, the node with this address hosts it. Empty for a single
+            node: then nothing listens beyond loopback.
+        rdzv_id: Name of the rendezvous; the same on all nodes.
+        rdzv_configs: Further settings of torch's rendezvous.
+        max_restarts: Maximum number of restarts of the ranks of this node after a death.
+        join_timeout_s: Seconds to wait for the minimum number of nodes, an integer.
+        last_call_timeout_s: Seconds to wait for further nodes after that, an integer.
+        keep_alive_interval_s: Seconds between two keep-alives of a node, an integer.
+        keep_alive_attempts: Number of missed keep-alives after which a node counts as lost.
+        read_timeout_s: Seconds to wait for a reply of the rendezvous, an integer.
+        master_addr: Address by which ranks of other nodes reach this node; None determines it.
+        log_folder: Folder for the output of each rank, in torch's layout; None forwards the output.
+        stop_grace_s: Seconds between SIGTERM and SIGKILL for ranks.
+        environment: Additional variables for the launcher and its ranks.
     """
 
     module: str = WORKER_MODULE
@@ -64,10 +64,10 @@ class LaunchSettings:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
+        """Check the settings.
 
         Raises:
-            ConfigError: Says which, and how it is written.
+            ConfigError: A setting is invalid; the message says which.
         """
         if self.rdzv_endpoint and self.rdzv_backend == "c10d":
             parse_address(self.rdzv_endpoint)
@@ -92,44 +92,44 @@ class LaunchSettings:
 
     @classmethod
     def for_nodes(cls, node_timeout_s: int, **fields: Any) -> LaunchSettings:
-        """Return settings with which a node counts as lost after a time.
+        """Return settings with which a node counts as lost after `node_timeout_s`.
 
         Args:
-            node_timeout_s: Seconds without a sign of life.
-            fields: The others.
+            node_timeout_s: Seconds without a keep-alive.
+            fields: The other settings.
         """
         return cls(
-            keep_alive_interval_s=node_timeout_s // _SIGNS_OF_LIFE,
-            keep_alive_attempts=_SIGNS_OF_LIFE,
+            keep_alive_interval_s=node_timeout_s // _MISSED_KEEP_ALIVES,
+            keep_alive_attempts=_MISSED_KEEP_ALIVES,
             read_timeout_s=node_timeout_s,
             **fields,
         )
 
     @property
     def lost_after_s(self) -> int:
-        """After how many seconds without a sign of life a node counts as lost."""
+        """Seconds without a keep-alive after which a node counts as lost."""
         return self.keep_alive_interval_s * self.keep_alive_attempts
 
     def to_json(self) -> str:
-        """Return the settings as text."""
+        """Return the settings as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> LaunchSettings:
-        """Return the settings that `to_json` has written."""
+        """Return the settings from the result of `to_json`."""
         values = json.loads(text)
         values["module_arguments"] = tuple(values["module_arguments"])
         return cls(**values)
 
 
 def parse_nnodes(text: str) -> tuple[int, int]:
-    """Return the fewest and the most nodes.
+    """Return the minimum and the maximum number of nodes.
 
     Args:
         text: `"2"` or `"1:4"`.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: The text is neither.
     """
     fewest, _, most = text.partition(":")
     try:

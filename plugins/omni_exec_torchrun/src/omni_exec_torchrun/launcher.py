@@ -1,4 +1,4 @@
-"""The driver's side of the launcher process: starts it, hears what it reports, and ends it."""
+"""The driver's side of the launcher process: starts it, reads its events, and ends it."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from typing import Any
 
 from omni_core.replicas.timers import Timer
 from omni_core.wire.reactor import Reactor
-from omni_exec_torchrun.agent_process import AgentProcess, EventReader, ForkedAgent, start_agent
+from omni_exec_torchrun.agent_events import EventReader
+from omni_exec_torchrun.agent_process import AgentProcess, ForkedAgent, start_agent
 from omni_exec_torchrun.launch_settings import LaunchSettings
 
-# How long the launcher may take to end once its ranks' time is over.
+# Seconds that the launcher may take to exit after the grace time of its ranks.
 _STOP_MARGIN_S = 2.0
 _REAP_S = 5.0
 _POLL_S = 0.05
 
 
 class Launcher:
-    """A process of its own in which torch elastic's agent starts ranks and starts them again.
+    """The process in which torch elastic's agent starts and restarts ranks.
 
-    Everything happens in the reactor's thread, and nothing waits, `close` aside. On Linux a new interpreter dies with
-    that thread, and a process of a fork server with the connection to that; everywhere, with this process.
+    It is used in the reactor's thread only. Only `close` blocks. The process ends with this process; on Linux a new
+    interpreter also ends with the reactor's thread, and a forked one with the connection to the fork server.
 
     Args:
-        reactor: Where its end and its events are waited for.
-        settings: What it is told.
-        output: File descriptor for what it and its ranks print; it stays the caller's to close.
+        reactor: The reactor that watches the process.
+        settings: The settings of the launcher.
+        output: File descriptor for the output of the launcher and its ranks; the caller closes it.
         on_ended: Called once, with the exit code (negative for a signal), after the last event.
-        on_event: Called with everything that it reports; see `agent_events.py`.
-        fork_server: A connection to a fork server that has imported torch, which becomes this object's. None: a new
+        on_event: Called with each event; see `agent_events.py`.
+        fork_server: A connection to a fork server that has imported torch; this object owns it. None: start a new
             interpreter.
 
     Raises:
-        OSError: The process cannot be started, or the fork server not be asked.
+        OSError: The process cannot be started, or the fork server cannot be reached.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Launcher:
         self._stop_s = settings.stop_grace_s + _STOP_MARGIN_S
         self._timer: Timer | None = None
         self._has_ended = False
-        # Without this the end of the pipe tells of the process's; a fork server tells by itself.
+        # Without a pidfd, the end of the event pipe shows the exit. A fork server reports it.
         self._pidfd: int | None = None
         self._agent: AgentProcess | ForkedAgent
         if fork_server is not None:
@@ -69,16 +70,16 @@ class Launcher:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the launcher; None while a fork server has not started it yet."""
+        """Process id of the launcher; None until the fork server has forked it."""
         return self._agent.pid
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process has ended, and `on_ended` was called."""
+        """Whether the process has exited and `on_ended` was called."""
         return self._has_ended
 
     def stop(self) -> None:
-        """Ask it to end its ranks and itself; it is killed if it takes too long. `on_ended` follows."""
+        """Ask the launcher to end with its ranks. It is killed if it takes too long. `on_ended` follows."""
         if self._has_ended:
             return
         self._signal(signal.SIGTERM)
@@ -86,12 +87,12 @@ class Launcher:
             self._timer = self._reactor.call_later(self._stop_s, self.kill)
 
     def kill(self) -> None:
-        """End it and its ranks at once. `on_ended` follows."""
+        """Kill the launcher and its ranks. `on_ended` follows."""
         if not self._has_ended:
             self._signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """End it, if it has not, and let go of everything. `on_ended` is not called any more."""
+        """Kill the launcher, if it runs, and release everything. `on_ended` is not called any more."""
         if self._agent.events < 0:
             return
         self.kill()
@@ -116,7 +117,7 @@ class Launcher:
         if self._has_ended:
             return
         status = self._agent.poll()
-        if status is None:  # it has closed its files, and ends in a moment
+        if status is None:  # it has closed its files and will exit soon
             self._reactor.call_later(_POLL_S, self._check)
             return
         self._has_ended = True

@@ -1,4 +1,4 @@
-"""A node other than the driver's: runs ranks for the driver at an address, and joins again when that is lost."""
+"""A node other than the driver's: runs ranks for the driver, and rejoins when the connection is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from omni_core.errors import ConfigError
 from omni_core.log import get_logger
 from omni_core.wire.address import parse_address
 from omni_core.wire.process_end import describe_exit, end_process
-from omni_exec_torchrun.agent_process import EventReader, start_agent
+from omni_exec_torchrun.agent_events import EventReader
+from omni_exec_torchrun.agent_process import start_agent
 from omni_exec_torchrun.launch_settings import LaunchSettings
 from omni_exec_torchrun.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, load_secret
 
@@ -26,7 +27,7 @@ log = get_logger(__name__)
 _LOOK_S = 0.25
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 15.0
-# Ranks that ran so long were no failed attempt: the next pause is a short one again.
+# If the ranks ran for so long, the attempt was successful, and the next pause is short again.
 _LASTING_S = 60.0
 _CONNECT_S = 5.0
 _STOP_MARGIN_S = 2.0
@@ -39,15 +40,15 @@ def run_node(
     stop: threading.Event | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Run ranks on this machine until SIGTERM, Ctrl-C or `stop`; join again whenever the others are lost.
+    """Run ranks on this machine until SIGTERM, Ctrl-C or `stop`. Rejoin whenever the other nodes are lost.
 
-    Blocks. In the main thread it handles SIGTERM and SIGINT while it runs.
+    It blocks. In the main thread it handles SIGTERM and SIGINT while it runs.
 
     Args:
-        settings: Where to meet, and how many ranks to run here.
-        secret_file: File with the secret that the driver has too; None takes it from the environment.
-        stop: Ends it when set.
-        on_event: Called with what the ranks' agent reports.
+        settings: The rendezvous, and the number of ranks of this node.
+        secret_file: File with the secret of the driver; None reads it from the environment.
+        stop: An event that ends it.
+        on_event: Called with each event of the agent.
 
     Raises:
         ConfigError: There is no endpoint, or no secret.
@@ -68,7 +69,7 @@ def run_node(
         pause = _FIRST_PAUSE_S
         while not stop.is_set():
             began = time.monotonic()
-            if not _is_somebody_there(settings.rdzv_endpoint):
+            if not _is_reachable(settings.rdzv_endpoint):
                 log.info("nobody is at the rendezvous yet", endpoint=settings.rdzv_endpoint, again_in_s=pause)
             else:
                 status = _run_agent(settings, stop, on_event)
@@ -95,18 +96,18 @@ def node_settings(
     node_timeout_s: int = 15,
     **others: Any,
 ) -> LaunchSettings:
-    """Return the settings of a node, checked.
+    """Return the checked settings of a node. `rdzv_id`, `nnodes` and `node_timeout_s` must be those of the driver.
 
     Args:
-        rdzv_endpoint: `host:port` at which the driver's node meets others.
-        rdzv_id: Name of the meeting: the driver's.
-        nnodes: Number of nodes, or `"fewest:most"`: the driver's.
-        nproc_per_node: Ranks to run here.
-        node_timeout_s: Seconds without a sign of life after which another node is lost: the driver's.
+        rdzv_endpoint: `host:port` of the rendezvous.
+        rdzv_id: Name of the rendezvous.
+        nnodes: Number of nodes, or `"minimum:maximum"`.
+        nproc_per_node: Number of ranks on this node.
+        node_timeout_s: Seconds without a keep-alive after which another node counts as lost.
         others: Further fields of `LaunchSettings`.
 
     Raises:
-        ConfigError: One of them cannot be meant.
+        ConfigError: A setting is invalid.
     """
     parse_address(rdzv_endpoint)
     return LaunchSettings.for_nodes(
@@ -119,8 +120,8 @@ def node_settings(
     )
 
 
-def _is_somebody_there(endpoint: str) -> bool:
-    """Try to connect: an agent that finds nobody would have taken seconds to import torch for it."""
+def _is_reachable(endpoint: str) -> bool:
+    """Try to connect, before an agent is started that needs seconds to import torch."""
     with contextlib.suppress(OSError), socket.create_connection(parse_address(endpoint), _CONNECT_S):
         return True
     return False
@@ -129,14 +130,14 @@ def _is_somebody_there(endpoint: str) -> bool:
 def _run_agent(
     settings: LaunchSettings, stop: threading.Event, on_event: Callable[[dict[str, Any]], None] | None
 ) -> int:
-    """Run one agent to its end, and return how it ended."""
+    """Run one agent until it exits, and return its exit code."""
     agent = start_agent(settings, None)
     reader = EventReader(agent.events)
     try:
         while not reader.has_ended and not stop.is_set():
             select.select([agent.events], [], [], _LOOK_S)
             for event in reader.read():
-                _tell(event)
+                _log_event(event)
                 if on_event is not None:
                     on_event(event)
         if stop.is_set():
@@ -148,7 +149,7 @@ def _run_agent(
         end_process(agent.process)
 
 
-def _tell(event: dict[str, Any]) -> None:
+def _log_event(event: dict[str, Any]) -> None:
     facts = {name: value for name, value in event.items() if name != "event"}
     name = event.get("event")
     level = 30 if name == "failed" or (name == "worker_ended" and event.get("exit_code")) else 20
@@ -157,7 +158,7 @@ def _tell(event: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _signals_set(stop: threading.Event) -> Iterator[None]:
-    """Have SIGTERM and Ctrl-C set `stop`, where a thread may say so."""
+    """Let SIGTERM and Ctrl-C set `stop`, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

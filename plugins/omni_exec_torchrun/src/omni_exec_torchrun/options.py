@@ -1,4 +1,4 @@
-"""What `executor_options` may set."""
+"""The `executor_options` of `torchrun` and `torchrun-spmd`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ from omni_core.validation import Seconds
 from omni_core.wire.options import WireOptions
 from omni_exec_torchrun.launch_settings import parse_nnodes
 
-# What means something only in a program that torchrun has started.
-_SPMD_ONLY = frozenset({"outputs"})
 
-_TIMEOUT = Field(600.0, description="Seconds that a rank waits for the others in a collective before it gives up.")
-
-
-class SpmdOptions(BaseModel):
-    """Options of the executor `torchrun-spmd`."""
+class RankOptions(BaseModel):
+    """Options that have an effect however the ranks are launched."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    timeout_s: Seconds = _TIMEOUT
-    outputs: Literal["all", "rank0"] = Field("all", description="Which ranks get pictures.")
+    timeout_s: Seconds = Field(
+        600.0, description="Seconds that a rank waits for the others in a collective before it gives up."
+    )
 
 
-class TorchrunOptions(WireOptions):
-    """Options of the executor `torchrun`. For ranks on this machine alone none is needed."""
+class SpmdOptions(RankOptions):
+    """Options of the executor `torchrun-spmd`. Those that are not in `RankOptions` have an effect only there."""
+
+    outputs: Literal["all", "rank0"] = Field(
+        "all", description="Which ranks get pictures, in a program that torchrun has started."
+    )
+
+
+class TorchrunOptions(SpmdOptions, WireOptions):
+    """Options of the executor `torchrun`, in both of its modes. For ranks on this machine alone none is needed.
+
+    Those that are not in `SpmdOptions` have an effect only where the executor launches the ranks.
+    """
 
     nnodes: str = Field(
         "1",
@@ -60,7 +67,6 @@ class TorchrunOptions(WireOptions):
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="What connects the ranks for tensors. auto: nccl on GPUs, else gloo."
     )
-    timeout_s: Seconds = _TIMEOUT
     master_addr: str | None = Field(
         None,
         description="Address of this machine by which other nodes reach it; the driver listens there. Unset: "
@@ -77,9 +83,6 @@ class TorchrunOptions(WireOptions):
     )
     fork_server: Path | None = Field(
         None, description="Folder of a fork server that forks the launchers: see `omni_core.forking.warm`."
-    )
-    outputs: Literal["all", "rank0"] = Field(
-        "all", description="In a program that torchrun has started: which ranks get pictures."
     )
 
     @model_validator(mode="after")
@@ -102,8 +105,9 @@ class TorchrunOptions(WireOptions):
         Raises:
             ConfigError: There is such an option.
         """
-        unused = frozenset(type(self).model_fields) - SpmdOptions.model_fields.keys() if spmd else _SPMD_ONLY
         fields = type(self).model_fields
+        spmd_fields = SpmdOptions.model_fields.keys()
+        unused = fields.keys() - spmd_fields if spmd else spmd_fields - RankOptions.model_fields.keys()
         names = sorted(name for name in unused if getattr(self, name) != fields[name].get_default())
         if not names:
             return

@@ -1,4 +1,4 @@
-"""What omni finds through the entry point: light, as it is imported in every process."""
+"""The entry point of the plugin. It is imported in every omni process, so it imports little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank as the driver sees it."""
+"""The driver's side of one rank."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from omni_core.wire.reactor import Reactor
 from omni_core.wire.worker import WireWorker
 from omni_exec_torchrun.options import TorchrunOptions
 
-# Seconds after its connection has ended within which the launcher must have told how a rank ended.
+# Seconds to wait for the launcher's report of an exit code after the connection of a rank has ended.
 _REPORT_WAIT_S = 0.3
 
 
 class RankWorker(WireWorker):
-    """Talks to a rank that a launcher has started, here or on another node.
+    """Communicates with a rank that a launcher has started, on this or another node.
 
     Args:
-        reactor: Where the rank is watched.
+        reactor: The reactor that watches the rank.
         arrival: Its connections.
-        options: Of the executor.
-        events: Who is told of what happens to it.
+        options: The options of the executor.
+        events: Callbacks for what happens to it.
         replica: Index of its replica.
         rank: Its rank in the replica.
     """
@@ -65,17 +65,17 @@ class RankWorker(WireWorker):
 
     @property
     def has_exited(self) -> bool:
-        """Whether the process is gone. Of one on another node all that is known is whether it is still connected."""
+        """Whether the process has exited. On another node, only the end of the connection is known."""
         return self._has_exited
 
     def listen(self) -> None:
-        """Begin to listen to the rank."""
+        """Start to read from the rank."""
         super().listen()
         if self._pidfd is not None:
             self._loop.watch(self._pidfd, self._process_ended)
 
     def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the process. One on another node ends when its connection does."""
+        """Send a signal to the process. On another node, close its connection, which ends it."""
         if self._pidfd is not None and not self._has_exited:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, with_signal)
@@ -84,11 +84,11 @@ class RankWorker(WireWorker):
             self._has_exited = True
 
     def last_output(self) -> str:
-        """Return the last lines that the launch of this rank wrote."""
+        """Return the last lines of output of the launch that this rank belongs to."""
         return self.said
 
     def note_exit(self, exit_code: int) -> None:
-        """Take note of how the process ended, as its launcher tells."""
+        """Handle the exit code that the launcher reports."""
         if self.is_alive:
             self.declare_dead(describe_exit(exit_code))
 
@@ -103,7 +103,7 @@ class RankWorker(WireWorker):
         self._events.on_heard()
 
     def _end_seen(self) -> None:
-        """The connection has ended: wait a moment for the launcher, which knows how the process did."""
+        """The connection has ended: wait a moment for the exit code from the launcher."""
         if self.is_alive and not self._is_ending:
             self._is_ending = True
             self._loop.call_later(_REPORT_WAIT_S, lambda: self.declare_dead("ended, or cannot be reached any more"))

@@ -1,4 +1,4 @@
-"""Where nodes meet. A single node meets itself, on loopback; several meet at an address that somebody chose."""
+"""The rendezvous of nodes: a trivial one for a single node, and torch's for several nodes at a configured address."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _LOOPBACK = "127.0.0.1"
 
 
 class LoopbackRendezvous(RendezvousHandler):
-    """The meeting of a single node with itself: no waiting, and nothing that listens.
+    """The rendezvous of a single node: it does not wait, and does not listen.
 
-    torch's own would draw up to 0.3 s before the first meeting, and its store listens on every interface. The agent's
-    store is in its memory; the ranks meet where the driver tells them.
+    torch's rendezvous waits up to 0.3 s, and its store listens on every interface. Here the store is in the memory of
+    the agent, and the ranks rendezvous in a file of the driver.
 
     Args:
-        run_id: Name of the meeting.
+        run_id: Name of the rendezvous.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -43,48 +43,48 @@ class LoopbackRendezvous(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """Ranks cannot use it."""
+        """Ranks cannot use the store of the agent."""
         return False
 
     def get_backend(self) -> str:
-        """Return its name."""
+        """Return the name of the backend."""
         return "loopback"
 
     def get_run_id(self) -> str:
-        """Return the name of the meeting."""
+        """Return the name of the rendezvous."""
         return self._run_id
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Open a new store, so that nothing is left of the ranks before."""
+        """Create a new store, without entries of earlier ranks."""
         return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo(_LOOPBACK, 0))
 
     def num_nodes_waiting(self) -> int:
-        """Nobody else can come."""
+        """No other node can join."""
         return 0
 
     def is_closed(self) -> bool:
-        """It never is."""
+        """Always False."""
         return False
 
     def set_closed(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def shutdown(self) -> bool:
-        """Nothing to do."""
+        """Do nothing."""
         return True
 
 
 def make_rendezvous(settings: LaunchSettings) -> tuple[RendezvousHandler, bool]:
-    """Return the meeting that the settings describe, and whether it depends on another machine.
+    """Return the rendezvous for the settings, and whether another node hosts it.
 
     Raises:
-        OSError: The address cannot be listened on, or is not known.
-        RendezvousConnectionError: Nobody is there.
+        OSError: It cannot listen on the address, or the address is unknown.
+        RendezvousConnectionError: The other node cannot be reached.
     """
     if not settings.rdzv_endpoint:
         return LoopbackRendezvous(settings.rdzv_id), False
-    # Ranks of each meeting get a store of their own. The one that torch's agents would share with them goes on from
-    # meeting to meeting: a node that joins later waits for an address that is not written again, and reads old keys.
+    # Ranks of each rendezvous get a new store. The agents' store, which torch would share with them, persists: a node
+    # that joins later would read old keys, and wait for an address that is not written again.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     fewest, most = parse_nnodes(settings.nnodes)
     parameters = RendezvousParameters(
@@ -110,10 +110,10 @@ def make_rendezvous(settings: LaunchSettings) -> tuple[RendezvousHandler, bool]:
 
 
 def join_store(settings: LaunchSettings) -> Store:
-    """Connect to the store at which the nodes meet.
+    """Connect to the store of the rendezvous.
 
     Raises:
-        DistNetworkError: Nobody is there.
+        DistNetworkError: It cannot be reached.
     """
     host, port = parse_address(settings.rdzv_endpoint)
     timeout = timedelta(seconds=settings.read_timeout_s)
@@ -121,10 +121,10 @@ def join_store(settings: LaunchSettings) -> Store:
 
 
 def _host_or_join(settings: LaunchSettings) -> tuple[Store, bool]:
-    """Open the store if its address is this machine's and nobody has yet; else connect to it."""
+    """Host the store if its address belongs to this machine and is free; else connect to it."""
     host, port = parse_address(settings.rdzv_endpoint)
     try:
-        # At this address only: torch's own would listen on every interface.
+        # On this address only: torch would listen on every interface.
         listener = _listen(host, port)
     except OSError as error:
         if error.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
@@ -147,14 +147,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(listener: socket.socket, host: str, timeout: timedelta) -> TCPStore:
-    """Have torch serve a store on a socket, which is the store's from now on."""
+    """Let torch serve a store on a socket, which the store then owns."""
     port: int = listener.getsockname()[1]
     fd = listener.detach()
     return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=fd)
 
 
 def _own_address(settings: LaunchSettings) -> str | None:
-    """Return the address by which other nodes reach this one; torch would look its name up, which need not work."""
+    """Return the address by which other nodes reach this one. (torch would resolve the host name, which may fail.)"""
     with contextlib.suppress(OSError, ValueError):
         return address_towards(*parse_address(settings.rdzv_endpoint))
     return None

@@ -1,7 +1,7 @@
-"""Noticing that the meeting place does not answer any more.
+"""Detects that the rendezvous does not reply any more.
 
-A machine that is cut off sends no farewell: what torch has asked it for is waited for until the kernel gives up, which
-takes a quarter of an hour, and its ranks go on waiting for ranks that nobody can reach.
+A node that is cut off does not close its connections. Without this check, torch would wait until the kernel's timeout,
+which is a quarter of an hour, and the ranks would wait for unreachable ranks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _KEY = "omni/alive"
 
 
 def watch_rendezvous(settings: LaunchSettings, on_lost: Callable[[str], None]) -> None:
-    """Ask the meeting place for an answer now and then, in threads of their own, and call back once if none comes.
+    """Check the rendezvous regularly, in two threads, and call `on_lost` once if it does not reply.
 
     Args:
-        settings: Where it is, how often to ask and how long to wait.
-        on_lost: Gets what happened.
+        settings: The address, the interval and the timeout.
+        on_lost: Called with the reason.
     """
-    last_answer = [time.monotonic()]
+    last_reply = [time.monotonic()]
     gone = threading.Event()
     reason = [f"it has not answered for {settings.lost_after_s} s"]
 
@@ -33,15 +33,15 @@ def watch_rendezvous(settings: LaunchSettings, on_lost: Callable[[str], None]) -
             while True:
                 store.set(_KEY, "1")
                 store.get(_KEY)
-                last_answer[0] = time.monotonic()
+                last_reply[0] = time.monotonic()
                 time.sleep(settings.keep_alive_interval_s)
         except Exception as error:
             reason[0] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             gone.set()
 
     def watch() -> None:
-        while not gone.wait(max(0.1, last_answer[0] + settings.lost_after_s - time.monotonic())):
-            if time.monotonic() - last_answer[0] >= settings.lost_after_s:
+        while not gone.wait(max(0.1, last_reply[0] + settings.lost_after_s - time.monotonic())):
+            if time.monotonic() - last_reply[0] >= settings.lost_after_s:
                 break
         on_lost(f"the rendezvous at {settings.rdzv_endpoint} is lost: {reason[0]}")
 

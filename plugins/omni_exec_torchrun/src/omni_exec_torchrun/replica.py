@@ -1,4 +1,4 @@
-"""The ranks of one replica: part of a launch."""
+"""The ranks of one replica, which a launcher starts."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from omni_core.replicas.replica import ReplicaEvents
 from omni_core.wire.arrival import Arrival
 from omni_core.wire.reactor import Reactor
 from omni_core.wire.replica import WireReplica
-from omni_exec_torchrun.messages import Setup
 from omni_exec_torchrun.options import TorchrunOptions
 from omni_exec_torchrun.rank_worker import RankWorker
+from omni_exec_torchrun.worker_setup import TorchrunWorkerSetup
 
 
 class Launch(Protocol):
-    """What starts the ranks of a replica: see `LaunchGroup`."""
+    """Starts the ranks of a replica: see `LaunchGroup`."""
 
     def start(self) -> None:
-        """Start the launcher, unless it runs; raises OSError if it cannot."""
+        """Start the launcher, unless it runs. Raises OSError if it cannot be started."""
 
     def take_waiting(self, replica: RankReplica) -> None:
-        """Hand over the ranks that are there already."""
+        """Pass the ranks that have already connected to the replica."""
 
     def last_output(self) -> str:
-        """Return what was written last."""
+        """Return the last lines of output."""
 
 
 class RankReplica(WireReplica):
-    """Waits for the ranks that a launcher starts, and sets them up once all of them are there.
+    """Waits for the ranks that a launcher starts, and sends them their setup when all have connected.
 
     Args:
-        reactor: Where the ranks are watched.
-        launch: What starts them.
+        reactor: The reactor that watches the ranks.
+        launch: Starts the ranks.
         config: The configuration for the ranks.
-        options: Of the executor.
-        events: What the executor is told and asked.
-        index: Its index.
-        num_local: Ranks of the engine, which are all on this machine; None: they are on several.
-        hooks: Plugins to tell of deaths and restarts.
+        options: The options of the executor.
+        events: The callbacks to the executor.
+        index: Index of the replica.
+        num_local: Number of ranks of the engine if all are on this machine; None if they are on several machines.
+        hooks: Plugins to notify of deaths and restarts.
     """
 
     _options: TorchrunOptions
@@ -62,12 +62,12 @@ class RankReplica(WireReplica):
         self._launch = launch
         self._num_local = num_local
         self._is_waiting = False
-        # So that ranks of an earlier start, or of another driver, never meet these.
+        # Unique, so that ranks of an earlier start or of another driver cannot rendezvous with these.
         self._name = secrets.token_hex(8)
         self._meetings = itertools.count()
 
     def start_workers(self) -> None:
-        """Have the ranks started, unless the launcher has done so already."""
+        """Start the launcher, unless it runs, and wait for the ranks to connect."""
         self.drop_closed()
         self._is_waiting = True
         try:
@@ -80,15 +80,15 @@ class RankReplica(WireReplica):
         self._launch.take_waiting(self)
 
     def clean_up(self) -> None:
-        """Take no ranks until the next start."""
+        """Accept no ranks until the next start."""
         self._is_waiting = False
         super().clean_up()
 
     def take(self, arrival: Arrival) -> bool:
-        """Take a rank that has connected.
+        """Accept a rank that has connected.
 
         Returns:
-            Whether it was taken. If not, it is to be kept until the next start.
+            Whether it was accepted. If not, the caller keeps it until the next start.
         """
         rank = arrival.hello.rank % self.world_size
         older = next((worker for worker in self.workers if worker.rank == rank), None)
@@ -104,18 +104,18 @@ class RankReplica(WireReplica):
         return True
 
     def note_exit(self, pid: int, exit_code: int) -> None:
-        """Take note of how a process of this machine ended."""
+        """Handle the exit code of a process of this machine."""
         for worker in self.all_workers:
             if worker.pid == pid and isinstance(worker, RankWorker) and worker.is_local:
                 worker.said = self._launch.last_output()
                 worker.note_exit(exit_code)
 
     def launcher_ended(self, what: str, said: str) -> None:
-        """Take note that nobody starts ranks any more.
+        """Handle the exit of the launcher.
 
         Args:
-            what: What happened, to be read after "Replica 0".
-            said: What was written meanwhile.
+            what: What happened, as text that follows "Replica 0".
+            said: The last output.
         """
         if self.state != "closed" and (self._is_waiting or self.workers):
             self.start_failed(what, said)
@@ -131,7 +131,7 @@ class RankReplica(WireReplica):
             if self._num_local is not None:
                 local_index, num_local = self.index * self.world_size + worker.rank, self._num_local
             worker.set_up(
-                Setup(
+                TorchrunWorkerSetup(
                     **self.describe_worker(worker.rank, local_index, num_local, key),
                     rendezvous=self.rendezvous,
                     meeting=meeting,

@@ -1,4 +1,4 @@
-"""Where torchrun's driver and ranks find the secret that they share."""
+"""The secret of driver and ranks: the names of its environment variables."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SECRET_FILE_VARIABLE = "OMNI_TORCHRUN_SECRET_FILE"  # noqa: S105
 
 
 def load_secret(file: str | os.PathLike[str] | None = None) -> bytes | None:
-    """Return the secret that somebody has set, or None if nobody has.
+    """Return the configured secret; None if there is none.
 
     Args:
-        file: File that holds it; None looks at the two environment variables.
+        file: File with the secret; None reads the two environment variables.
 
     Raises:
         ConfigError: It is too short, or others can read the file, or it cannot be read.

@@ -1,4 +1,4 @@
-"""Which accelerator a worker process uses."""
+"""Assigns an accelerator to a worker process."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from omni_core.config import OmniDiffusionConfig
 
 
 def choose_accelerator(config: OmniDiffusionConfig, local_index: int, num_local: int) -> None:
-    """Show this process one accelerator of its own, before anything initialises CUDA.
+    """Make one accelerator visible to this process, before CUDA is initialised.
 
     Args:
         config: The configuration of the engine.
-        local_index: Number of this worker among those of this machine.
-        num_local: Number of those. A single one sees what there is.
+        local_index: Index of this worker among those of this machine.
+        num_local: Number of workers of this machine. A single worker sees all accelerators.
     """
     if num_local == 1 or config.device not in ("auto", "cuda"):
         return

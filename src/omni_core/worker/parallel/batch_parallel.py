@@ -1,13 +1,13 @@
-"""One denoiser call on all ranks of a replica, each with a part of its rows.
+"""Runs one denoiser call on all ranks of a replica, each with a part of its rows.
 
-With classifier-free guidance in one batch this is CFG parallelism, for every stock pipeline. As with stacking, nothing
-is assumed of a model: the first call of each kind is also run whole on every rank, and if the results differ, that kind
-runs whole from then on.
+With classifier-free guidance in one batch this is CFG parallelism, for every stock pipeline. A call of `[rows, ...]`
+becomes a call of `[rows / ranks, ...]` on each rank. As with stacking, nothing is assumed about the model: the first
+call of each kind is also run whole on every rank, and if the results differ, that kind runs whole from then on.
 
-A part may itself be computed by several ranks together, with sequence or tensor parallelism inside of the model.
+A part may itself be computed by several ranks, with sequence or tensor parallelism inside the model.
 
-All ranks take the same way through this module. What one rank alone can know (an error, memory that ran out, a
-difference) is agreed on before anything hangs on it, and no collective is entered before all are known to come.
+All ranks take the same branches in this module. What only one rank can know (an error, memory that ran out, a
+difference) is first agreed on by all ranks, and no rank enters a collective before all are known to enter it.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _OK, _RAISED, _OUT_OF_MEMORY = 0, 1, 2
 
 
 class PeerTraceback(Exception):
-    """The cause of an error that another rank raised; its message is the traceback there."""
+    """The cause of an error that another rank raised. Its message is the traceback on that rank."""
 
 
 class BatchParallel(CallRunner):
-    """Runs denoiser calls with their rows split over the ranks, and gives every rank the whole result.
+    """Runs denoiser calls with their rows split over the ranks, and returns the whole result on every rank.
 
     Args:
-        group: All ranks of the replica, which make the same calls and come to the same verdicts.
-        stats: Where refused kinds are recorded.
-        rows: Those over which rows are split. None: all.
-        peers: Those that compute each forward together with this one. None: it computes alone.
+        group: All ranks of the replica, which make the same calls and decide the same.
+        stats: Records refused kinds.
+        rows: The ranks over which rows are split. None: all.
+        peers: The ranks that compute each forward pass together with this one. None: it computes alone.
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class BatchParallel(CallRunner):
         self.group = group
         self._rows = group if rows is None else rows
         self._peers = peers
-        # What each kind and number of rows came to: a split that is right, or None.
+        # By kind and number of rows: the verified split, or None if the kind is refused.
         self._splits: dict[Hashable, BatchSplit | None] = {}
 
     def run(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one call, split if that is right. All ranks must make the same call.
+        """Run one call, split by rows if that is verified. All ranks must make the same call.
 
         Returns:
-            What `module(*args, **kwargs)` returns, on every rank.
+            The result of `module(*args, **kwargs)`, with all rows, on every rank.
 
         Raises:
-            BaseException: What the module raised, on any rank. All ranks raise then.
-            RankGroupError: A rank is gone, or the ranks have lost step.
+            BaseException: The module raised it, on any rank. Then all ranks raise.
+            RankGroupError: A rank is gone, or the ranks are out of step.
         """
         call = DenoiserCall.unexamined(module, args, kwargs)
         records_gradients = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -97,13 +97,13 @@ class BatchParallel(CallRunner):
             if is_out_of_memory(error) or is_ctrl_c(error):
                 raise
             reason = described_error(error)
-        # What this raises is the call's own error, which says nothing of splitting.
+        # If this raises, the call itself fails, and nothing is known about splitting.
         result = self._run_whole(call)
         self._refuse(key, call, reason)
         return result
 
     def run_whole(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
-        """Run one call whole on every rank, because of `reason`. Returns and raises as `run` does."""
+        """Run one call whole on every rank, and record `reason`. Returns and raises as `run` does."""
         call = DenoiserCall.unexamined(module, args, kwargs)
         note_not_split(self.stats, call, reason)
         return self._run_whole(call)
@@ -114,23 +114,23 @@ class BatchParallel(CallRunner):
         return self.group.world_size == 1
 
     def agree_all(self, purpose: str, values: Sequence[float]) -> list[float]:
-        """Return the largest of each value over all ranks.
+        """Return the maximum of each value over all ranks.
 
         Raises:
-            RankGroupError: A rank is gone, or the ranks have lost step.
+            RankGroupError: A rank is gone, or the ranks are out of step.
         """
         return self.group.agree_all(purpose, values)
 
     def agree_on(self, what: str, make: Callable[[], Result]) -> Result:
-        """Make something, outside of any collective, that may fail on one rank alone. All ranks get theirs, or none.
+        """Return `make()`, which enters no collective and may fail on one rank only. Then all ranks raise.
 
         Args:
-            what: What it is about, the same on all ranks.
-            make: Makes it.
+            what: Name of the exchange, the same on all ranks.
+            make: The function.
 
         Raises:
-            BaseException: What `make` raised, on any rank. All ranks raise then.
-            RankGroupError: A rank is gone, or the ranks have lost step.
+            BaseException: `make` raised it, on any rank.
+            RankGroupError: A rank is gone, or the ranks are out of step.
         """
         result, _ = self._agree(what, lambda: (make(), ()))
         return result
@@ -164,13 +164,13 @@ class BatchParallel(CallRunner):
         return part.whole(gathered, lists)
 
     def _verify(self, key: Hashable, call: DenoiserCall) -> Any:
-        """Find the split that is right for a kind, and return the result of running the call whole."""
+        """Find and verify a split for a kind, and return the result of running the call whole."""
         tensors = [leaf for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
 
         def run() -> tuple[Any, Sequence[float]]:
             before = [tensor.clone() for tensor in tensors]
             generators = generator_states(call.leaves)
-            # In containers of their own: some models pop what they use off lists.
+            # In new containers: some models pop entries off lists.
             args, kwargs = copy_containers((call.args, call.kwargs))
             result = call.module(*args, **kwargs)
             drew = not torch.equal(generators, generator_states(call.leaves))
@@ -197,7 +197,7 @@ class BatchParallel(CallRunner):
                     if is_ctrl_c(error):
                         raise
                     if is_out_of_memory(error):
-                        return whole  # not a verdict on the kind
+                        return whole  # no verdict on the kind
                     reason = described_error(error)
                     continue
                 if gap is None:
@@ -216,23 +216,23 @@ class BatchParallel(CallRunner):
     def _attempt(
         self, what: str, call: DenoiserCall, run: Callable[[], tuple[Result, Sequence[float]]]
     ) -> tuple[Result, list[float]]:
-        """Run a forward, which may fail on one rank alone. Returns and raises as `_agree` does.
+        """Run a forward pass, which may fail on one rank only. Returns and raises as `_agree` does.
 
         Raises:
-            RankGroupError: Also if one of those that compute a forward together raised alone.
+            RankGroupError: Also if only one of the ranks that compute a forward pass together raised.
         """
         purpose = f"{what}: {type(call.module).__name__}, {call.rows} rows"
         peers = self._peers
         return self._agree(purpose, run if peers is None else lambda: peers.run(run))
 
     def _agree(self, purpose: str, run: Callable[[], tuple[Result, Sequence[float]]]) -> tuple[Result, list[float]]:
-        """Do something that may fail on one rank alone.
+        """Run a function that may fail on one rank only.
 
         Returns:
-            The result of this rank, and the largest of each number that comes with it over all ranks.
+            The result of this rank, and the maximum of each number over all ranks.
 
         Raises:
-            BaseException: What `run` raised, here or on another rank.
+            BaseException: `run` raised it, on this or on another rank.
             RankGroupError: A rank is gone.
         """
         failure: BaseException | None = None
@@ -254,20 +254,20 @@ class BatchParallel(CallRunner):
                 raise self._common_error(failure if status == worst else None)
             return result, agreed
         finally:
-            del failure  # the error's frames hold this one, and all tensors of the forward
+            del failure  # its frames hold this frame, and all tensors of the forward pass
 
     def _common_error(self, mine: BaseException | None) -> BaseException:
-        """Return the error that all ranks raise, if this one's is `mine`."""
-        told = None if mine is None else _Told.of(mine)
-        found: list[_Told | None] = self.group.all_gather_objects(told)
+        """Return the error that this rank raises: its own one, or that of the first rank that failed."""
+        sent = None if mine is None else _SentError.of(mine)
+        found: list[_SentError | None] = self.group.all_gather_objects(sent)
         if mine is not None:
             return mine
-        rank, first = next((rank, told) for rank, told in enumerate(found) if told is not None)
+        rank, first = next((rank, error) for rank, error in enumerate(found) if error is not None)
         return first.error(rank)
 
 
-class _Told:
-    """An error on its way to the other ranks."""
+class _SentError:
+    """An error in the form in which it is sent to the other ranks."""
 
     def __init__(self, pickled: bytes, text: str, traceback_text: str, is_out_of_memory: bool) -> None:
         self.pickled = pickled
@@ -276,7 +276,7 @@ class _Told:
         self.is_out_of_memory = is_out_of_memory
 
     @classmethod
-    def of(cls, error: BaseException) -> _Told:
+    def of(cls, error: BaseException) -> _SentError:
         try:
             pickled = pickle.dumps(error)
         except Exception:
@@ -288,7 +288,7 @@ class _Told:
         error: BaseException = torch.OutOfMemoryError(self.text) if self.is_out_of_memory else RuntimeError(self.text)
         with contextlib.suppress(Exception):
             found = pickle.loads(self.pickled)  # noqa: S301  # from a rank of our own
-            # All ranks must draw the same conclusion from it.
+            # All ranks must handle it in the same way.
             if isinstance(found, BaseException) and is_out_of_memory(found) == self.is_out_of_memory:
                 error = found
         error.__cause__ = PeerTraceback(f"on rank {rank} of the replica:\n{self.traceback_text}")

@@ -1,7 +1,7 @@
-"""Cutting one denoiser call into parts by rows, and putting the parts of its output together again.
+"""Splits one denoiser call by rows, and joins the parts of its output.
 
-Nothing here knows a model. What has rows is tried out and checked (see `batch_parallel.py`), because shapes alone do
-not tell.
+Nothing here knows a model. Which arguments have rows is tried and verified (see `batch_parallel.py`), because the
+shapes alone do not tell.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ class NotSplitError(Exception):
 
 
 def row_counts(rows: int, world_size: int) -> list[int]:
-    """Return how many of `rows` each rank gets: as even as can be, the first ranks one more."""
+    """Return the number of rows of each rank, `[world_size]`: as even as possible, the first ranks get one more."""
     least, more = divmod(rows, world_size)
     return [least + (rank < more) for rank in range(world_size)]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSplit:
-    """How to cut the calls of one kind.
+    """How to split the calls of one kind.
 
     Attributes:
-        row_lists: Whether lists with one entry per row are cut.
-        by_rows: Positions of the tensors that are cut; others serve every part.
+        row_lists: Whether lists with one entry per row, `[rows]`, are split.
+        by_rows: Positions of the tensors that are split, `[n * rows, ...]`. Each part gets the other tensors whole.
     """
 
     row_lists: bool
     by_rows: frozenset[int]
 
     def part(self, call: DenoiserCall, start: int, stop: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a call for the rows from `start` to before `stop`. Tensors are views.
+        """Return the arguments of a call for the rows `start:stop`. Tensors are views, `[n * (stop - start), ...]`.
 
         Args:
-            call: The whole call, described with lists of rows if this split cuts them.
+            call: The whole call, described with row lists if this split has them.
             start: First row.
-            stop: The one after the last.
+            stop: Row after the last one.
         """
         leaves: list[Any] = []
         for position, leaf in enumerate(call.leaves):
@@ -61,9 +61,9 @@ class BatchSplit:
 
 
 def candidate_splits(call: DenoiserCall) -> list[tuple[BatchSplit, DenoiserCall]]:
-    """Return the splits that are worth trying, the likeliest first, each with the call described for it."""
+    """Return the possible splits, the most likely first, each with the call described for it."""
     found: list[tuple[BatchSplit, DenoiserCall]] = []
-    # Where the input is a list, its tensors are the rows.
+    # If the input is a list, its tensors are the rows.
     for row_lists in (True,) if call.takes_list else (False, True):
         described = DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists)
         if row_lists and not any(isinstance(leaf, RowList) for leaf in described.leaves):
@@ -71,7 +71,7 @@ def candidate_splits(call: DenoiserCall) -> list[tuple[BatchSplit, DenoiserCall]
         tensors = {place: leaf for place, leaf in enumerate(described.leaves) if isinstance(leaf, torch.Tensor)}
         rows = described.rows
         certain = {place for place, leaf in tensors.items() if leaf.ndim > 0 and leaf.shape[0] == rows}
-        # Rows times frames, or a table whose length is a multiple of the rows by chance.
+        # `[rows * frames, ...]`, or a table whose length is a multiple of the rows by chance.
         doubtful = {
             place
             for place, leaf in tensors.items()
@@ -85,12 +85,12 @@ def candidate_splits(call: DenoiserCall) -> list[tuple[BatchSplit, DenoiserCall]
 
 @dataclass(frozen=True, slots=True)
 class OutputPart:
-    """What a denoiser returned for some of a call's rows.
+    """The output of a denoiser for a part of the rows.
 
     Attributes:
-        rows: For how many.
-        leaves: Its leaves. A list of tensors with one entry per row is one.
-        spec: Their structure.
+        rows: Number of rows of the part.
+        leaves: The leaves: tensors `[n * rows, ...]`; a list of tensors with one entry per row is one leaf.
+        spec: The structure.
     """
 
     rows: int
@@ -99,15 +99,15 @@ class OutputPart:
 
     @classmethod
     def of(cls, output: Any, rows: int, row_lists: bool) -> OutputPart:
-        """Take an output apart.
+        """Flatten an output.
 
         Args:
-            output: What the denoiser returned.
-            rows: For how many rows.
-            row_lists: Whether lists of tensors with as many entries as there are rows hold one entry per row.
+            output: The output of the denoiser: tensors `[n * rows, ...]` in any structure that pytree knows.
+            rows: Number of rows of the part.
+            row_lists: Whether lists of `rows` tensors hold one entry per row.
 
         Raises:
-            NotSplitError: A tensor's leading dimension is not in proportion to the rows.
+            NotSplitError: The leading dimension of a tensor is not a multiple of `rows`.
         """
 
         def has_entry_per_row(value: Any) -> bool:
@@ -121,7 +121,7 @@ class OutputPart:
 
     @property
     def signature(self) -> int:
-        """A number that agrees between parts that fit together, in whatever process they are."""
+        """A checksum of shapes per row and dtypes: equal in all processes whose parts fit together."""
         described = [
             (self._per_row(leaf), str(leaf.dtype)) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
             for leaf in self.leaves
@@ -130,22 +130,22 @@ class OutputPart:
 
     @property
     def lists(self) -> list[list[torch.Tensor]]:
-        """The lists with one entry per row."""
+        """The lists with one entry per row, `[rows]`."""
         return [leaf for leaf in self.leaves if isinstance(leaf, list)]
 
     def matrices(self) -> list[torch.Tensor]:
-        """Return all tensors as few: one `[rows, numbers of a row]` for each dtype and device."""
+        """Return all tensors as one matrix `[rows, numbers per row]` for each dtype and device."""
         groups: dict[Any, list[torch.Tensor]] = {}
         for leaf in self._tensors():
             groups.setdefault((leaf.dtype, leaf.device), []).append(leaf.reshape(self.rows, -1))
         return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in groups.values()]
 
     def whole(self, matrices: Sequence[torch.Tensor], lists: Sequence[list[torch.Tensor]]) -> Any:
-        """Return the output for all rows.
+        """Return the output for all rows, with tensors `[n * all rows, ...]`.
 
         Args:
-            matrices: As those of `matrices()`, with the rows of all parts.
-            lists: As `lists`, with the entries of all parts.
+            matrices: The matrices of `matrices()` with the rows of all parts, `[all rows, numbers per row]`.
+            lists: The lists of `lists` with the entries of all parts, `[all rows]`.
         """
         columns: dict[Any, int] = {}
         by_kind = {(matrix.dtype, matrix.device): matrix for matrix in matrices}
@@ -172,16 +172,16 @@ class OutputPart:
         return (leaf.shape[0] // self.rows, *leaf.shape[1:])
 
 
-# Gets the value of this rank, returns those of all, by rank.
+# Takes the value of this rank, returns the values of all, by rank.
 GatherObjects = Callable[[Any], list[Any]]
-# Gets rows of this rank and how many each rank has, returns the rows of all.
+# Takes the rows of this rank and the number of rows of each rank, returns the rows of all.
 GatherRows = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 
 
 def gather_entries(
     entries: Sequence[torch.Tensor], gather_objects: GatherObjects, gather_rows: GatherRows
 ) -> list[torch.Tensor]:
-    """Return the entries of all ranks' lists; their shapes may all be different, their dtype is one."""
+    """Return the entries of the lists of all ranks. Their shapes may differ; all have the same dtype."""
     shapes: list[list[tuple[int, ...]]] = gather_objects([tuple(entry.shape) for entry in entries])
     sizes = [[torch.Size(shape).numel() for shape in of_rank] for of_rank in shapes]
     flat = gather_rows(torch.cat([entry.reshape(-1) for entry in entries]), [sum(of_rank) for of_rank in sizes])

@@ -1,8 +1,8 @@
-"""The ranks that compute one forward together, and what becomes of the others when one of them raises.
+"""The ranks that compute one forward pass together, and the handling of an error on one of them.
 
 With sequence and tensor parallelism there are collectives inside the model. If all ranks raise at the same place, the
-forward has failed, and that is all. If one raises alone, the others wait for it in a collective that it will never
-enter, or have entered one that nobody else did: they cannot go on together.
+forward pass has simply failed. If one rank raises alone, the others wait in a collective that it will never enter, and
+the ranks cannot continue together.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from omni_core.worker.parallel.process_groups import default_store, num_collecti
 from omni_core.worker.parallel.rank_group import RankGroup
 
 Result = TypeVar("Result")
-# Where diffusers finds that a sequence cannot be split evenly.
+# The function of diffusers that raises if a sequence cannot be split evenly.
 _MODULE, _FUNCTION = "diffusers.hooks.context_parallel", "shard"
 
-# A rank that raised waits so long for the others to say that they raised too, and a few of the longest forwards more.
+# A rank that raised waits these seconds, plus some forward passes, for the others to report that they raised too.
 PATIENCE_S = 10.0
 _FORWARDS = 3.0
-# Where an error comes from if a collective failed, which is no error of the model.
+# Modules of torch from which an error comes if a collective failed, which is not an error of the model.
 _COLLECTIVES = ("torch.distributed.distributed_c10d", "torch.distributed._functional_collectives")
 
 
 class ForwardPeers:
-    """The ranks that compute each forward together with this one.
+    """The ranks that compute each forward pass together with this one.
 
-    They tell each other of errors through torch's store, as the collectives are out of use until it is known that
-    nobody is in one.
+    They report errors through torch's store, because collectives cannot be used until it is known that no rank is in
+    one.
 
     Args:
         peers: These ranks.
         collectives: The groups over which the model communicates.
-        device: Where it computes.
+        device: The device of the model.
     """
 
     def __init__(self, peers: RankGroup, collectives: Sequence[RankGroup], device: torch.device) -> None:
@@ -51,14 +51,14 @@ class ForwardPeers:
         self._collectives = list(dict.fromkeys(collectives))
         self._store: Store = PrefixStore(f"omni-forward-{peers.process_group.group_name}", default_store())
         self._longest_s = 0.0
-        self._has_told = False
+        self._has_reported = False
 
     def run(self, forward: Callable[[], Result]) -> Result:
-        """Run a forward.
+        """Run a forward pass.
 
         Raises:
-            RankGroupError: It raised on this rank and not at the same place on all.
-            BaseException: What it raised on all.
+            RankGroupError: It raised on this rank, and not at the same place on all ranks.
+            BaseException: It raised this on all ranks.
         """
         began = time.monotonic()
         try:
@@ -77,14 +77,14 @@ class ForwardPeers:
             self._longest_s = max(self._longest_s, time.monotonic() - began)
 
     def forget_failure(self) -> None:
-        """Take back what was told of a failure. To be called when all ranks have got past it."""
-        if self._has_told:
-            self._has_told = False
+        """Delete the report of a failure. To be called when all ranks have handled it."""
+        if self._has_reported:
+            self._has_reported = False
             self._store.delete_key(str(self._peers.rank))
 
     def _compare(self, error: BaseException) -> None:
         place = self._place()
-        self._has_told = True
+        self._has_reported = True
         self._store.set(str(self._peers.rank), place)
         others = [str(rank) for rank in range(self._peers.world_size) if rank != self._peers.rank]
         patience = datetime.timedelta(seconds=PATIENCE_S + _FORWARDS * self._longest_s)
@@ -97,12 +97,12 @@ class ForwardPeers:
             raise self._out_of_step(error, "the others raised elsewhere")
 
     def _place(self) -> str:
-        """Return how many collectives each group has been through: ranks in step have the same."""
+        """Return the number of collectives of each group so far, as text: it is equal on ranks that are in step."""
         return repr([num_collectives(group.process_group, self._device) for group in self._collectives])
 
     def _out_of_step(self, error: BaseException, what: str) -> RankGroupError:
         found = "".join(traceback.format_exception(error))
-        # Its frames refer to process groups, whose connections stay open until nothing does.
+        # Its frames reference process groups, whose connections stay open while they are referenced.
         traceback.clear_frames(error.__traceback__)
         return RankGroupError(
             f"Rank {self._peers.rank} of the {self._peers.world_size} that compute a forward together raised in it, "
@@ -120,16 +120,16 @@ def _is_from_collective(trace: TracebackType | None) -> bool:
 
 
 def explain_uneven(error: BaseException, parts: int) -> BaseException:
-    """Return what to raise in place of `error`: an explanation, if it says that a sequence cannot be split evenly.
+    """Return an explaining error if a sequence cannot be split evenly; any other error is returned itself.
 
     Args:
-        error: What a forward raised.
-        parts: Into how many parts its sequence is split.
+        error: The exception of a forward pass.
+        parts: Number of parts of its sequence.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if not isinstance(error, AssertionError) or not frames:
         return error
-    # By the place, as diffusers has no error of its own for it.
+    # Recognised by the function, since diffusers raises a plain AssertionError.
     last = frames[-1]
     if (last.f_globals.get("__name__"), last.f_code.co_name) != (_MODULE, _FUNCTION):
         return error

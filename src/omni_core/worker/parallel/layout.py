@@ -1,4 +1,4 @@
-"""Which rank of a replica does which part of the work: the ranks as a grid of four dimensions. Pure arithmetic."""
+"""The ranks of a replica as a grid of four dimensions: `[cfg, ring, ulysses, tensor]`. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ DIMENSIONS: tuple[Dimension, ...] = ("cfg", "ring", "ulysses", "tensor")
 
 @dataclass(frozen=True, slots=True)
 class ParallelLayout:
-    """How many ranks there are along each dimension.
+    """The number of ranks along each dimension.
 
-    Ranks are numbered with `tensor` running fastest, then `ulysses`, `ring` and `cfg`: those that exchange the most
-    are neighbours (tensor parallel twice in each layer, Ulysses in each attention, ring while it computes, `cfg`
-    once for a forward), and neighbours are the nearest on most machines.
+    The grid is in row-major order: `tensor` varies fastest, then `ulysses`, `ring` and `cfg`. So ranks that communicate
+    the most have neighbouring numbers, and are close on most machines: tensor parallelism communicates twice per layer,
+    Ulysses in each attention, ring during it, and `cfg` once per forward pass.
 
     Attributes:
-        cfg: Parts of the rows of a forward.
-        ring: Parts of the sequence whose keys and values go round.
-        ulysses: Parts of the sequence that exchange heads.
-        tensor: Parts of the weights.
+        cfg: Number of parts of the rows of a forward pass.
+        ring: Number of parts of the sequence that pass keys and values around.
+        ulysses: Number of parts of the sequence that exchange attention heads.
+        tensor: Number of parts of the weights.
     """
 
     cfg: int = 1
@@ -50,16 +50,16 @@ class ParallelLayout:
 
     @property
     def sequence(self) -> int:
-        """Parts of the sequence."""
+        """Number of parts of the sequence."""
         return self.ring * self.ulysses
 
     @property
     def shares_forwards(self) -> bool:
-        """Whether several ranks compute one forward together, so that none can run it without the others."""
+        """Whether several ranks compute one forward pass together, so that none can run it alone."""
         return self.sequence * self.tensor > 1
 
     def coordinates(self, rank: int) -> tuple[int, int, int, int]:
-        """Return where a rank stands, in the order of `DIMENSIONS`."""
+        """Return the coordinates of a rank, in the order of `DIMENSIONS`."""
         found = []
         for size in reversed(self.shape):
             rank, place = divmod(rank, size)
@@ -68,14 +68,14 @@ class ParallelLayout:
         return cfg, ring, ulysses, tensor
 
     def rank(self, coordinates: tuple[int, int, int, int]) -> int:
-        """Return the rank that stands there."""
+        """Return the rank with these coordinates."""
         rank = 0
         for place, size in zip(coordinates, self.shape, strict=True):
             rank = rank * size + place
         return rank
 
     def parts(self, *along: Dimension) -> list[list[int]]:
-        """Return the ranks in parts: in each, those that differ along the given dimensions only, in their order."""
+        """Return all ranks in parts: the ranks of a part differ along the given dimensions only. In ascending order."""
         choices = [
             (range(1) if name in along else range(size)) for name, size in zip(DIMENSIONS, self.shape, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Keeping the ranks of a replica at the same place: what one rank alone can know is agreed on after each wave."""
+"""Keeps the ranks of a replica in step: after each wave they agree on the state of each request."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _FAILED = "failed"
 
 
 class Lockstep:
-    """Sees to it that each request waits, has ended or has failed on all ranks alike.
+    """Makes sure that each request waits, has ended or has failed on all ranks.
 
     Args:
         group: The ranks; more than one.
-        interrupt: Rank 0's is what counts, for all.
+        interrupt: The interrupt of this rank. Only that of rank 0 has an effect, on all ranks.
 
     Attributes:
-        is_interrupted: Whether an early return was asked for. Stays so until the attribute is set to False.
+        is_interrupted: Whether an early return was requested. It stays True until it is set to False.
     """
 
     def __init__(self, group: RankGroup, interrupt: Interrupt) -> None:
@@ -30,25 +30,25 @@ class Lockstep:
         self._interrupt = interrupt
 
     def settle(self, tasks: Sequence[PipelineTask]) -> None:
-        """Agree on where the tasks are. One that failed on any rank fails on all.
+        """Agree on the states of tasks. A task that failed on any rank fails on all.
 
         Args:
-            tasks: Those that have run, the same on all ranks and in the same order.
+            tasks: The tasks that have run, the same on all ranks and in the same order.
 
         Raises:
-            RankGroupError: A rank is gone, or a task is at different places on different ranks.
+            RankGroupError: A rank is gone, or a task has different states on different ranks.
         """
         states = [_state(task) for task in tasks]
         number = zlib.crc32(
             repr([(task.request.request_id, state) for task, state in zip(tasks, states, strict=True)]).encode()
         )
         wants_out = self.group.rank == 0 and self._interrupt.take()
-        highest, lowest, wants_out_too = self.group.agree_all("settle a wave", [number, -number, wants_out])
-        self.is_interrupted = self.is_interrupted or bool(wants_out_too)
+        highest, lowest, any_wants_out = self.group.agree_all("settle a wave", [number, -number, wants_out])
+        self.is_interrupted = self.is_interrupted or bool(any_wants_out)
         if highest == -lowest:
             return
-        told = [(state, _error(task)) for task, state in zip(tasks, states, strict=True)]
-        by_rank: list[list[tuple[str, tuple[str, str | None] | None]]] = self.group.all_gather_objects(told)
+        reports = [(state, _error(task)) for task, state in zip(tasks, states, strict=True)]
+        by_rank: list[list[tuple[str, tuple[str, str | None] | None]]] = self.group.all_gather_objects(reports)
         for task, places in zip(tasks, zip(*by_rank, strict=True), strict=True):
             failed = next(((rank, error) for rank, (_, error) in enumerate(places) if error is not None), None)
             if failed is not None:

@@ -1,8 +1,8 @@
-"""Sequence and tensor parallelism inside of the denoisers, by the plans that the classes of their models have.
+"""Sequence and tensor parallelism inside the denoisers, according to the plans of their model classes.
 
-Sequence: each rank gets a part of the sequence, and the ranks exchange what attention needs (Ulysses and ring,
-diffusers' context parallelism), by hooks on the model and `_cp_plan`; the output comes out whole on every rank.
-Tensor: each rank holds a part of the weights, by `_tp_plan`.
+Sequence: each rank computes a part of the sequence, `[rows, tokens / ranks, dim]`, and the ranks exchange what
+attention needs (Ulysses and ring, diffusers' context parallelism). diffusers does this with hooks and `_cp_plan`; every
+rank gets the whole output. Tensor: each rank holds a part of the weights, according to `_tp_plan`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from omni_core.worker.parallel.replica_ranks import ReplicaRanks
 
 log = get_logger(__name__)
 
-# Ring attention adds up partial results, for which it needs the logarithms of their sums. torch's own choice of a
-# kernel, diffusers' "native", does not give them; its cuDNN kernel does, for numbers of half precision.
+# Ring attention combines partial results, for which it needs their log-sum-exp. diffusers' "native" backend, where
+# torch chooses the kernel, does not return it. The cuDNN kernel does, in half precision.
 _WITHOUT_SUMS = "native"
 _RING_BACKEND = "_native_cudnn"
 
@@ -32,17 +32,17 @@ def enable_sequence_parallelism(
     device: torch.device,
     attention_backend: str | None = None,
 ) -> None:
-    """Split the sequence of each denoiser that has a plan for it. Others run whole on every rank.
+    """Split the sequence of each denoiser whose class has a plan. Others run whole on every rank.
 
     Args:
         pipeline: The pipeline that the denoisers belong to.
         denoisers: The denoisers by name.
         ranks: The ranks.
-        device: Where this one computes.
-        attention_backend: The attention implementation that is configured, if any.
+        device: The device of this rank.
+        attention_backend: The configured attention implementation, if any.
 
     Raises:
-        ConfigError: The denoisers cannot be split so; the message says which and why.
+        ConfigError: A denoiser cannot be split; the message says which and why.
     """
     from diffusers import ContextParallelConfig
     from diffusers.models import ParallelConfig
@@ -73,10 +73,10 @@ def enable_sequence_parallelism(
 def _with_plan(
     what: str, pipeline: Any, denoisers: Mapping[str, torch.nn.Module], plan: str, split: str
 ) -> dict[str, torch.nn.Module]:
-    """Return the denoisers whose class has a plan, and tell of the others.
+    """Return the denoisers whose class has a plan, and log the others.
 
     Raises:
-        ConfigError: None has.
+        ConfigError: No class has a plan.
     """
     planned = {name: module for name, module in denoisers.items() if getattr(module, plan, None) is not None}
     whole = {name: type(module).__name__ for name, module in denoisers.items() if name not in planned}
@@ -92,8 +92,8 @@ def _with_plan(
 
 
 def _mesh(ranks: ReplicaRanks, device: torch.device, *dimensions: Any) -> DeviceMesh:
-    # Each by itself, from groups of our own: diffusers would build one over all ranks of the process, which may serve
-    # other replicas, and counts accelerators for it, of which there are none on a CPU.
+    # From our own groups: diffusers would build a mesh over all ranks of the process, which may belong to other
+    # replicas, and from the number of accelerators, which is 0 on a CPU.
     group = ranks.along(*dimensions).process_group
     return DeviceMesh.from_group(group, device.type, mesh_dim_names=("_".join(dimensions),))
 
@@ -131,16 +131,16 @@ def _refuse_model(what: str, module: torch.nn.Module, ring: int, ulysses: int, a
 def enable_tensor_parallelism(
     pipeline: Any, denoisers: Mapping[str, torch.nn.Module], ranks: ReplicaRanks, device: torch.device
 ) -> None:
-    """Split the weights of each denoiser that has a plan for it. Others run whole on every rank.
+    """Split the weights of each denoiser whose class has a plan. Others run whole on every rank.
 
     Args:
         pipeline: The pipeline that the denoisers belong to.
         denoisers: The denoisers by name, on their device.
         ranks: The ranks.
-        device: Where this one computes.
+        device: The device of this rank.
 
     Raises:
-        ConfigError: The denoisers cannot be split so; the message says which and why.
+        ConfigError: A denoiser cannot be split; the message says which and why.
     """
     from diffusers.models import ParallelConfig, TensorParallelConfig
 
@@ -158,20 +158,19 @@ def enable_parallelism(what: str, module: torch.nn.Module, config: Any) -> None:
     """Let diffusers apply a `ParallelConfig` to a model.
 
     Args:
-        what: What it is, for the message of an error.
+        what: Description for the error message.
         module: A model of diffusers.
-        config: With its meshes set up.
+        config: The configuration, with its meshes.
 
     Raises:
-        ConfigError: It cannot be done with this model; the message says why.
+        ConfigError: diffusers cannot apply it to this model; the message says why.
     """
 
     def resolved(_config: Any) -> Any:
         module._parallel_config = config
         return config
 
-    # The method that would make the meshes. It takes all ranks of the process for its own, and divides by the number of
-    # accelerators.
+    # Replaces the method that would create the meshes from all ranks of the process and the number of accelerators.
     module.__dict__["_resolve_parallel_config"] = resolved
     try:
         module.enable_parallelism(config=config)  # type: ignore[operator]

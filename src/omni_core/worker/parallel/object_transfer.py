@@ -1,4 +1,4 @@
-"""Objects as bytes on their way between the ranks of a replica."""
+"""Pickles objects that the ranks of a replica send each other, and authenticates them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 
 class NotSent:
-    """Travels in place of a value that does not pickle, so that nobody waits for it in vain."""
+    """Sent in place of a value that cannot be pickled, so that no rank waits for it."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
 
 def pickled(value: Any) -> tuple[bytes, NotSent | None]:
-    """Return a value as bytes, and None; of one that does not pickle, a `NotSent` as bytes, and as it is."""
+    """Pickle a value. If that fails, return the pickle of a `NotSent`, and the `NotSent` itself instead of None."""
     try:
         return pickle.dumps(value, protocol=5), None
     except Exception as error:
@@ -27,23 +27,23 @@ def pickled(value: Any) -> tuple[bytes, NotSent | None]:
 
 
 def bytes_tensor(data: bytes) -> torch.Tensor:
-    """Return bytes as what collectives take."""
+    """Return bytes as a tensor, `[len(data)]` of uint8, for collectives."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 class ForgedError(Exception):
-    """Bytes were not sealed by a rank that has the key, or were sealed for another place."""
+    """Bytes were not sealed by a rank with the key, or were sealed for another message."""
 
 
 class Seal:
-    """Proves to a rank that bytes are from another one that has the same key, before they are unpickled.
+    """Authenticates bytes between ranks with the same key, before they are unpickled.
 
-    Gloo takes a connection from any process of the machine or the network. The code is HMAC-SHA256 over who sends, the
-    number of the message and its bytes, so that nothing recorded is of any use later or elsewhere.
+    Gloo accepts connections from any process of the machine or the network. The code is HMAC-SHA256 over the sender,
+    the number of the message and its bytes, so that a recorded message cannot be used again.
 
     Args:
-        key: What the ranks share and nobody else knows. Empty: nothing is proved, and nothing is added.
-        members: The group, told apart from others that have the same key.
+        key: The shared key of the ranks. Empty: no authentication, and no code is added.
+        members: The ranks of the group, which distinguish it from other groups with the same key.
     """
 
     def __init__(self, key: bytes, members: str = "") -> None:
@@ -51,18 +51,18 @@ class Seal:
         self._number = 0
 
     def next_message(self) -> None:
-        """Count a message, on all ranks alike."""
+        """Count a message. All ranks must count the same messages."""
         self._number += 1
 
     def close(self, data: bytes, sender: int) -> bytes:
-        """Return the bytes with their code before them."""
+        """Return the bytes with their code as a prefix."""
         return self._code(data, sender) + data
 
     def open(self, data: bytes, sender: int) -> bytes:
-        """Return the bytes without their code.
+        """Return the bytes without the code.
 
         Raises:
-            ForgedError: It is not theirs.
+            ForgedError: The code is wrong.
         """
         if not self._key:
             return data

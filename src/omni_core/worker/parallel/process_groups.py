@@ -1,4 +1,4 @@
-"""Making and ending the process groups of torch that connect the ranks of a replica."""
+"""Creates and destroys the process groups of torch that connect the ranks of a replica."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Store
 
 _VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
-# Seconds that ending them may take.
+# Seconds to wait for the end of process groups.
 _END_S = 5.0
 
 
@@ -32,24 +32,24 @@ def make_default(
     interface: str | None,
     backend: str = "auto",
 ) -> dist.ProcessGroup:
-    """Meet the other ranks: make torch's default process group.
+    """Create torch's default process group with the other ranks.
 
     Args:
         rank: Number of this rank.
         world_size: Number of ranks.
         rendezvous: An init method of `torch.distributed`, or a store.
-        device: Where the ranks compute.
-        timeout_s: Seconds to wait for the others, here and in every collective.
+        device: The device of the ranks.
+        timeout_s: Seconds to wait for the other ranks, here and in every collective.
         interface: Network interface to listen on. None: what the backends choose.
         backend: "gloo", or "nccl" with gloo beside it. "auto" is the latter where the ranks compute on CUDA.
 
     Raises:
-        RuntimeError: The others did not come in time.
-        ValueError: The rendezvous means nothing, or the backend cannot be used on the device.
+        RuntimeError: The other ranks did not connect in time.
+        ValueError: The rendezvous is invalid, or the backend cannot be used on the device.
         OSError: Its file or address cannot be used.
     """
-    # Its functions have the default group of the time of their import as a default argument. Imported later (by
-    # diffusers), they would hold the group for ever, and its connections would outlive `abort`.
+    # The default arguments of its functions hold the default group at the time of the import. Imported later (by
+    # diffusers), they would keep the group alive forever, and its connections would outlive `abort`.
     importlib.import_module("torch.distributed.nn.functional")
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -74,15 +74,15 @@ def make_default(
 
 
 def new_part(whole: dist.ProcessGroup, parts: Sequence[Sequence[int]]) -> dist.ProcessGroup:
-    """Return the process group of the ranks that are in one part with this one.
+    """Return the process group of the part that this rank belongs to.
 
     Args:
-        whole: The group of all ranks, with the backends and the timeout that the part gets too.
-        parts: Its ranks, by their numbers in it. All ranks of it must call.
+        whole: The group of all ranks. The part gets its backends and timeout.
+        parts: The ranks of each part, by their numbers in `whole`. All ranks of `whole` must call.
     """
     members = dist.get_process_group_ranks(whole)
-    # Where each process of the program takes part, torch numbers the groups. Else it names them by their ranks, which
-    # is to be avoided: a second group of the same ranks would find in the store what the first one has left there.
+    # If all processes of the program take part, torch numbers the groups. Otherwise it names them by their ranks, and a
+    # second group of the same ranks would read old entries of the first one from the store.
     is_whole_world = len(members) == dist.get_world_size()
     rank = whole.rank()
     timeout = _backend(whole, torch.device("cpu")).options._timeout
@@ -103,9 +103,9 @@ def new_part(whole: dist.ProcessGroup, parts: Sequence[Sequence[int]]) -> dist.P
 
 
 def end(groups: list[dist.ProcessGroup | None], was_broken: bool) -> None:
-    """End process groups; None is the default one, and with it all. The list is emptied.
+    """Destroy process groups, and empty the list. None stands for the default group, and with it all groups.
 
-    Waits for nobody: what takes longer goes on in a thread.
+    It waits a limited time; after that the work continues in a thread.
     """
     # In a thread, because NCCL may wait for a peer that is dead.
     ending = threading.Thread(target=_end, args=(groups, was_broken), name="omni-rank-group-close", daemon=True)
@@ -114,14 +114,14 @@ def end(groups: list[dist.ProcessGroup | None], was_broken: bool) -> None:
 
 
 def all_gather(received: torch.Tensor, sent: torch.Tensor, group: dist.ProcessGroup) -> None:
-    """Gather `sent` of all ranks in `received`."""
+    """Gather `sent`, `[n]`, of all ranks in `received`, `[ranks * n]`."""
     # Renamed in torch 2.13, and the old name warns there.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(received, sent, group=group)
 
 
 def abort(group: dist.ProcessGroup | None) -> None:
-    """End a process group without waiting for the other ranks, for which there is no public way; None is all groups."""
+    """Destroy a process group without waiting for the other ranks (a private function of torch); None is all groups."""
     dist.distributed_c10d._abort_process_group(group)
 
 
@@ -132,7 +132,7 @@ def default_store() -> Store:
 
 
 def num_collectives(group: dist.ProcessGroup, device: torch.device) -> int:
-    """Return how many collectives a group has been through on a kind of device: ranks in step have the same."""
+    """Return the number of collectives of a group so far, on a kind of device: equal on ranks that are in step."""
     number: int = _backend(group, device)._get_sequence_number_for_group()
     return number
 
@@ -152,7 +152,7 @@ def _end(groups: list[dist.ProcessGroup | None], was_broken: bool) -> None:
 
 
 def local_interface(init_method: str) -> str | None:
-    """Return the loopback interface if ranks that meet by `init_method` must be on one machine, else None."""
+    """Return the loopback interface if `init_method` only works on one machine, else None."""
     url = urlsplit(init_method)
     if url.scheme != "file" and (url.hostname or "") not in ("localhost", "127.0.0.1", "::1"):
         return None
@@ -161,7 +161,7 @@ def local_interface(init_method: str) -> str | None:
 
 @contextlib.contextmanager
 def listening_on(interface: str | None) -> Iterator[None]:
-    """Let gloo and NCCL listen on `interface`, unless the environment says where, or it is None."""
+    """Let gloo and NCCL listen on `interface`, unless it is None or the environment names one."""
     names = [] if interface is None else [name for name in _VARIABLES if name not in os.environ]
     try:
         os.environ.update(dict.fromkeys(names, interface or ""))

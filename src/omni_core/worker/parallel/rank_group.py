@@ -1,4 +1,4 @@
-"""The ranks of one replica, and what they tell each other."""
+"""The ranks of one replica, and the exchange of values and tensors between them."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from omni_core.worker.parallel.process_groups import (
 )
 from omni_core.worker.pipeline.loader import resolve_device
 
-# A broadcast object up to this size travels in one message, with its length.
+# A broadcast object up to this size is sent in one message, together with its length.
 _MESSAGE_BYTES = 4096
 _LENGTH = struct.Struct("<Q")
-# Most values in one `agree_all`. All have the same length, so that ranks that lost step still get their error.
+# Maximum number of values in one `agree_all`. The length is fixed, so that ranks that are out of step get an error.
 _MOST_VALUES = 6
 
 
 class RankGroup:
     """The ranks of one replica, over `torch.distributed`: gloo on CPUs, NCCL with gloo beside it on GPUs.
 
-    Make one with `connect`, `within` or `alone`. All ranks must call the same methods in the same order. After an
-    error the group is of no further use: every method raises.
+    Create it with `connect`, `within` or `alone`. All ranks must call the same methods in the same order. After an
+    error the group cannot be used any more: every method raises.
 
     Args:
-        process_group: What connects the ranks; None for a single rank. It must have a backend for CPU tensors.
+        process_group: The process group of torch; None for a single rank. It must have a backend for CPU tensors.
         owns: Whether `close` destroys torch's default process group.
-        interface: Network interface on which parts of it are to listen. None: what the backends choose.
-        key: What the ranks share and nobody else knows: objects from others are refused. Empty: none are.
-        members: Its ranks in the group that it is a part of; empty if it is a part of none.
+        interface: Network interface on which its parts listen. None: the choice of the backends.
+        key: The shared key of the ranks: objects without its code are refused. Empty: no authentication.
+        members: Its ranks in the parent group; empty if there is no parent group.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class RankGroup:
 
     @classmethod
     def within(cls, process_group: dist.ProcessGroup, key: bytes = b"") -> RankGroup:
-        """Return the ranks of a process group that somebody else has made, and will destroy.
+        """Return the ranks of a process group that the caller has created, and will destroy.
 
         Args:
             process_group: The group.
-            key: As for `connect`.
+            key: As in `connect`.
         """
         return cls(process_group, key=key)
 
@@ -93,22 +93,22 @@ class RankGroup:
         backend: str = "auto",
         key: bytes = b"",
     ) -> RankGroup:
-        """Meet the other ranks: set up torch's default process group.
+        """Connect to the other ranks: create torch's default process group.
 
         Args:
             rank: Number of this rank.
-            world_size: Number of ranks. Of one, nothing is set up.
+            world_size: Number of ranks. For one rank, nothing is created.
             rendezvous: An init method of `torch.distributed` (`file:///path`, `tcp://127.0.0.1:port`) or a store.
-            device: Where the ranks compute.
-            timeout_s: Seconds to wait for the others, here and in every method.
-            interface: Network interface to listen on. Unset: what `GLOO_SOCKET_IFNAME` and `NCCL_SOCKET_IFNAME` say,
-                else loopback if the rendezvous is on this machine, else what the backends choose.
+            device: The device of the ranks.
+            timeout_s: Seconds to wait for the other ranks, here and in every method.
+            interface: Network interface to listen on. Unset: that of `GLOO_SOCKET_IFNAME` and `NCCL_SOCKET_IFNAME`,
+                else loopback if the rendezvous is on this machine, else the choice of the backends.
             backend: "gloo", or "nccl" with gloo beside it. "auto" is the latter where the ranks compute on CUDA.
-            key: What the ranks share and nobody else knows. With it no object is unpickled that another has sent; the
-                tensors that travel are not proved. Empty: whatever reaches the ports of the ranks is taken for one.
+            key: The shared key of the ranks. With it, only objects of these ranks are unpickled; tensors are not
+                authenticated. Empty: any process that reaches the ports can take part.
 
         Raises:
-            RankGroupError: The others did not come in time, or this process has a default process group already.
+            RankGroupError: The ranks did not connect in time, or this process already has a default process group.
         """
         if world_size == 1:
             return cls.alone()
@@ -145,7 +145,7 @@ class RankGroup:
 
     @property
     def process_group(self) -> dist.ProcessGroup:
-        """What connects the ranks. Hold on to it no longer than until `on_release` calls.
+        """The process group of torch. References to it must be dropped in an `on_release` callback.
 
         Raises:
             RankGroupError: There is none: a single rank, or the group is closed.
@@ -155,11 +155,11 @@ class RankGroup:
         return self._group
 
     def split(self, parts: Sequence[Sequence[int]]) -> RankGroup:
-        """Return the group of the ranks that are in one part with this one. It ends with this group.
+        """Return the group of the part that this rank belongs to. It is closed with this group.
 
         Args:
-            parts: All ranks, each in one part, ascending. The same on all ranks, and all must call. The same parts
-                give the same group again.
+            parts: All ranks, each in one part, in ascending order. The same on all ranks, and all must call. The same
+                parts return the same group again.
 
         Raises:
             RankGroupError: The ranks could not connect.
@@ -178,29 +178,29 @@ class RankGroup:
         return self._parts[key]
 
     def on_release(self, release: Callable[[], None]) -> None:
-        """Call `release` when the group ends: it lets go of what refers to the process groups of the parts.
+        """Call `release` when the group is closed. It must drop all references to process groups of the parts.
 
-        Connections are closed when nothing refers to them any more, and not before.
+        Connections are closed only when they are not referenced any more.
         """
         self._releases.append(release)
 
     def agree(self, value: float) -> float:
-        """Return the largest `value` of all ranks.
+        """Return the maximum of `value` over all ranks.
 
         Raises:
-            RankGroupError: A rank is gone or did not answer in time.
+            RankGroupError: A rank is gone, or did not reply in time.
         """
         return self.agree_all("agree", [value])[0]
 
     def agree_all(self, purpose: str, values: Sequence[float]) -> list[float]:
-        """Return the largest of each value over all ranks, in one exchange.
+        """Return the maximum of each value over all ranks, in one exchange.
 
         Args:
-            purpose: What it is about, the same on all ranks: by this, ranks that have lost step notice.
-            values: At most 6.
+            purpose: Name of the exchange, the same on all ranks. Different names reveal that ranks are out of step.
+            values: At most 6 values.
 
         Raises:
-            RankGroupError: A rank is gone, did not answer in time, or was there for another purpose.
+            RankGroupError: A rank is gone, did not reply in time, or called with another purpose.
         """
         if self.world_size == 1:
             return list(values)
@@ -216,11 +216,11 @@ class RankGroup:
         return received[2 : 2 + len(values)]
 
     def broadcast_object(self, value: Any = None) -> Any:
-        """Return rank 0's `value`, which must pickle.
+        """Return the `value` of rank 0, which must be picklable.
 
         Raises:
-            TypeError: It does not pickle. All ranks raise.
-            RankGroupError: A rank is gone or did not answer in time, or what came is not from a rank.
+            TypeError: It cannot be pickled. All ranks raise.
+            RankGroupError: A rank is gone, did not reply in time, or the object is not from a rank.
         """
         if self.world_size == 1:
             return value
@@ -249,10 +249,10 @@ class RankGroup:
         return found
 
     def all_gather_objects(self, value: Any) -> list[Any]:
-        """Return the `value` of each rank. Those that do not pickle arrive as None.
+        """Return the `value` of each rank. A value that cannot be pickled arrives as None.
 
         Raises:
-            RankGroupError: A rank is gone, did not answer in time, or has lost step, or what came is not from a rank.
+            RankGroupError: A rank is gone, did not reply in time or is out of step, or an object is not from a rank.
         """
         if self.world_size == 1:
             return [value]
@@ -260,7 +260,7 @@ class RankGroup:
         return self._gather_objects(value)
 
     def rows_buffer(self, tensor: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """Return the memory that `all_gather_rows` of the same arguments needs, on the tensor's device."""
+        """Allocate the buffer for `all_gather_rows` with the same arguments: `[world_size * max(counts), ...]`."""
         return tensor.new_empty(self.world_size * max(counts), *tensor.shape[1:])
 
     def all_gather_rows(
@@ -269,16 +269,16 @@ class RankGroup:
         """Return the rows of all ranks, in the order of the ranks.
 
         Args:
-            tensor: This rank's, `[counts[rank], ...]`; dtype and the further dimensions are the same on all ranks.
-            counts: Rows of each rank.
-            buffer: What `rows_buffer` gave. With it, nothing is allocated before all ranks have what they need, so
-                no rank can run out of memory while the others wait for it.
+            tensor: The rows of this rank, `[counts[rank], ...]`. Dtype and other dimensions are the same on all ranks.
+            counts: Number of rows of each rank, `[world_size]`.
+            buffer: The result of `rows_buffer`. With it nothing is allocated here before the exchange, so that no rank
+                can run out of memory while the others wait for it.
 
         Returns:
-            `[sum(counts), ...]`, dtype and device of `tensor`.
+            `[sum(counts), ...]`, with dtype and device of `tensor`.
 
         Raises:
-            RankGroupError: A rank is gone or did not answer in time.
+            RankGroupError: A rank is gone, or did not reply in time.
         """
         if self.world_size == 1:
             return tensor
@@ -287,7 +287,7 @@ class RankGroup:
         most = max(counts)
         mine = buffer[self.rank * most : (self.rank + 1) * most]
         mine[: counts[self.rank]] = tensor
-        # As bytes: not every backend knows every dtype.
+        # As bytes: not every backend supports every dtype.
         sent, received = mine.view(-1).view(torch.uint8), buffer.view(-1).view(torch.uint8)
         if received.numel():
             self._communicate(lambda group: all_gather(received, sent, group))
@@ -296,12 +296,12 @@ class RankGroup:
         return torch.cat([buffer[rank * most : rank * most + count] for rank, count in enumerate(counts)])
 
     def abort(self) -> None:
-        """Let go of the others without a word; those that wait for this rank get an error at once. For faults."""
+        """Leave the group after a fault. Ranks that wait for this one get an error at once."""
         self._broken = self._broken or "it was aborted"
         self.close()
 
     def close(self) -> None:
-        """Let go of the others. Waits for nobody, and is harmless when called twice."""
+        """Leave the group. Does not wait for other ranks; may be repeated."""
         group, self._group = self._group, None
         was_broken, self._broken = bool(self._broken), self._broken or "it was closed"
         for release in self._releases:

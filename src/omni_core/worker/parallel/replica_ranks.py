@@ -1,4 +1,4 @@
-"""This rank's place among those of its replica, and the groups that it is in."""
+"""The groups of ranks of a replica that this rank belongs to."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from omni_core.worker.parallel.rank_group import RankGroup
 
 
 class ReplicaRanks:
-    """The ranks of a replica and the groups that they form. All ranks must make theirs at the same time.
+    """The ranks of a replica and their groups. All ranks must create this object at the same time.
 
     Args:
-        everyone: All ranks, which are given the same work.
-        layout: How they stand; of as many ranks.
-        device: Where this one computes.
+        everyone: All ranks of the replica, which get the same calls.
+        layout: The grid of these ranks.
+        device: The device of this rank.
 
     Attributes:
-        everyone: As given.
-        layout: As given.
-        rows: The ranks that share the rows of a forward with this one.
-        peers: Those that compute each forward together with this one; None if it does so alone.
+        everyone: All ranks of the replica.
+        layout: The grid of these ranks.
+        rows: The ranks that share the rows of a forward pass with this one.
+        peers: The ranks that compute each forward pass together with this one; None if it computes alone.
 
     Raises:
-        RankGroupError: They could not connect.
+        RankGroupError: The ranks could not connect.
     """
 
     def __init__(self, everyone: RankGroup, layout: ParallelLayout, device: torch.device) -> None:

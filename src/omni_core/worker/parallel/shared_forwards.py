@@ -1,4 +1,4 @@
-"""What computes one forward on several ranks: whether the configuration allows it, and switching it on."""
+"""Computing one forward pass on several ranks: checks the configuration, and enables it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from omni_core.worker.pipeline.loader import LoadedPipeline
 
 
 def refuse_impossible(config: OmniDiffusionConfig, device: torch.device) -> None:
-    """Refuse what can be told to be impossible before anything is loaded.
+    """Refuse impossible configurations before anything is loaded.
 
     Raises:
-        ConfigError: The device or the other options rule out the parallelism that is asked for.
+        ConfigError: The device or other options exclude the configured parallelism.
     """
     layout = ParallelLayout.of(config)
     for name, size in (("ring_degree", layout.ring), ("tensor_parallel_size", layout.tensor)):
@@ -45,15 +45,15 @@ def refuse_impossible(config: OmniDiffusionConfig, device: torch.device) -> None
 
 
 def enable(loaded: LoadedPipeline, config: OmniDiffusionConfig, ranks: ReplicaRanks) -> None:
-    """Make the denoisers of a pipeline compute on all ranks that share forwards. All of them must call.
+    """Enable sequence or tensor parallelism in the denoisers of a pipeline. All ranks that share forwards must call.
 
     Args:
         loaded: The pipeline, on its device.
-        config: What is asked for.
+        config: The configuration.
         ranks: The ranks.
 
     Raises:
-        ConfigError: The model cannot do it.
+        ConfigError: The model does not support it.
     """
     pipeline, device = loaded.pipeline, loaded.device
     if ranks.layout.sequence > 1:

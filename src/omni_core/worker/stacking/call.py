@@ -1,4 +1,4 @@
-"""One call of a denoiser that a task has asked for, described so that it can be compared with those of other tasks."""
+"""`DenoiserCall`: one call of a denoiser, described so that calls of different tasks can be compared."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = get_logger(__name__)
 
 _numbers = ObjectNumbers()
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device})
-# A structure with more nodes is compared so slowly that stacking gains nothing.
+# A larger structure takes so long to compare that stacking gains nothing.
 _MOST_NODES = 10_000
 
 
 class RowList(list[Any]):
-    """A list in the arguments with one entry per row (QwenImage's `img_shapes`, Z-Image's list of latents).
+    """A list in the arguments with one entry per row: `[rows]` (QwenImage's `img_shapes`, Z-Image's list of latents).
 
-    pytree knows lists by their exact type, so this is one leaf, however its entries are nested.
+    pytree flattens lists by their exact type, so that this subclass is one leaf.
     """
 
 
@@ -36,18 +36,21 @@ class RowList(list[Any]):
 class DenoiserCall:
     """A call of `module` with `args` and `kwargs`, flattened.
 
-    Two calls of equal `kind` and equal `values` can be stacked if stacking that kind was found to be right.
+    Two calls with equal `kind` and equal `values` can be stacked if stacking of that kind was verified.
+
+    A tensor with rows has the shape `[n * rows, ...]`; `n` is 1 except for rows times frames and the like. A scalar per
+    row (a timestep) has the shape `[]`, `[1]` or `[rows]`.
 
     Attributes:
         module: The denoiser.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        rows: Leading dimension of the first argument; 0 if it has none, or the call cannot be stacked.
-        kind: What must agree: module, structure, dtypes, shapes but for the rows, and all that is no tensor.
-        values: Numbers among the arguments. They must agree too, but may change from step to step.
-        takes_list: Whether the rows are the entries of a list.
-        leaves: The arguments' leaves.
-        spec: Their structure.
+        rows: Leading dimension of the first argument; 0 if it has none, or if the call cannot be stacked.
+        kind: What must agree: module, structure, dtypes, shapes without the rows, and values that are not tensors.
+        values: The numbers among the arguments. They must agree too, but may change from step to step.
+        takes_list: Whether the first argument is a list with one tensor per row.
+        leaves: The leaves of the arguments.
+        spec: The structure of the arguments.
     """
 
     module: torch.nn.Module
@@ -70,7 +73,7 @@ class DenoiserCall:
             module: The denoiser.
             args: Positional arguments.
             kwargs: Keyword arguments.
-            row_lists: Whether lists with as many entries as there are rows hold one entry per row.
+            row_lists: Whether lists of length `rows` hold one entry per row.
         """
         call = cls.unexamined(module, args, kwargs)
         call.examine(row_lists)
@@ -78,17 +81,17 @@ class DenoiserCall:
 
     @classmethod
     def unexamined(cls, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall:
-        """Return the call with its rows alone. A call that has no company needs no more."""
+        """Return the call with `rows` only, which is enough for a call that runs alone."""
         first = args[0] if args else kwargs.get(_first_parameter(type(module).forward))
         return cls(module, args, kwargs, rows=_count_rows(first), takes_list=isinstance(first, list))
 
     def examine(self, row_lists: bool = False) -> None:
-        """Describe the call, unless that was done. One that cannot be described gets no rows: it runs by itself."""
+        """Describe the call, if that was not done. A call that cannot be described gets `rows = 0` and runs alone."""
         if self.rows == 0 or self.kind is not None:
             return
         try:
             self._describe(row_lists)
-        except Exception as error:  # a list that holds itself, a type of the user's that pytree flattens wrongly
+        except Exception as error:  # a list that contains itself, or a custom type that pytree cannot flatten
             log.info("a call cannot be examined, and runs alone", error=described_error(error))
             self.rows, self.kind, self.leaves, self.spec = 0, None, [], None
 
@@ -129,7 +132,7 @@ class DenoiserCall:
 
 
 def copy_containers(tree: Any) -> Any:
-    """Return the same leaves in lists, tuples and dicts of their own."""
+    """Return the same leaves in new lists, tuples and dicts."""
     if type(tree) in (list, tuple):
         return type(tree)(copy_containers(value) for value in tree)
     if type(tree) is dict:
@@ -138,14 +141,14 @@ def copy_containers(tree: Any) -> Any:
 
 
 def clone_tensors(tree: Any) -> Any:
-    """Return the same tree with tensors of its own."""
+    """Return the same tree with cloned tensors."""
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
 def tensor_versions(leaves: list[Any]) -> list[Any]:
-    """Return what differs once a tensor among some leaves was changed in place."""
+    """Return values that differ after a tensor among the leaves was changed in place."""
     return [
-        # Tensors of inference mode count no versions.
+        # Tensors of inference mode have no version counter.
         float(leaf.double().sum()) if leaf.is_inference() else leaf._version
         for leaf in leaves
         if isinstance(leaf, torch.Tensor)
@@ -153,7 +156,7 @@ def tensor_versions(leaves: list[Any]) -> list[Any]:
 
 
 def is_row_scalar(tensor: torch.Tensor, rows: int) -> bool:
-    """Whether a tensor holds one number for all rows, or one for each: a timestep."""
+    """Whether a tensor holds one number for all rows or one per row: shape `[]`, `[1]` or `[rows]`, as a timestep."""
     return tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape[0] in (1, rows))
 
 
@@ -164,16 +167,16 @@ def _tensor_signature(tensor: torch.Tensor, rows: int) -> Hashable:
 
 
 def is_plain(leaf: Any) -> bool:
-    """Whether a leaf can be told from others by its value.
+    """Whether a leaf can be compared by value.
 
-    A subclass may hash and compare as it likes, or raise: what is kept by such a key would raise for all requests.
+    Subclasses are excluded: they may define their own hash and comparison, which may raise for other requests.
     """
     kind: Any = type(leaf)
     return kind in _PLAIN or (isinstance(leaf, type) and (kind.__hash__, kind.__eq__) == (type.__hash__, type.__eq__))
 
 
 def _is_comparable(spec: pytree.TreeSpec) -> bool:
-    """Whether comparing two structures runs no code of others: keys of dicts, and what a class tells of itself."""
+    """Whether two structures can be compared without running foreign code (keys of dicts, contexts of custom nodes)."""
     left: list[Any] = [spec]
     for _ in range(_MOST_NODES):
         if not left:
@@ -211,9 +214,9 @@ def _mark_row_lists(args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) ->
 
 
 def generator_states(values: Iterable[Any]) -> torch.Tensor:
-    """Return what changes when a random number is drawn from a generator that a call with `values` may use.
+    """Return the states of the generators that a call with `values` may use, as one byte tensor `[bytes]`.
 
-    In a task `get_rng_state` tells of the task's own generator.
+    In a task, `get_rng_state` returns the state of the task's own generator.
     """
     values = list(values)
     states = [torch.get_rng_state()]

@@ -1,4 +1,4 @@
-"""How far two results of one denoiser call are from each other, and how far they may be."""
+"""Compares two results of one denoiser call with a tolerance."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from omni_core.error_text import described_error
 from omni_core.worker.stacking.call import is_plain
 from omni_core.worker.stacking.row_limit import is_out_of_memory
 
-# How far a result computed in company may be from the one computed alone: the largest difference as a part of the
-# largest value, and the norm of the difference as a part of the norm. Several times what rounding comes to in stock
-# models. In half precision the norm is what tells: rounding scatters, a wrong stacking shifts whole rows.
+# Tolerance between a stacked result and the result of running alone: the largest difference relative to the largest
+# value, and the norm of the difference relative to the norm. It is several times the rounding error of stock models. In
+# half precision the norm is the better criterion: rounding scatters, while wrong stacking shifts whole rows.
 TOLERANCE = {
     torch.float64: (1e-8, 1e-9),
     torch.float32: (1e-4, 3e-5),
@@ -23,28 +23,32 @@ TOLERANCE = {
     torch.bfloat16: (8e-2, 2e-2),
 }
 
-# The same within one channel (the second dimension, or the last), as a part of the channel's largest value. Rounding is
-# relative to the largest of all, so that it may be more here: far from what is wrong all the same. In half precision it
-# may be as much as the value of a channel that is small.
+# Tolerance within one channel (the second or the last dimension), relative to the largest value of the channel.
+# Rounding errors are relative to the largest value of the tensor, so this tolerance is larger. In half precision there
+# is none: a rounding error may be as large as the values of a small channel.
 CHANNEL_TOLERANCE = {torch.float64: 1e-2, torch.float32: 5e-2}
 
 _OK, _RAISED, _OUT_OF_MEMORY = 0, 1, 2
 
 
-# Of a purpose, the same on all ranks, and the values of this one.
+# Called with a purpose, which is the same on all ranks, and the values of this rank. Returns the maxima over all ranks.
 Agree = Callable[[str, Sequence[float]], list[float]]
 
 
 class IncomparableError(Exception):
-    """Nobody can tell whether two results agree. Never leaves the worker."""
+    """Two results cannot be compared. Never leaves the worker."""
 
 
 def difference(result: Any, right: Any) -> float:
-    """Return the largest difference between two trees of tensors in units of the tolerance.
+    """Return the largest difference between two trees of tensors, as a multiple of the tolerance.
+
+    Args:
+        result: The result to check: any tree of tensors.
+        right: The correct result, with the same structure and shapes.
 
     Returns:
-        At most 1 if they agree; infinity if they differ in structure, shape, dtype, in where they are NaN, or in
-        anything that is no tensor.
+        At most 1 if they agree; infinity if they differ in structure, shape, dtype, positions of NaN, or in a leaf
+        that is not a tensor.
     """
     ours, our_spec = pytree.tree_flatten(result)
     theirs, their_spec = pytree.tree_flatten(right)
@@ -53,7 +57,7 @@ def difference(result: Any, right: Any) -> float:
     worst = 0.0
     for one, other in zip(ours, theirs, strict=True):
         if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
-            # What pytree cannot look into may hold anything: it must be one and the same.
+            # A leaf that is not a plain value may hold anything: it must be the same object.
             if one is not other and not (is_plain(one) and one == other):
                 return math.inf
             continue
@@ -70,14 +74,14 @@ def difference(result: Any, right: Any) -> float:
 
 
 def agreed_difference(agree: Agree, pairs: Iterable[tuple[Any, Any]]) -> float | None:
-    """Return the largest `difference` of pairs of results over all ranks, or None if a rank lacks memory to tell.
+    """Return the largest `difference` of pairs of results over all ranks; None if a rank ran out of memory.
 
     Args:
-        agree: Returns the largest of each value over all ranks.
-        pairs: Those of this rank.
+        agree: Returns the maximum of each value over all ranks.
+        pairs: The pairs of this rank.
 
     Raises:
-        IncomparableError: Results cannot be compared on some rank. All ranks raise.
+        IncomparableError: A rank cannot compare its results. All ranks raise.
     """
     largest, status, reason = 0.0, _OK, "results cannot be compared on another rank"
     try:
@@ -93,7 +97,7 @@ def agreed_difference(agree: Agree, pairs: Iterable[tuple[Any, Any]]) -> float |
 
 def _tensor_difference(one: torch.Tensor, other: torch.Tensor) -> float:
     finite = other.isfinite()
-    # Those that are not must be the same ones; NaN were looked at before.
+    # Infinities must be at the same positions. NaN were compared before.
     if not torch.equal(one.isfinite(), finite) or not torch.equal(one.isposinf(), other.isposinf()):
         return math.inf
     most, most_norm = TOLERANCE.get(one.dtype, (1e-2, 1e-2))
@@ -106,14 +110,14 @@ def _tensor_difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _channel_difference(dtype: torch.dtype, gap: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Return the largest difference within one channel, in units of the tolerance for those.
+    """Return the largest difference within one channel, as a multiple of `CHANNEL_TOLERANCE`.
 
-    One channel may be so large (a mask of -1e6) that all that is wrong in the others is nothing beside it.
+    One channel may be so large (a mask of -1e6) that errors in the others are small relative to it.
 
     Args:
-        dtype: That of the results.
-        gap: How far they are from each other, at least 0.
-        theirs: The result that is right, of the same shape.
+        dtype: The dtype of the results.
+        gap: The absolute differences, `[rows, channels, ...]` or `[rows, ..., channels]`.
+        theirs: The correct result, with the same shape.
     """
     most = CHANNEL_TOLERANCE.get(dtype)
     worst = 0.0

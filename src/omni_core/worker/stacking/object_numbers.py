@@ -1,4 +1,4 @@
-"""Numbers by which objects are recognised."""
+"""Unique numbers for objects."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 
 class ObjectNumbers:
-    """Gives each object a number that no other object ever gets, unlike `id`, which is used again.
+    """Gives each object a number that no other object gets. `id` values are reused after an object was freed.
 
-    What is remembered by `id` may be found for an object that has since taken the place of another: by chance, and so
-    on one rank and not on the next.
+    An entry stored by `id` could be found by chance for a new object, and so on one rank but not on another.
     """
 
     def __init__(self) -> None:
@@ -22,7 +21,7 @@ class ObjectNumbers:
         return len(self._known)
 
     def number(self, value: Any) -> int | None:
-        """Return the object's number, or None if it cannot be recognised again (numpy's scalars, `object()`)."""
+        """Return the number of an object; None if it has no weak references (numpy scalars, `object()`)."""
         key = id(value)
         known = self._known.get(key)
         if known is not None and known[1]() is value:

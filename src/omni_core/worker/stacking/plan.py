@@ -1,8 +1,8 @@
-"""Making one denoiser call of several, and the several results of its one.
+"""Stacks several denoiser calls into one, and splits its result.
 
-Nothing here knows a model. How an argument is put together is tried out and checked (see `verify.py`), because its
-shape alone does not tell: the rotary table of Flux has a leading dimension that is no row, and the prompt embeddings
-of AnimateDiff have one that is rows times frames.
+Nothing here knows a model. How an argument is stacked is tried and verified (see `verify.py`), because the shape alone
+does not tell: the rotary table of Flux, `[tokens, dim]`, has no rows, and the prompt embeddings of AnimateDiff are
+`[rows * frames, tokens, dim]`.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from omni_core.worker.stacking.call import DenoiserCall, RowList, is_row_scalar
 
 
 class NotStackableError(Exception):
-    """These calls cannot be one. Never leaves the worker."""
+    """These calls cannot be stacked. Never leaves the worker."""
 
 
 class UnequalTablesError(NotStackableError):
-    """These calls cannot share their tensors without rows. Others of their kind may."""
+    """These calls have different tensors without rows. Other calls of the kind may be stacked."""
 
 
 class EqualTensors:
-    """Compares tensors, and remembers which were equal: the same ones come back at every step.
+    """Compares tensors, and caches which are equal: the same tensors come again at every step.
 
-    Comparing them on a GPU would wait for it each time.
+    A comparison on a GPU would wait for the GPU each time.
     """
 
     def __init__(self) -> None:
         self._known: dict[tuple[tuple[int, int], ...], list[weakref.ref[torch.Tensor]]] = {}
 
     def are_equal(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether all tensors hold the same."""
-        if any(tensor.is_inference() for tensor in tensors):  # they count no versions: nobody sees that one has changed
+        """Whether all tensors have equal values. All have the same shape."""
+        if any(tensor.is_inference() for tensor in tensors):  # without version counters a change cannot be seen
             return all(tensor is tensors[0] or torch.equal(tensor, tensors[0]) for tensor in tensors)
         key = tuple((id(tensor), tensor._version) for tensor in tensors)
         known = self._known.get(key)
@@ -56,8 +56,8 @@ class StackingPlan:
     """How to stack the calls of one kind.
 
     Attributes:
-        row_lists: Whether lists with one entry per row are put together entry by entry.
-        shared: Positions of the leaves whose leading dimension is no row: they must be equal, and one serves all.
+        row_lists: Whether lists with one entry per row, `[rows]`, are concatenated.
+        shared: Positions of the leaves without rows: they must be equal, and one of them is used for all calls.
     """
 
     row_lists: bool = False
@@ -65,10 +65,16 @@ class StackingPlan:
     _equal: EqualTensors = field(default_factory=EqualTensors)
 
     def stack(self, calls: Sequence[DenoiserCall]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of one call that does the work of all `calls`, which are of one kind.
+        """Return the arguments of the stacked call.
+
+        Tensors `[n * rows, ...]` become `[n * total, ...]`, and scalars `[]`, `[1]` or `[rows]` become `[total]`, where
+        `total` is the sum of the rows of all calls.
+
+        Args:
+            calls: Calls of one kind.
 
         Raises:
-            UnequalTablesError: Leaves that would be shared differ.
+            UnequalTablesError: The shared leaves differ.
         """
         rows = [call.rows for call in calls]
         stacked: list[Any] = []
@@ -90,12 +96,12 @@ class StackingPlan:
         return args, kwargs
 
     def can_share(self, calls: Sequence[DenoiserCall]) -> bool:
-        """Whether the leaves that would be shared are equal in all `calls`."""
+        """Whether the shared leaves are equal in all `calls`."""
         return all(self._equal.are_equal([call.leaves[position] for call in calls]) for position in self.shared)
 
 
 def candidate_plans(calls: Sequence[DenoiserCall]) -> list[tuple[StackingPlan, list[DenoiserCall]]]:
-    """Return the plans that are worth trying for `calls`, the likeliest first, each with the calls described for it."""
+    """Return the possible plans for `calls`, the most likely first, each with the calls described for it."""
     plans: list[tuple[StackingPlan, list[DenoiserCall]]] = []
     for row_lists in (False, True):
         described = [DenoiserCall.describe(call.module, call.args, call.kwargs, row_lists) for call in calls]
@@ -125,16 +131,20 @@ def candidate_plans(calls: Sequence[DenoiserCall]) -> list[tuple[StackingPlan, l
 
 
 def split(output: Any, rows: Sequence[int], row_lists: bool = False) -> list[Any]:
-    """Return the part of a stacked call's output that belongs to each of the calls.
+    """Split the output of a stacked call into the outputs of the calls.
 
     Args:
-        output: What the denoiser returned: tensors, nested in whatever pytree knows.
+        output: The output of the denoiser: tensors `[n * total, ...]` in any structure that pytree knows, where `total`
+            is the sum of `rows`.
         rows: Number of rows of each call.
-        row_lists: Whether lists of tensors with as many entries as there are rows hold one entry per row, as those
-            of a denoiser do that takes its input as such a list. Elsewhere they hold one entry per layer.
+        row_lists: Whether lists of `total` tensors hold one entry per row, as for a denoiser whose input is such a
+            list. For other denoisers they hold one entry per layer.
+
+    Returns:
+        The output of each call, with tensors `[n * rows, ...]`.
 
     Raises:
-        NotStackableError: A tensor's leading dimension is not in proportion to the rows.
+        NotStackableError: The leading dimension of a tensor is not a multiple of `total`.
     """
     total = sum(rows)
 

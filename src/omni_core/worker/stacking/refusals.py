@@ -1,4 +1,4 @@
-"""Putting on record what cannot be done with a kind of denoiser call."""
+"""Records and logs kinds of denoiser calls that cannot be stacked or split."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = get_logger(__name__)
 
 
 def note_not_stacked(stats: StackingStats, call: DenoiserCall, reason: str) -> None:
-    """Record and log, once, that calls like this one are run alone."""
+    """Record and log once that calls of this kind run alone."""
     name = _name(call)
     if name not in stats.refused:
         stats.refused[name] = _short(reason)
@@ -20,7 +20,7 @@ def note_not_stacked(stats: StackingStats, call: DenoiserCall, reason: str) -> N
 
 
 def note_not_split(stats: StackingStats, call: DenoiserCall, reason: str) -> None:
-    """Record and log, once, that calls like this one are run whole on every rank."""
+    """Record and log once that calls of this kind run whole on every rank."""
     name = f"{_name(call)} over ranks"
     if name not in stats.refused:
         stats.refused[name] = f"rows not split: {_short(reason)}"
@@ -28,7 +28,7 @@ def note_not_split(stats: StackingStats, call: DenoiserCall, reason: str) -> Non
 
 
 def note_mismatch(stats: StackingStats, call: DenoiserCall, reason: str) -> None:
-    """Record and log that calls like this one have been stacked, and were found wrong later."""
+    """Record and log that calls of this kind were stacked, and that a later check failed."""
     name = _name(call)
     if name not in stats.mismatches:
         stats.mismatches[name] = _short(reason)

@@ -1,4 +1,4 @@
-"""How many rows one forward pass may have where memory has run out."""
+"""Limits the rows of a forward pass after memory has run out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from omni_core.error_text import said
 
-# How torch and its libraries say in a plain RuntimeError that memory ran out.
+# Texts of the RuntimeErrors of torch and its libraries that mean that memory ran out.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "out of memory",
@@ -16,17 +16,17 @@ _OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 
-# Turns for which fewer rows are run, once it is known that memory runs out; doubled each time that it does again.
+# Number of turns for which the limit holds after memory ran out; doubled each time that it runs out again.
 _TURNS = 16
 _MOST_TURNS = 1024
 
 
 @dataclass(slots=True)
 class RowLimit:
-    """The most rows of one kind of call. None at first; learned from what fails.
+    """The maximum rows of one kind of call. There is no limit until memory runs out.
 
-    Memory may be short for a moment only, since others use it too: so the limit is lifted after some turns, and comes
-    back for longer if memory runs out again. Counted in turns, not in seconds, so that all ranks do the same.
+    Memory may be short only for a while, so the limit is removed after some turns, and returns for longer if memory
+    runs out again. It counts turns and not seconds, so that all ranks do the same.
 
     Attributes:
         rows: The limit; None if there is none.
@@ -38,11 +38,11 @@ class RowLimit:
     _left: int = 0
 
     def allows(self, rows: int) -> bool:
-        """Whether so many rows may be tried."""
+        """Whether a forward pass may have so many rows."""
         return self.rows is None or rows <= self.rows
 
     def begin_turn(self, rows: int) -> None:
-        """Count a turn in which so many rows are wanted."""
+        """Count a turn in which a forward pass of so many rows is requested."""
         if self.allows(rows):
             return
         if self._left == 0:
@@ -51,16 +51,16 @@ class RowLimit:
             self._left -= 1
 
     def note_success(self, rows: int) -> None:
-        """Learn that so many rows fit into memory."""
+        """Record that so many rows fit into memory."""
         self._worked = max(self._worked, rows)
 
     def note_out_of_memory(self, rows: int, is_known: bool) -> None:
-        """Learn that so many rows did not fit.
+        """Record that so many rows did not fit into memory.
 
         Args:
-            rows: How many.
-            is_known: Whether any number was known to be right to stack. If not, that is still to be found out, so the
-                next turn may try as many again.
+            rows: Number of rows.
+            is_known: Whether the kind has a verified plan. If not, verification is still due, and the next turn may try
+                as many rows again.
         """
         if self._worked >= rows:
             self._worked = 0
@@ -70,7 +70,7 @@ class RowLimit:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a device or of the host: the same work in smaller parts may succeed."""
+    """Whether device or host memory ran out: the same work in smaller parts may succeed."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in said(error) for words in _OUT_OF_MEMORY)

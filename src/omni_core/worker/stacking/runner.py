@@ -1,4 +1,4 @@
-"""Running denoiser calls, and agreeing with the other ranks on what came of them."""
+"""Runs denoiser calls, and agrees with the other ranks on their results."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Result = TypeVar("Result")
 
 
 class CallRunner:
-    """Runs denoiser calls on a rank that has no others. `BatchParallel` runs them on several.
+    """Runs denoiser calls on a single rank. `BatchParallel` runs them on several.
 
     Args:
-        stats: Where kinds of calls that are refused are recorded.
+        stats: Records the kinds of calls that are refused.
     """
 
     def __init__(self, stats: StackingStats) -> None:
@@ -32,19 +32,19 @@ class CallRunner:
         return module(*args, **kwargs)
 
     def agree_all(self, purpose: str, values: Sequence[float]) -> list[float]:
-        """Return the largest of each value over all ranks.
+        """Return the maximum of each value over all ranks.
 
         Args:
-            purpose: What it is about, the same on all ranks.
-            values: Those of this rank.
+            purpose: Name of the exchange, the same on all ranks.
+            values: The values of this rank.
         """
         return list(values)
 
     def agree_on(self, what: str, make: Callable[[], Result]) -> Result:
-        """Return `make()`, or raise if it raises on any rank.
+        """Return `make()`. If it raises on any rank, all ranks raise.
 
         Args:
-            what: What it is about, the same on all ranks.
-            make: May fail on one rank alone.
+            what: Name of the exchange, the same on all ranks.
+            make: A function that may fail on one rank only.
         """
         return make()

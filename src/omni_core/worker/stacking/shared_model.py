@@ -1,9 +1,9 @@
-"""What pipelines and forwards leave in the modules that all requests share.
+"""Detects state that pipelines and models store in the modules that all requests share.
 
-A pipeline may hand something to its model by an attribute (`unet.condition = …`), or change its weights for the time of
-a call; a model may leave something in itself that the pipeline reads after the call (`unet.attention_map`). For one
-call at a time both work. Where requests take turns at every denoiser call, one gets what is another's: so it is looked
-for, and where it is found requests run one after the other.
+A pipeline may pass a value to its model by an attribute (`unet.condition = …`), or change its weights during a call. A
+model may store a value in itself that the pipeline reads after the call (`unet.attention_map`). Both work for one
+request at a time. If requests take turns at every denoiser call, one request would get the value of another. So such
+state is detected, and then requests run one after another.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import torch
 from omni_core.worker.pipeline import diffusers_hooks
 from omni_core.worker.stacking.call import is_plain
 
-# What torch keeps for itself in every module, and what is kept apart by request in another way (`module_edits.py`,
+# Attributes of torch itself, and those that are kept separate per request elsewhere (`module_edits.py`,
 # `cache_state.py`, `foreign_state.py`).
 _NOT_LOOKED_AT = frozenset(vars(torch.nn.Module())) | {"processor", "forward", diffusers_hooks.ATTRIBUTE}
 
-# Weights that are looked at for their values, one number of each.
+# Number of weights of which one value is compared.
 _SAMPLED = 16
 
 
 class ModelState:
-    """The attributes and weights of some modules as they are now.
+    """A snapshot of the attributes and weights of modules.
 
     Args:
-        parts: The modules, those inside of others included.
+        parts: The modules, including their submodules.
     """
 
     def __init__(self, parts: Sequence[torch.nn.Module]) -> None:
@@ -42,7 +42,7 @@ class ModelState:
         self._numbers = list(map(_number, self._sample))
 
     def change(self) -> str | None:
-        """Return which attribute or weight is another since then, as `UNet.condition`; None if none is."""
+        """Return which attribute or weight has changed since the snapshot, as `UNet.condition`; None if none has."""
         for part, attributes in zip(self._parts, self._attributes, strict=True):
             for name in _new_attributes(part, attributes):
                 if name not in attributes or not _is_same(attributes[name], part.__dict__[name]):
@@ -54,10 +54,10 @@ class ModelState:
         return f"weights of {type(self._parts[0]).__name__}"
 
     def tensors_left(self) -> dict[tuple[int, str], tuple[str, list[torch.Tensor]]]:
-        """Return the tensors that are new in attributes and buffers since then.
+        """Return the tensors in attributes and buffers that are new since the snapshot.
 
         Returns:
-            By the part's number and the attribute's name: the name for people, and the tensors in it.
+            By index of the module and name of the attribute: the name for messages, and its tensors, of any shape.
         """
         left: dict[tuple[int, str], tuple[str, list[torch.Tensor]]] = {}
         before = dict(zip(map(id, self._weights), self._versions, strict=True))
@@ -73,12 +73,12 @@ class ModelState:
 
 
 def left_by_each(left: Sequence[Mapping[tuple[int, str], tuple[str, list[torch.Tensor]]]]) -> str | None:
-    """Return what several calls of one kind have left in the model, each another; None if there is nothing.
+    """Return the name of an attribute in which calls of one kind stored different tensors; None if there is none.
 
-    What does not hang on the call, as a table of positions that is made once, is no matter.
+    Tensors that do not depend on the call, such as a table of positions, do not matter.
 
     Args:
-        left: `ModelState.tensors_left` of each call.
+        left: The result of `ModelState.tensors_left` after each call.
     """
     first: dict[tuple[int, str], list[torch.Tensor]] = {}
     for one in left:
@@ -91,7 +91,7 @@ def left_by_each(left: Sequence[Mapping[tuple[int, str], tuple[str, list[torch.T
 
 def _new_attributes(part: torch.nn.Module, before: dict[str, Any]) -> list[str]:
     now = part.__dict__
-    # Nearly always it is so, and there may be thousands of parts.
+    # The fast path: there may be thousands of modules, and nearly always nothing has changed.
     if len(now) == len(before) and all(map(operator.is_, now.values(), before.values())):
         return []
     return [name for name in now if now[name] is not before.get(name) and name not in _NOT_LOOKED_AT]
@@ -106,12 +106,12 @@ def _weights(parts: Sequence[torch.nn.Module]) -> list[torch.Tensor]:
 def _versions(tensors: Sequence[torch.Tensor]) -> list[int]:
     try:
         return [tensor._version for tensor in tensors]
-    except RuntimeError:  # those of inference mode have none
+    except RuntimeError:  # tensors of inference mode have none
         return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def _sample(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return some weights of those there are: a change by way of `.data`, as fusing a LoRA makes it, has no version."""
+    """Return a sample of the weights. A change through `.data`, as when a LoRA is fused, has no version."""
     return [
         weight
         for weight in weights[:: max(1, len(weights) // _SAMPLED)]
@@ -120,7 +120,7 @@ def _sample(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _number(weight: torch.Tensor) -> str:
-    return str(weight.detach()[(0,) * weight.ndim].item())  # as text, for which NaN is equal to itself
+    return str(weight.detach()[(0,) * weight.ndim].item())  # as text, since NaN is not equal to itself
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -128,11 +128,11 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Go through the tensors in an attribute: itself, or what is in a list, tuple or dict."""
+    """Yield copies of the tensors in an attribute: a tensor, or the entries of a list, tuple or dict."""
     inside: Any = value.values() if type(value) is dict else value if type(value) in (list, tuple) else (value,)
     for entry in inside:
         if isinstance(entry, torch.Tensor):
-            yield entry.detach().clone()  # the next call may write into the same
+            yield entry.detach().clone()  # the next call may overwrite it
 
 
 def _are_equal(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:

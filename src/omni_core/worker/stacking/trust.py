@@ -1,10 +1,10 @@
-"""How long a verdict on a kind of call holds: what it was found with, and when it is to be looked at again.
+"""Decides when a verified kind of call is verified again.
 
-Stacking is verified with the numbers that the first company happens to have. A model may be right with these and wrong
-with others: it reads the first row's timestep for all, goes wrong above some number of rows, or below some timestep. So
-a kind is verified again when a tensor differs between the requests that never did before, and when there are twice as
-many rows as ever. Besides, one part of a stacked call is run alone as well, and compared, with the 4th, the 16th, the
-64th call and so on, and then with one of some hundreds.
+Stacking is first verified with the values of the first stacked call. A model may be right with these values and wrong
+with others: it may use the timestep of the first row for all rows, or be wrong above some number of rows or below some
+timestep. So a kind is verified again when a tensor differs between requests for the first time, and when there are
+twice as many rows as ever before. In addition, one part of the 4th, 16th, 64th … call, and then of one call in 100 to
+300, is run alone and compared.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from omni_core.worker.stacking.plan import EqualTensors
 Doubt = Literal["none", "a sample", "all"]
 DOUBTS: tuple[Doubt, ...] = get_args(Doubt)
 
-# Between two samples are so many calls at least and at most. One more forward in 200 costs 0.5 %, and less where a
-# forward of few rows takes less time than one of many.
+# Minimum and maximum number of calls between two samples. One more forward pass in 200 costs 0.5 %, or less if a pass
+# of few rows is faster than one of many.
 _FEWEST_CALLS, _MOST_CALLS = 100, 300
-# By so much the number of calls grows from one sample to the next, up to there.
+# Factor by which the number of calls grows between the first samples.
 _GROWTH = 4
 
 
 @dataclass(slots=True)
 class Trust:
-    """What the verdict on one kind of call rests on. The same calls give the same answers on all ranks.
+    """What one kind of call was verified with. Deterministic: the same calls give the same decisions on all ranks.
 
     Attributes:
-        equal: Positions of the leaves that have not differed yet between the parts of a call that was verified.
-        sizes: Sizes of calls, by powers of two of their rows, with which it was verified.
-        calls: Stacked calls since the kind was first verified, that one included.
-        next_sample: With how many of these a part is run alone again.
+        equal: Positions of the leaves that were equal in all parts of each verified call.
+        sizes: The verified sizes: the number of rows as a power of two.
+        calls: Number of stacked calls since the first verification, which is included.
+        next_sample: The value of `calls` at which the next sample is verified.
     """
 
     equal: set[int] = field(default_factory=set)
@@ -48,7 +48,7 @@ class Trust:
     _random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311
 
     def count(self, calls: Sequence[DenoiserCall]) -> Doubt:
-        """Count a stacked call that is about to be made, and return what of it is to be verified."""
+        """Count a stacked call before it runs, and return how much of it must be verified."""
         self.calls += 1
         if _size(calls) not in self.sizes or not all(self._are_equal(calls, position) for position in self.equal):
             return "all"
@@ -58,11 +58,11 @@ class Trust:
         return "a sample"
 
     def choose(self, calls: Sequence[DenoiserCall]) -> int:
-        """Return the part that is run alone: any, as a model may take the first or the last for all."""
+        """Choose the part that is run alone: a random one, since a model may use the first or the last row for all."""
         return self._random.randrange(len(calls))
 
     def note_verified(self, calls: Sequence[DenoiserCall]) -> None:
-        """Take note that stacking was found right with all parts of these calls."""
+        """Record that stacking of these calls was verified."""
         candidates = self.equal
         if not self.sizes:
             self.calls = 1
@@ -74,7 +74,7 @@ class Trust:
         leaves = [call.leaves[position] for call in calls]
         try:
             return all(leaf.shape == leaves[0].shape for leaf in leaves) and self._same.are_equal(leaves)
-        except Exception:  # of tensors without data, say: nobody can tell
+        except Exception:  # tensors without data, for example: they cannot be compared
             return False
 
 

@@ -1,9 +1,9 @@
-"""Stacking is verified, never assumed: the first stacked call of each kind is held against running its parts alone.
+"""Verifies stacking: the first stacked call of each kind is compared with running its parts alone.
 
-So are later ones with other numbers than those before: see `trust.py`.
+Later calls with other values are verified again: see `trust.py`.
 
-An error out of a stacked forward may be the fault of one request. So its parts are run alone then, and what came of it
-counts against the kind only if each of them succeeded.
+An error of a stacked forward pass may be caused by one request. So its parts are then run alone, and the kind is
+refused only if all of them succeed.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ StackingMode = Literal["verified", "trusted", "off"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a call gave.
+    """The outcome of one call.
 
     Attributes:
-        result: What the denoiser returned to it.
-        rows: Rows of the forward pass that gave it.
-        error: What it raised instead; never one that was raised by stacking.
+        result: What the denoiser returned for it: tensors `[n * rows of the call, ...]`.
+        rows: Number of rows of the forward pass.
+        error: The exception that the call raised; never one that stacking caused.
     """
 
     result: Any
@@ -54,20 +54,20 @@ class Outcome:
     error: BaseException | None = None
 
 
-# Puts in place the state of the task that made the call of that index: grad mode, autocast, random generators.
+# Installs the state of the task that made the call of that index: gradient mode, autocast, random generators.
 EnterState = Callable[[int], None]
 
 
 @dataclass(slots=True)
 class _Kind:
-    """What is known of one kind of call.
+    """The record of one kind of call.
 
     Attributes:
-        plan: How its calls are stacked, once that was found to be right.
-        is_refused: Whether its calls are run alone from now on.
-        has_tables: Whether tensors without rows were found to differ between its calls, so that nothing was found out.
-        limit: How many rows fit into memory.
-        trust: How far the plan was found to be right.
+        plan: The verified plan; None if there is none yet.
+        is_refused: Whether its calls run alone from now on.
+        has_tables: Whether verification failed because tensors without rows differed between the calls.
+        limit: The number of rows that fit into memory.
+        trust: What the plan was verified with.
     """
 
     plan: StackingPlan | None = None
@@ -79,7 +79,7 @@ class _Kind:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why a stacked forward gave nothing. Not the error itself, whose frames would keep its tensors in memory."""
+    """Why a stacked forward pass failed. It does not hold the error, whose frames would keep tensors in memory."""
 
     reason: str
     is_wrong: bool = False
@@ -88,7 +88,7 @@ class _Failure:
 
 
 class VerifiedStacking:
-    """Runs groups of calls of one kind as one forward pass where that is right, and one by one where it is not.
+    """Runs groups of calls of one kind as one forward pass if that is verified, and otherwise one by one.
 
     Args:
         mode: `"verified"`, `"trusted"` (stack without checking) or `"off"`.
@@ -100,11 +100,11 @@ class VerifiedStacking:
         self._runner = CallRunner(StackingStats()) if runner is None else runner
         self.stats = self._runner.stats
         self._kinds: dict[Hashable, _Kind] = {}
-        # Told when a kind that has served calls is found wrong: the number of the kind, and how.
+        # Called when a kind that has served calls fails a check, with the number of the kind and the reason.
         self.on_mismatch: Callable[[int, str], None] = lambda kind, reason: None
-        # Told when calls were served stacked: the number of the kind, and the indices of the calls; in halves too.
+        # Called when calls were served stacked, with the number of the kind and the calls; once per half if halved.
         self.on_stacked: Callable[[int, Sequence[DenoiserCall]], None] = lambda kind, calls: None
-        # Told when a model is found to keep something from one call to the next.
+        # Called with the reason when a model is found to keep state between calls.
         self.on_stateful: Callable[[str], None] = lambda reason: None
 
     def run(self, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
@@ -112,10 +112,10 @@ class VerifiedStacking:
 
         Args:
             calls: Two calls or more.
-            enter: Puts in place the state of the task that made the call of a given index.
+            enter: Installs the state of the task that made the call of a given index.
 
         Returns:
-            What each call gave, or None if they are to be run alone.
+            The outcome of each call; None if they must run alone.
         """
         if self.mode == "off" or len(calls) < 2:
             return None
@@ -123,7 +123,7 @@ class VerifiedStacking:
             return self._run_within_limit(calls, enter, set())
         except RankGroupError:
             raise
-        except Exception as error:  # of what these calls bring: the engine's other requests have no part in it
+        except Exception as error:  # caused by the arguments of these calls: other requests of the engine must not fail
             if not self._runner.is_alone:
                 raise
             kind = self._kind(calls)
@@ -134,13 +134,13 @@ class VerifiedStacking:
             return self._run_alone(calls, enter)
 
     def _kind(self, calls: Sequence[DenoiserCall]) -> _Kind:
-        # Rows of one count and of several may differ: a model that splits its batch in three gets away with threes.
+        # By the row counts too: a model that splits its batch in three may be right only for multiples of three.
         return self._kinds.setdefault((calls[0].kind, frozenset(call.rows for call in calls)), _Kind())
 
     def _run_within_limit(
         self, calls: Sequence[DenoiserCall], enter: EnterState, begun: set[int]
     ) -> list[Outcome] | None:
-        """Run calls, or parts of them. `begun` are the kinds whose turn is counted: once for a whole and its parts."""
+        """Run calls, in halves if the row limit requires it. `begun`: the kinds whose turn was counted already."""
         kind = self._kind(calls)
         if id(kind) not in begun:
             begun.add(id(kind))
@@ -168,7 +168,7 @@ class VerifiedStacking:
         return outcomes
 
     def _doubt(self, kind: _Kind, calls: Sequence[DenoiserCall]) -> Doubt:
-        """Return what of a call is to be verified; the same on all ranks, though each looks at tensors of its own."""
+        """Return how much of a call must be verified: the maximum of what each rank decides from its tensors."""
         own = DOUBTS.index(kind.trust.count(calls))
         [agreed] = self._runner.agree_all("what is in doubt", [float(own)])
         return DOUBTS[int(agreed)]
@@ -188,7 +188,7 @@ class VerifiedStacking:
     def _attempt(
         self, kind: _Kind, plan: StackingPlan, calls: Sequence[DenoiserCall], enter: EnterState
     ) -> list[Outcome] | _Failure:
-        """Run calls as one forward. All ranks succeed, or all fail alike."""
+        """Run calls as one forward pass. Either all ranks succeed, or all fail in the same way."""
         try:
             outcomes = self._forward(plan, calls, enter)
         except RankGroupError:
@@ -224,19 +224,19 @@ class VerifiedStacking:
     def _alone(self, call: DenoiserCall) -> Outcome:
         self.stats.forwards += 1
         self.stats.rows += call.rows
-        # In containers of their own: some models pop what they use off lists, and these arguments are needed again.
+        # In new containers: some models pop entries off lists, and the arguments are needed again.
         args, kwargs = copy_containers((call.args, call.kwargs))
         try:
             return Outcome(self._runner.run(call.module, args, kwargs), call.rows)
         except RankGroupError:
             raise
-        except BaseException as error:  # belongs to the one request that made the call
+        except BaseException as error:  # it belongs to the request that made the call
             if is_ctrl_c(error):
                 raise
             return Outcome(None, call.rows, error)
 
     def _try(self, kind: _Kind, calls: Sequence[DenoiserCall], enter: EnterState) -> list[Outcome] | None:
-        """Find the plan that is right for a kind, and return the results of running each call alone."""
+        """Find and verify a plan for a kind, and return the results of running each call alone."""
         candidates = candidate_plans(calls)
         if kind.has_tables and not all(plan.can_share(described) for plan, described in candidates):
             return None
@@ -267,13 +267,13 @@ class VerifiedStacking:
                 break
         outcomes = outcomes or self._run_alone(calls, enter)
         if tables_differ and not failure.is_out_of_memory:
-            kind.has_tables = True  # no verdict: calls that can share them may tell more
+            kind.has_tables = True  # no verdict yet: calls with equal tables can be verified later
         else:
             self._judge(kind, calls, outcomes, failure)
         return outcomes
 
     def _compare(self, found: list[Outcome], outcomes: list[Outcome] | None) -> _Failure | None:
-        """Say what is wrong with results of a stacked forward, next to those of each call alone; None if nothing is."""
+        """Compare stacked results with those of running alone. Return the failure; None if they agree."""
         if self.mode == "trusted" or outcomes is None:
             return None
         pairs = zip(found, outcomes, strict=True)
@@ -291,7 +291,7 @@ class VerifiedStacking:
     def _verify_again(
         self, kind: _Kind, plan: StackingPlan, calls: Sequence[DenoiserCall], enter: EnterState
     ) -> list[Outcome]:
-        """Hold a stacked call of a kind that was found right against running its parts alone, whose results count."""
+        """Verify a stacked call of a kind with a plan. Returns the results of running its parts alone."""
         self.stats.checks += 1
         outcomes, reason = self._run_alone_and_watch(calls, enter)
         if _any_failed(outcomes):
@@ -311,7 +311,7 @@ class VerifiedStacking:
     def _wrong_part(
         self, kind: _Kind, calls: Sequence[DenoiserCall], found: list[Outcome], enter: EnterState
     ) -> str | None:
-        """Run one part of a stacked call alone as well, and say what is wrong with its result; None if nothing is."""
+        """Run one part of a stacked call alone too. Return why its stacked result is wrong; None if it is right."""
         self.stats.checks += 1
         index = kind.trust.choose(calls)
         enter(index)
@@ -320,7 +320,7 @@ class VerifiedStacking:
         return failure.reason if failure is not None and failure.is_wrong else None
 
     def _note_mismatch(self, kind: _Kind, call: DenoiserCall, reason: str) -> None:
-        """Put on record that a kind is wrong that has served calls."""
+        """Refuse a kind that has served calls, and report it."""
         self._refuse(kind, call, reason)
         note_mismatch(self.stats, call, reason)
         self.on_mismatch(id(kind), reason)
@@ -328,7 +328,7 @@ class VerifiedStacking:
     def _run_alone_and_watch(
         self, calls: Sequence[DenoiserCall], enter: EnterState
     ) -> tuple[list[Outcome], str | None]:
-        """Run calls one by one, and say why such calls must not be stacked, if that shows; agreed on by all ranks."""
+        """Run calls one by one. Return the outcomes, and a reason if the kind must not be stacked, on all ranks."""
         outcomes = []
         drew = changed = False
         parts = parts_of([calls[0].module])
@@ -360,7 +360,7 @@ class VerifiedStacking:
         return outcomes, None
 
     def _repeats(self, module: torch.nn.Module, arguments: Any, outcome: Outcome, enter: EnterState) -> bool:
-        """Whether the first call gives the same again, now that others have come between."""
+        """Whether the first call gives the same result again, after other calls."""
         enter(0)
         again = self._alone(DenoiserCall.unexamined(module, *arguments))
         try:
@@ -368,13 +368,13 @@ class VerifiedStacking:
                 self._runner.agree_all, [(again.result, outcome.result)] if again.error is None else []
             )
         except IncomparableError:
-            return True  # as nobody can tell
+            return True  # it cannot be decided
         return gap is None or gap <= 1.0
 
     def _judge(self, kind: _Kind, calls: Sequence[DenoiserCall], outcomes: list[Outcome], failure: _Failure) -> None:
-        """Draw the conclusion from a stacked forward that failed, when its parts have been run alone."""
+        """Decide what a failed stacked forward pass means, after its parts were run alone."""
         if _any_failed(outcomes):
-            return  # the fault of that call, not of stacking
+            return  # the call itself fails
         if not failure.is_out_of_memory:
             self._refuse(kind, calls[0], failure.reason)
             return
@@ -386,7 +386,7 @@ class VerifiedStacking:
         self.note_refusal(call, reason)
 
     def note_refusal(self, call: DenoiserCall, reason: str) -> None:
-        """Put on record, once, that calls like this one are run alone."""
+        """Record once that calls of this kind run alone."""
         note_not_stacked(self.stats, call, reason)
 
 

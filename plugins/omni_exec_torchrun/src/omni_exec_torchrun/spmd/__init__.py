@@ -1,1 +1,1 @@
-"""SPMD mode: the engine inside of a program that torchrun has started, the same on every rank."""
+"""SPMD mode: a program that torchrun has started creates the same engine on every rank."""

@@ -1,4 +1,4 @@
-"""SPMD mode: the engine inside of a program that the user started with torchrun, the same on every rank."""
+"""The executor of SPMD mode, in a program that torchrun has started."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from omni_core import OmniDiffusionConfig, OmniDiffusionRequest, OmniRequestOutput
 from omni_core.calls import WorkerReply, call_name
+from omni_core.config import FieldMark, marked_fields
 from omni_core.errors import ConfigError, ExecutorError, OmniError, RPCError, RPCTimeoutError, StartupError
 from omni_core.executor import PARALLEL_OPTIONS, WORKER_OPTIONS, DiffusionExecutor, ExecutorContext
 from omni_core.outputs import SchedulerOutput, StepOutput
@@ -32,23 +33,24 @@ _TIMEOUT_S = 600.0
 
 
 class SpmdExecutor(DiffusionExecutor):
-    """Runs one replica on all the processes that torchrun started, each of which makes an engine of its own.
+    """Runs one replica on all processes that torchrun has started. Each process creates an engine.
 
-    All ranks submit the same requests and make the same calls, in the same order; rank 0's scheduler decides when and
-    together with what they run. Unset seeds, and what is aborted when, are rank 0's too. Ranks that ask for different
-    things all get an error that says what differs, and so does every rank if one is gone.
+    All ranks submit the same requests and make the same calls, in the same order. The scheduler of rank 0 decides when
+    requests run and which are batched; rank 0 also chooses unset seeds and the moment of aborts. If ranks submit
+    different requests or calls, all ranks get an error that says what differs. If a rank is gone, all others get an
+    error.
 
     Args:
         config: The configuration of the engine.
-        context: What the engine hands over besides.
-        timeout_s: Seconds that one rank waits for another before it takes it for lost. None: what `options` says,
-            else 600.
-        outputs: Which ranks get what was made: `"all"`, or `"rank0"`, and the others only learn how it went. None:
-            what `options` says, else `"all"`.
+        context: What the engine passes besides.
+        timeout_s: Seconds that one rank waits for another before it counts as lost. None: the value in `options`, else
+            600.
+        outputs: Which ranks get the outputs: `"all"` or `"rank0"`; with the latter, outputs of other ranks are empty.
+            None: the value in `options`, else `"all"`.
 
     Raises:
-        ConfigError: This program was not started by torchrun, or by as many ranks as the configuration asks for.
-        StartupError: A rank did not come, or could not start.
+        ConfigError: This program was not started by torchrun, or with another number of ranks than configured.
+        StartupError: A rank did not connect, or could not start.
     """
 
     supported_options: ClassVar[frozenset[str]] = WORKER_OPTIONS | PARALLEL_OPTIONS
@@ -91,7 +93,7 @@ class SpmdExecutor(DiffusionExecutor):
         except BaseException:
             world.leave(broken=True)
             raise
-        # A call like any other, so that all ranks hear of it if one of them cannot load.
+        # As a call, so that all ranks get an error if one of them cannot load.
         call = PendingCall("load the pipeline", partial(self._make_worker, self._role, place), startup_s, frozenset())
         loading = self._role.call(call, config_fields(self.config))
         if not is_done_within(loading, wait_seconds(startup_s)):
@@ -114,7 +116,7 @@ class SpmdExecutor(DiffusionExecutor):
         )
 
     def execute_step(self, replica: int, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
-        """On rank 0: run a step on all ranks. On another: report what became of this rank's requests."""
+        """On rank 0, run a step on all ranks. On other ranks, return the news about this rank's requests."""
         return self._started().execute_step(scheduler_output)
 
     def interrupt(self, replica: int) -> None:
@@ -123,7 +125,7 @@ class SpmdExecutor(DiffusionExecutor):
             self._role.interrupt()
 
     def execute_model(self, requests: list[OmniDiffusionRequest]) -> list[OmniRequestOutput]:
-        """Run whole requests to their end, the same on all ranks; the engine's own requests wait meanwhile."""
+        """Run whole requests, the same on all ranks. The engine's own requests wait until they have ended."""
 
         def run(worker: Any, identities: list[Identity]) -> list[OmniRequestOutput]:
             outputs: list[OmniRequestOutput] = worker.execute_model(list(map(with_identity, requests, identities)))
@@ -152,8 +154,8 @@ class SpmdExecutor(DiffusionExecutor):
     ) -> Any:
         """Call a method on every worker, between two steps. All ranks must make the call.
 
-        Each rank calls its own worker with its own method and arguments, so they need not pickle; only the name of
-        the method is compared. Results travel, so they must.
+        Each rank calls its own worker with its own method and arguments, which need not be picklable; only the name of
+        the method is compared. Results are sent to the other ranks, so they must be picklable.
         """
         seconds = wait_seconds(timeout)
         future = self.begin_rpc(method, args, kwargs, unique_reply_rank)
@@ -173,8 +175,7 @@ class SpmdExecutor(DiffusionExecutor):
     ) -> Future[Any]:
         """Begin a call of a method on every worker, as `collective_rpc` does, and return at once.
 
-        It has its number among the calls of this rank when this returns: ranks that begin the same calls in the same
-        order agree.
+        The call is numbered when this returns. Ranks must begin the same calls in the same order.
         """
         role = self._started()
         world_size = role.world.group.world_size
@@ -200,7 +201,7 @@ class SpmdExecutor(DiffusionExecutor):
         return outcome
 
     def check_health(self) -> None:
-        """Return if the ranks still work together, as far as this one knows."""
+        """Return if no fault of any rank is known."""
         role = self._started()
         if role.fault is not None:
             raise role.fault
@@ -209,20 +210,20 @@ class SpmdExecutor(DiffusionExecutor):
 
     @property
     def fault(self) -> OmniError | None:
-        """Why the ranks cannot go on together."""
+        """Why the ranks cannot continue together."""
         return self._role.fault if self._role is not None else None
 
     def request_queued(self, request: OmniDiffusionRequest) -> None:
-        """Number a request, in the order in which they are submitted, which is the same on all ranks."""
+        """Number a request. The order of submission is the same on all ranks."""
         self._started().submit_request(request)
 
     def request_ended(self, request_id: str, error: OmniError | None) -> None:
-        """Take note that this rank's engine is done with a request."""
+        """Handle the end of a request in this rank's engine."""
         if self._role is not None and not self._role.is_closing:
             self._role.end_request(request_id, error)
 
     def shutdown(self) -> None:
-        """Part from the other ranks, and end this one's worker."""
+        """Leave the other ranks, and close the worker of this one."""
         if self._role is not None:
             self._role.close()
 
@@ -246,11 +247,10 @@ def _checked_environment(config: OmniDiffusionConfig) -> SpmdEnvironment:
             "requests over replicas."
         )
     if environment.world_size != config.ranks_per_replica:
+        sizes = " x ".join(f"{name} {getattr(config, name)}" for name in marked_fields(FieldMark.RANKS))
         raise ConfigError(
             f"torchrun started {environment.world_size} processes, and the configuration asks for "
-            f"{config.ranks_per_replica}: cfg_parallel_size {config.cfg_parallel_size} x ulysses_degree "
-            f"{config.ulysses_degree} x ring_degree {config.ring_degree} x tensor_parallel_size "
-            f"{config.tensor_parallel_size}. Make them equal."
+            f"{config.ranks_per_replica}: {sizes}. Make them equal."
         )
     return environment
 
@@ -273,7 +273,7 @@ def _raise_startup_error(replies: list[WorkerReply], rank: int) -> None:
 
 
 def _results(replies: list[WorkerReply], world_size: int) -> list[Any]:
-    """Return what a call returned, or raise what it raised on the first rank where it did."""
+    """Return the results of a call, or raise the error of the first rank that failed."""
     for rank, reply in enumerate(replies):
         error = reply.error
         if error is not None:

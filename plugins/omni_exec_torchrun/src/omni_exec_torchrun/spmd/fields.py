@@ -1,4 +1,4 @@
-"""Requests and configurations as text that is the same on every rank that means the same."""
+"""Describes requests and configurations as text, so that ranks can compare them."""
 
 from __future__ import annotations
 
@@ -6,30 +6,22 @@ import hashlib
 from typing import Any
 
 from omni_core import OmniDiffusionConfig, OmniDiffusionRequest
+from omni_core.config import FieldMark, marked_fields
 
-# Text beyond this length is cut, and a digest of all of it added.
+# Longer text is cut, and a digest of the whole text is added.
 _SHOWN = 120
-# What must agree for the ranks to compute the same, and to take the same part in it.
+# The fields of the configuration that must be the same on all ranks. Each machine may have its own `num_threads`.
 _CONFIG_FIELDS = (
     "model",
     "model_options",
     "dtype",
-    "cfg_parallel_size",
-    "ulysses_degree",
-    "ring_degree",
-    "tensor_parallel_size",
-    "stacking",
-    "cache",
-    "compile",
-    "offload",
-    "attention_backend",
     "request_defaults",
-    "worker_extension_cls",
+    *(name for name in marked_fields(FieldMark.RANKS, FieldMark.WORKER) if name != "num_threads"),
 )
 
 
 def request_fields(request: OmniDiffusionRequest) -> dict[str, str]:
-    """Return everything of a request but its id and metadata, and its seed unless its caller has chosen it."""
+    """Return the fields of a request that must be the same on all ranks, as text. An unset seed is `not set`."""
     fields = {
         name: describe(getattr(request, name))
         for name in type(request).model_fields
@@ -41,12 +33,12 @@ def request_fields(request: OmniDiffusionRequest) -> dict[str, str]:
 
 
 def config_fields(config: OmniDiffusionConfig) -> dict[str, str]:
-    """Return those settings that must be the same on all ranks."""
+    """Return the fields of the configuration that must be the same on all ranks, as text."""
     return {name: describe(getattr(config, name)) for name in _CONFIG_FIELDS}
 
 
 def describe(value: Any) -> str:
-    """Return a value as text. Of tensors, arrays and pictures, it holds a digest; of an unknown object, its type."""
+    """Return a value as text: tensors, arrays and pictures with a digest, unknown objects as their type."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

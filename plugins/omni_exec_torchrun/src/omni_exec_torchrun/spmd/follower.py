@@ -1,4 +1,4 @@
-"""The ranks but rank 0 of an SPMD engine: they run what rank 0 runs, and tell their own engine what became of it."""
+"""The ranks of an SPMD engine except rank 0: they run the steps of rank 0, and report results to their own engine."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ from omni_exec_torchrun.spmd.messages import Announcement, Broken, Call, Ended, 
 from omni_exec_torchrun.spmd.rank import PendingCall, SpmdRank
 from omni_exec_torchrun.spmd.world import SpmdWorld
 
-# Seconds that a rank which closes waits for rank 0 to finish the step that it is in.
+# Seconds that a closing rank waits for rank 0 to finish its step.
 _GOODBYE_S = 10.0
-# Rank 0 says every second that it runs. One that is only slow must not be taken for stopped.
+# Rank 0 sends a heartbeat every second. The minimum silence after which it counts as lost, since it may be slow.
 _LEAST_SILENCE_S = 10.0
 
 
 @dataclass(slots=True)
-class _Mine:
-    """A request of this rank's engine, and what became of its counterpart on rank 0 that the engine was not told.
+class _OwnRequest:
+    """A request of this rank's engine, with the news about it that the engine has not got yet.
 
-    `is_given`: its scheduler has handed it over, so that it can be told. `is_over`: it wants to hear no more.
+    Attributes:
+        request: The request.
+        is_given: Whether the scheduler has passed it to `execute_step`, so that news can be reported.
+        is_over: Whether the engine has ended it, so that no news is reported any more.
+        has_started: News: it was started.
+        progress: News: its latest progress.
+        output: News: its output.
     """
 
     request: OmniDiffusionRequest
@@ -42,14 +48,14 @@ class _Mine:
 
 
 class Follower(SpmdRank):
-    """Makes each step and each call that rank 0 tells it of.
+    """Runs each step and each call that rank 0 announces.
 
     Args:
         world: The ranks.
         timeout_s: Seconds that one rank may wait for another.
         startup_timeout_s: Seconds that it may wait while the pipeline is loaded.
-        on_fault: Called when the ranks cannot go on together.
-        keeps_outputs: Whether this rank's outputs hold what was made, or only how it went.
+        on_fault: Called when the ranks cannot continue together.
+        keeps_outputs: Whether outputs of this rank have values; else they are empty.
     """
 
     def __init__(
@@ -61,21 +67,21 @@ class Follower(SpmdRank):
         keeps_outputs: bool = True,
     ) -> None:
         self._keeps_outputs = keeps_outputs
-        self._mine: dict[int, _Mine] = {}
-        self._numbers: dict[str, int] = {}  # by this rank's id
-        self._numbers_of_leader: dict[str, int] = {}  # by rank 0's
-        self._ended_early: dict[int, OmniError] = {}  # on rank 0, before they were made here
+        self._own_requests: dict[int, _OwnRequest] = {}
+        self._numbers: dict[str, int] = {}  # by id of this rank
+        self._numbers_of_leader: dict[str, int] = {}  # by id of rank 0
+        self._ended_early: dict[int, OmniError] = {}  # ended on rank 0 before they were submitted here
         self._step: Future[StepOutput] | None = None
         self._stopped = threading.Event()
-        self._heard_at = time.monotonic()
+        self._last_message_at = time.monotonic()
         super().__init__(world, timeout_s, startup_timeout_s, on_fault)
 
     def execute_step(self, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
-        """Return a future of what has become of this rank's requests since the last."""
+        """Return a future of the next news about this rank's requests."""
         for request in scheduler_output.new_requests:
             if request.request_id not in self._numbers:
                 self.submit_request(request)
-            self._mine[self._numbers[request.request_id]].is_given = True
+            self._own_requests[self._numbers[request.request_id]].is_given = True
         step: Future[StepOutput] = Future()
         step.set_running_or_notify_cancel()
         with self._changed:
@@ -84,12 +90,12 @@ class Follower(SpmdRank):
                 self._step = step
         if fault is not None:
             step.set_exception(fault)
-        self._tell_engine()
+        self._report_to_engine()
         return step
 
     def interrupt(self) -> None:
-        """Let `execute_step` return with what there is. What rank 0 runs is not touched."""
-        self._tell_engine(even_nothing=True)
+        """Let `execute_step` return now. The step of rank 0 is not interrupted."""
+        self._report_to_engine(even_nothing=True)
 
     def submit_request(self, request: OmniDiffusionRequest) -> None:
         """Number a request of this rank's engine."""
@@ -98,24 +104,24 @@ class Follower(SpmdRank):
             number = self._ledgers["request"].count(self.rank) + 1
             with self._changed:
                 self._numbers[request.request_id] = number
-                self._mine[number] = _Mine(request)
+                self._own_requests[number] = _OwnRequest(request)
                 if (error := self._ended_early.pop(number, None)) is not None:
                     self._end_early(number, error)
             self._announce("request", fields)
 
     def end_request(self, request_id: str, error: OmniError | None) -> None:
-        """Note that this rank's engine is done with a request. Rank 0 may still need this rank's part in it."""
+        """Handle the end of a request in this rank's engine. Rank 0 may still run it, with this rank."""
         with self._changed:
             number = self._numbers.pop(request_id, None)
-            if number is None or number not in self._mine:
+            if number is None or number not in self._own_requests:
                 return
-            self._mine[number].is_over = True
-            if self._mine[number].output is not None:
-                del self._mine[number]
+            self._own_requests[number].is_over = True
+            if self._own_requests[number].output is not None:
+                del self._own_requests[number]
 
     def receive(self, rank: int, message: Any) -> None:
-        """Take a message from rank 0."""
-        self._heard_at = time.monotonic()
+        """Handle a message from rank 0."""
+        self._last_message_at = time.monotonic()
         match message:
             case Announcement(kind, fields):
                 self._note(kind, 0, fields)
@@ -127,25 +133,25 @@ class Follower(SpmdRank):
                 self._finish_call(number, replies)
             case Ended(number, error):
                 self._has_ended(number, error)
-                self._tell_engine()
+                self._report_to_engine()
             case Broken(text, trace):
                 self.fail(RankGroupError(text, worker_traceback=trace), tell=False)
             case Stop():
                 self._stop(message)
 
     def lost(self, rank: int) -> None:
-        """Take note that rank 0 has hung up, as it does when it has closed."""
+        """Handle the end of the connection to rank 0. After `Stop` it is expected."""
         was_stopped = self._stopped.is_set()
         self._stopped.set()
         if not was_stopped:
             super().lost(rank)
 
     def tick(self) -> None:
-        """Look whether something is overdue."""
+        """Check the time limits."""
         super().tick()
         now = time.monotonic()
         silence_s = max(self._timeout_s, _LEAST_SILENCE_S)
-        if now - self._heard_at > silence_s and not self._stopped.is_set():
+        if now - self._last_message_at > silence_s and not self._stopped.is_set():
             peer = self.world.peers[0]
             self.fail(RankGroupError(f"Rank 0 ({peer}) was not heard of for {silence_s:g} s: it is stopped, or lost."))
         with self._changed:
@@ -164,12 +170,12 @@ class Follower(SpmdRank):
         return (0, self.world.group.rank)
 
     def _begin_call(self, call: PendingCall) -> None:
-        pass  # rank 0 says when
+        pass  # rank 0 decides when
 
     def _say_goodbye(self) -> None:
         if self.fault is None and not self._stopped.is_set():
-            self._link.send(self.counts())
-            # Until then rank 0 may need this rank for the step that it is in.
+            self._connections.send(self.counts())
+            # Rank 0 may need this rank until the end of its step.
             self._stopped.wait(_GOODBYE_S)
 
     def _fail_step(self, error: OmniError) -> None:
@@ -185,7 +191,7 @@ class Follower(SpmdRank):
             self._warn_of_difference(0, theirs)
         else:
             ours = self.counts()
-            self._in_turn(self._rest_after_stop, theirs, ours)
+            self._in_turn(self._close_after_stop, theirs, ours)
         self._stopped.set()
 
     def _in_turn(self, function: Callable[..., Any], *arguments: Any) -> None:
@@ -195,40 +201,40 @@ class Follower(SpmdRank):
     # The worker's thread.
 
     def _follow(self, message: Step) -> None:
-        with contextlib.suppress(OmniError):  # `_run` has told everybody
+        with contextlib.suppress(OmniError):  # `_run` has reported it to all ranks
             self._take_output(self._run(lambda: self._worker_step(message)))
-            self._tell_engine()
+            self._report_to_engine()
 
     def _worker_step(self, message: Step) -> StepOutput:
         requests = []
         with self._changed:
             for number, identity in message.new.items():
                 self._numbers_of_leader[identity.request_id] = number
-                requests.append(with_identity(self._mine[number].request, identity))
+                requests.append(with_identity(self._own_requests[number].request, identity))
         output: StepOutput = self.worker.execute_step(SchedulerOutput(requests, message.ended, message.waves))
         return output
 
     def _take_output(self, output: StepOutput) -> None:
         with self._changed:
             for request_id in output.started:
-                self._mine[self._numbers_of_leader[request_id]].has_started = True
+                self._own_requests[self._numbers_of_leader[request_id]].has_started = True
             for progress in output.progress:
-                mine = self._mine[self._numbers_of_leader[progress.request_id]]
-                mine.progress = dataclasses.replace(progress, request_id=mine.request.request_id)
+                own = self._own_requests[self._numbers_of_leader[progress.request_id]]
+                own.progress = dataclasses.replace(progress, request_id=own.request.request_id)
             for end in output.finished:
                 number = self._numbers_of_leader.pop(end.request_id)
                 self._end(number, end)
 
     def _end(self, number: int, end: OmniRequestOutput) -> None:
-        mine = self._mine[number]
-        if mine.is_over:
-            del self._mine[number]
+        own = self._own_requests[number]
+        if own.is_over:
+            del self._own_requests[number]
             return
-        if end.finish_reason in ("aborted", "timeout"):  # in words that name this rank's id
+        if end.finish_reason in ("aborted", "timeout"):  # the message must name the id of this rank
             reason = end.finish_reason
-            end = dataclasses.replace(OmniRequestOutput.ended(mine.request, reason, end.metrics), seed=end.seed)
+            end = dataclasses.replace(OmniRequestOutput.ended(own.request, reason, end.metrics), seed=end.seed)
         values = end.output if self._keeps_outputs else {}
-        mine.output = dataclasses.replace(end, request_id=mine.request.request_id, output=values)
+        own.output = dataclasses.replace(end, request_id=own.request.request_id, output=values)
 
     def _follow_call(self, message: Call) -> None:
         with self._changed:
@@ -238,8 +244,8 @@ class Follower(SpmdRank):
         self._make_call(call, message.identities)
         self._send_result(call, Reply)
 
-    def _rest_after_stop(self, theirs: Leaving, ours: Leaving) -> None:
-        """Rank 0 has closed its engine: end the worker too, so that rank 0 need not wait, and take no more."""
+    def _close_after_stop(self, theirs: Leaving, ours: Leaving) -> None:
+        """Rank 0 has closed its engine: close the worker and the connection, so that rank 0 need not wait."""
         error = RankGroupError(
             f"Rank 0 has closed its engine after {theirs.requests} requests and {theirs.calls} calls; this is rank "
             f"{self.rank}, which had asked for {ours.requests} requests and {ours.calls} calls by then."
@@ -249,47 +255,51 @@ class Follower(SpmdRank):
                 return
         super()._end_worker()
         self.fail(error, tell=False)
-        self._link.hang_up(0)
+        self._connections.hang_up(0)
 
     # For the engine.
 
     def _has_ended(self, number: int, error: OmniError) -> None:
-        """A request has ended on rank 0 before it was begun."""
+        """Handle a request that has ended on rank 0 before it was started."""
         with self._changed:
-            if number > self._ledgers["request"].count(self.rank) and number not in self._mine:
+            if number > self._ledgers["request"].count(self.rank) and number not in self._own_requests:
                 self._ended_early[number] = error
             else:
                 self._end_early(number, error)
 
     def _end_early(self, number: int, error: OmniError) -> None:
-        if (mine := self._mine.get(number)) is None:
+        if (own := self._own_requests.get(number)) is None:
             return
         if isinstance(error, RequestAbortedError):
-            self._end(number, OmniRequestOutput.ended(mine.request, "aborted"))
+            self._end(number, OmniRequestOutput.ended(own.request, "aborted"))
         elif isinstance(error, RequestTimeoutError):
-            self._end(number, OmniRequestOutput.ended(mine.request, "timeout"))
+            self._end(number, OmniRequestOutput.ended(own.request, "timeout"))
         else:
-            self._end(number, OmniRequestOutput.failed(mine.request, error))
+            self._end(number, OmniRequestOutput.failed(own.request, error))
 
-    def _tell_engine(self, even_nothing: bool = False) -> None:
-        """Let the step that the engine waits for return, if there is something to tell."""
+    def _report_to_engine(self, even_nothing: bool = False) -> None:
+        """Complete the engine's step if there is news.
+
+        Args:
+            even_nothing: Complete it also without news.
+        """
         with self._changed:
             if self._step is None:
                 return
             output = StepOutput()
-            for number, mine in list(self._mine.items()):
-                if not mine.is_given:
+            for number, own in list(self._own_requests.items()):
+                if not own.is_given:
                     continue
-                name = mine.request.request_id
-                if mine.has_started:
+                name = own.request.request_id
+                if own.has_started:
                     output.started.append(name)
-                    mine.has_started = False
-                if mine.progress is not None:
-                    output.progress.append(mine.progress)
-                    mine.progress = None
-                if mine.output is not None:
-                    output.finished.append(mine.output)
-                    del self._mine[number]
+                    own.has_started = False
+                if own.progress is not None:
+                    output.progress.append(own.progress)
+                    own.progress = None
+                if own.output is not None:
+                    output.finished.append(own.output)
+                    del self._own_requests[number]
                     self._numbers.pop(name, None)
             if not (even_nothing or output.started or output.progress or output.finished):
                 return

@@ -1,4 +1,4 @@
-"""Rank 0 of an SPMD engine: its scheduler decides what is run, on all ranks."""
+"""Rank 0 of an SPMD engine. Its scheduler decides what runs on all ranks."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from omni_exec_torchrun.spmd.messages import (
 from omni_exec_torchrun.spmd.rank import PendingCall, SpmdRank
 from omni_exec_torchrun.spmd.world import SpmdWorld
 
-# Seconds that closing waits for the others to finish what rank 0 has finished.
+# Seconds that closing waits for the other ranks to finish and disconnect.
 _GOODBYE_S = 10.0
 
 
 class Leader(SpmdRank):
-    """Tells the others each step and each call before it makes them itself, once they have asked for the same."""
+    """Announces each step and each call to the other ranks, when they have submitted the same, and runs it too."""
 
     def __init__(
         self, world: SpmdWorld, timeout_s: float, startup_timeout_s: float, on_fault: Callable[[], None]
     ) -> None:
-        self._numbers: dict[str, int] = {}  # of the requests of this engine that have not ended
+        self._numbers: dict[str, int] = {}  # by id, of requests that have not ended
         self._begun: set[str] = set()
         self._replies: dict[int, dict[int, WorkerReply]] = {}
-        self._left: dict[int, Leaving] = {}  # those that close
-        self._gone: set[int] = set()  # those that take part no more
+        self._left: dict[int, Leaving] = {}  # ranks that are closing
+        self._gone: set[int] = set()  # ranks that take no part any more
         super().__init__(world, timeout_s, startup_timeout_s, on_fault)
 
     def execute_step(self, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
@@ -58,7 +58,7 @@ class Leader(SpmdRank):
         return self._thread.submit(self._run, lambda: self._step(scheduler_output, numbers))
 
     def interrupt(self) -> None:
-        """Let the running step return after the wave that is running, on all ranks."""
+        """Let the running step return after the current wave, on all ranks."""
         if self.worker is not None:
             self.worker.interrupt()
 
@@ -70,17 +70,17 @@ class Leader(SpmdRank):
             self._announce("request", fields)
 
     def end_request(self, request_id: str, error: OmniError | None) -> None:
-        """Note that this rank's engine is done with a request; if it was never begun, the others must know."""
+        """Handle the end of a request in this engine. If it was never started, notify the other ranks."""
         number = self._numbers.pop(request_id, None)
         if number is None:
             return
         if request_id in self._begun:
             self._begun.discard(request_id)
         elif error is not None:
-            self._link.send(Ended(number, error))
+            self._connections.send(Ended(number, error))
 
     def receive(self, rank: int, message: Any) -> None:
-        """Take a message from another rank."""
+        """Handle a message from another rank."""
         match message:
             case Announcement(kind, fields):
                 self._note(kind, rank, fields)
@@ -98,7 +98,7 @@ class Leader(SpmdRank):
                     self._thread.submit(self._release, rank)
 
     def lost(self, rank: int) -> None:
-        """Take note that the connection to `rank` has ended, as it does when it closes."""
+        """Handle the end of the connection to `rank`. It is expected if the rank or this one is closing."""
         with self._changed:
             expected = self.is_closing or rank in self._left
             self._gone.add(rank)
@@ -107,8 +107,8 @@ class Leader(SpmdRank):
             super().lost(rank)
 
     def tick(self) -> None:
-        """Let the others know that this process runs, and look whether something is overdue."""
-        self._link.send(Alive())
+        """Send a heartbeat, and check the time limits."""
+        self._connections.send(Alive())
         super().tick()
 
     def _compared(self) -> Iterable[int]:
@@ -122,7 +122,7 @@ class Leader(SpmdRank):
         self.interrupt()
 
     def _fail_step(self, error: OmniError) -> None:
-        pass  # it runs in the worker's thread, which fails too
+        pass  # the step runs in the worker's thread, where it fails too
 
     def _say_goodbye(self) -> None:
         self.interrupt()
@@ -130,7 +130,7 @@ class Leader(SpmdRank):
     def _end_worker(self) -> None:
         if self.fault is None:
             ours = self.counts()
-            self._link.send(Stop(ours.requests, ours.calls))
+            self._connections.send(Stop(ours.requests, ours.calls))
             with self._changed:
                 self._changed.wait_for(lambda: len(self._gone) == self.world.group.world_size - 1, _GOODBYE_S)
             for rank, theirs in self._left.items():
@@ -144,14 +144,14 @@ class Leader(SpmdRank):
         identities = [Identity(request.request_id, request.seed) for request in scheduler_output.new_requests]
         if self.world.group.world_size > 1:
             new = dict(zip(numbers, identities, strict=True))
-            self._link.send(Step(new, scheduler_output.ended_requests, scheduler_output.waves))
+            self._connections.send(Step(new, scheduler_output.ended_requests, scheduler_output.waves))
         output: StepOutput = self.worker.execute_step(scheduler_output)
         return output
 
     def _call(self, call: PendingCall) -> None:
         try:
             self._wait_for_others("call", call.number)
-            self._link.send(Call(call.number, call.identities))
+            self._connections.send(Call(call.number, call.identities))
             self._make_call(call, call.identities)
             replies = self._wait_for_replies(call)
             if self.world.group.world_size > 1:
@@ -162,7 +162,7 @@ class Leader(SpmdRank):
             self._finish_call(call.number, replies)
 
     def _wait_for_others(self, kind: Kind, number: int) -> None:
-        """Wait until all ranks have asked for what this one is about to begin."""
+        """Wait until all ranks have submitted the request or call that this one is about to start."""
         ledger = self._ledgers[kind]
 
         def left_behind() -> set[int]:
@@ -201,11 +201,11 @@ class Leader(SpmdRank):
         return [call.own, *(replies[rank] for rank in ranks)]
 
     def _release(self, rank: int) -> None:
-        """Let a rank go that closes, between two steps."""
+        """Release a closing rank, between two steps."""
         with self._changed:
             self._gone.add(rank)
         ours = self.counts()
-        self._link.send(Stop(ours.requests, ours.calls), rank)
+        self._connections.send(Stop(ours.requests, ours.calls), rank)
 
     def _has_left(self, rank: int) -> RankGroupError:
         theirs = self._left.get(rank)
@@ -218,5 +218,5 @@ class Leader(SpmdRank):
 
 
 def with_identity(request: OmniDiffusionRequest, identity: Identity) -> OmniDiffusionRequest:
-    """Return a request under the id and with the seed that rank 0 gave it."""
+    """Return a request with the id and the seed of rank 0."""
     return request.model_copy(update=dataclasses.asdict(identity))

@@ -1,4 +1,4 @@
-"""What each rank has asked for, by number, so that ranks which ask for different things are found out."""
+"""Counts and compares the requests and calls of the ranks, to detect ranks that submit different ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# What was asked for, name by name, each value as text that is the same on all ranks.
+# A request or call as text: name and value of each field.
 Fields = dict[str, str]
 
 _ADVICE = "In SPMD mode all ranks must make the same requests and the same calls, in the same order."
@@ -19,14 +19,14 @@ class _Entry:
 
 
 class Ledger:
-    """Counts what each rank asks for, and compares the n-th of one rank with the n-th of the others.
+    """Counts the requests or calls of each rank, and compares the n-th of one rank with the n-th of the others.
 
-    It has no lock of its own.
+    It is not thread-safe.
 
     Args:
         what: What is counted, in the singular, for messages.
-        ranks: Whose are compared.
-        first: Number of the first.
+        ranks: The ranks that are compared.
+        first: Number of the first request or call.
     """
 
     def __init__(self, what: str, ranks: Iterable[int], first: int = 1) -> None:
@@ -35,14 +35,14 @@ class Ledger:
         self._open: dict[int, _Entry] = {}
 
     def count(self, rank: int) -> int:
-        """Return the number of what `rank` asked for last."""
+        """Return the number of the latest request or call of `rank`."""
         return self._counts[rank]
 
     def note(self, rank: int, fields: Fields) -> str | None:
-        """Note what `rank` asks for next.
+        """Record the next request or call of `rank`.
 
         Returns:
-            What is wrong with it: it is not what another rank has asked for. None if nothing is.
+            A message if it differs from that of another rank; None if not.
         """
         number = self._counts[rank] = self._counts[rank] + 1
         entry = self._open.setdefault(number, _Entry(time.monotonic()))
@@ -60,11 +60,11 @@ class Ledger:
         return complaint
 
     def is_complete(self, number: int) -> bool:
-        """Whether all ranks have asked for number `number`."""
+        """Whether all ranks have reached `number`."""
         return min(self._counts.values()) >= number
 
     def overdue(self, timeout_s: float) -> str | None:
-        """Return what is wrong if one rank has asked, and another has not within `timeout_s`; else None."""
+        """Return a message if a rank has not followed another within `timeout_s`; else None."""
         latest = time.monotonic() - timeout_s
         for number, entry in sorted(self._open.items()):
             if entry.since < latest:

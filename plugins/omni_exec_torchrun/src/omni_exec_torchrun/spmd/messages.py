@@ -1,4 +1,4 @@
-"""What the ranks of an SPMD engine tell each other over their `Link`."""
+"""The messages between the ranks of an SPMD engine, sent over `RankConnections`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = Literal["request", "call"]
 
 @dataclass(slots=True)
 class Announcement:
-    """The sender has asked for the next request or call, and this is what must be the same on all ranks."""
+    """The sender has submitted its next request or call. `fields` must be the same on all ranks."""
 
     kind: Kind
     fields: Fields
@@ -23,7 +23,7 @@ class Announcement:
 
 @dataclass(slots=True)
 class Identity:
-    """What rank 0 calls a request, and the seed it runs with."""
+    """Id and seed of a request on rank 0."""
 
     request_id: str
     seed: int
@@ -31,7 +31,7 @@ class Identity:
 
 @dataclass(slots=True)
 class Step:
-    """Rank 0 begins this step: its `SchedulerOutput`, with the numbers of new requests in their place."""
+    """Rank 0 starts a step: its `SchedulerOutput`, with numbers in place of the new requests."""
 
     new: dict[int, Identity]
     ended: dict[str, EndReason]
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(slots=True)
 class Ended:
-    """A request has ended on rank 0 before it was begun."""
+    """A request has ended on rank 0 before it was started."""
 
     number: int
     error: OmniError
@@ -48,7 +48,7 @@ class Ended:
 
 @dataclass(slots=True)
 class Call:
-    """Rank 0 begins this call. `identities` are those of the requests that it runs, if it does."""
+    """Rank 0 starts a call. `identities`: those of the requests that the call runs, if any."""
 
     number: int
     identities: list[Identity] = field(default_factory=list)
@@ -56,14 +56,14 @@ class Call:
 
 @dataclass(slots=True)
 class Reply:
-    """What a call came to on the sender."""
+    """The reply to a call from the sender's worker."""
 
     reply: WorkerReply
 
 
 @dataclass(slots=True)
 class Results:
-    """What a call came to on all ranks."""
+    """The replies to a call from all ranks."""
 
     number: int
     replies: list[WorkerReply]
@@ -71,7 +71,7 @@ class Results:
 
 @dataclass(slots=True)
 class Broken:
-    """The ranks cannot go on together."""
+    """The ranks cannot continue together."""
 
     message: str
     worker_traceback: str | None
@@ -79,12 +79,12 @@ class Broken:
 
 @dataclass(slots=True)
 class Alive:
-    """Rank 0's process runs, though there may be nothing else to say."""
+    """The heartbeat of rank 0."""
 
 
 @dataclass(slots=True)
 class Leaving:
-    """The sender closes its engine, having asked for so many requests and calls. A follower waits for `Stop`."""
+    """The sender closes its engine after so many requests and calls. It waits for `Stop`."""
 
     requests: int
     calls: int
@@ -92,7 +92,7 @@ class Leaving:
 
 @dataclass(slots=True)
 class Stop:
-    """Rank 0 will ask for nothing more of the receiver. It has asked for so many requests and calls."""
+    """Rank 0 will send nothing more to the receiver. It has submitted so many requests and calls."""
 
     requests: int
     calls: int

@@ -1,4 +1,4 @@
-"""What rank 0 and the other ranks of an SPMD engine have in common."""
+"""The base class of rank 0 and the other ranks of an SPMD engine."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from omni_core.errors import ExecutorError, OmniError, RankGroupError, RPCError
 from omni_core.log import get_logger
 from omni_core.outputs import SchedulerOutput, StepOutput
 from omni_core.serial_thread import SerialThread
+from omni_exec_torchrun.spmd.connections import RankConnections, connect
 from omni_exec_torchrun.spmd.ledger import Fields, Ledger
-from omni_exec_torchrun.spmd.link import Link, connect
 from omni_exec_torchrun.spmd.messages import Announcement, Broken, Identity, Kind, Leaving
 from omni_exec_torchrun.spmd.world import SpmdWorld
 
 log = get_logger(__name__)
 
-# The pipeline is loaded and described by calls too; the first one that a program makes is number 1.
+# Loading and describing the pipeline are calls -1 and 0; the first call of the program is number 1.
 _FIRST_CALL = -1
-# Seconds that a rank which was let down by another has to hear the reason, which may come later than the fact.
+# Seconds to wait for the reason after another rank has failed: the message may come later than the failure.
 _REASON_S = 2.0
-# Seconds that closing waits for what the worker is doing.
+# Seconds that closing waits for the running call of the worker.
 _CLOSE_S = 30.0
 
 
 @dataclass(slots=True)
 class PendingCall:
-    """A call that this rank has asked for.
+    """A call that this rank has submitted.
 
     Attributes:
-        name: What to call it in messages.
-        function: Makes it, given the worker and what rank 0 calls the requests in it.
+        name: Name of the call in messages.
+        function: Makes the call, with the worker and the identities of its requests on rank 0.
         timeout_s: Seconds that a rank may take longer than another.
-        reply_ranks: Whose results are wanted.
-        identities: What this rank calls the requests in it.
+        reply_ranks: The ranks whose results are returned.
+        identities: The identities of its requests on this rank.
         number: Its number.
-        future: Of the replies of all ranks.
-        own: This rank's reply.
-        replied_at: When it was made.
+        future: A future of the replies of all ranks.
+        own: The reply of this rank.
+        replied_at: When that reply was made.
     """
 
     name: str
@@ -60,13 +60,13 @@ class PendingCall:
 
 
 class SpmdRank(ABC):
-    """Owns this rank's worker, in a thread of its own, and the link to other ranks.
+    """Owns this rank's worker, which has a separate thread, and the connections to the other ranks.
 
     Args:
         world: The ranks.
         timeout_s: Seconds that one rank may wait for another.
         startup_timeout_s: Seconds that it may wait while the pipeline is loaded.
-        on_fault: Called when the ranks cannot go on together.
+        on_fault: Called when the ranks cannot continue together.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SpmdRank(ABC):
         self._is_loading = False
         self._timeout_s = timeout_s
         self._on_fault = on_fault
-        self._changed = threading.Condition()  # guards all that follows
+        self._changed = threading.Condition()  # guards all attributes below
         self._order = threading.RLock()  # announcements are sent in the order of their numbers
         self._ledgers: dict[Kind, Ledger] = {
             "request": Ledger("Request", self._compared()),
@@ -90,15 +90,16 @@ class SpmdRank(ABC):
         self._thread = SerialThread(f"omni-spmd-worker-{self.rank}")
         tick_s = min(1.0, timeout_s / 4)
         is_alone = world.group.world_size == 1
-        self._link = Link({} if is_alone else connect(world.group, world.host, startup_timeout_s), self, tick_s)
+        connected = {} if is_alone else connect(world.group, world.host, startup_timeout_s)
+        self._connections = RankConnections(connected, self, tick_s)
         if not is_alone:
-            self._link.start()
+            self._connections.start()
 
     # For the executor, from any thread.
 
     @abstractmethod
     def execute_step(self, scheduler_output: SchedulerOutput) -> Future[StepOutput]:
-        """Do what this rank's scheduler asks for, or, on another rank than 0, tell it what rank 0 has done of it."""
+        """On rank 0, run a step. On other ranks, return the news about the requests of this rank."""
 
     @abstractmethod
     def interrupt(self) -> None:
@@ -106,18 +107,18 @@ class SpmdRank(ABC):
 
     @abstractmethod
     def submit_request(self, request: OmniDiffusionRequest) -> None:
-        """Number a request of this rank's engine, before it comes to `execute_step`."""
+        """Number a request of this rank's engine, before `execute_step` gets it."""
 
     @abstractmethod
     def end_request(self, request_id: str, error: OmniError | None) -> None:
-        """Note that this rank's engine is done with a request."""
+        """Handle the end of a request in this rank's engine."""
 
     def call(self, call: PendingCall, fields: dict[str, str]) -> Future[list[WorkerReply]]:
-        """Ask for a call on all ranks.
+        """Submit a call on all ranks.
 
         Args:
-            call: What to call.
-            fields: What must be the same on all ranks.
+            call: The call.
+            fields: The fields that must be the same on all ranks.
         """
         with self._order:
             call.number = self._ledgers["call"].count(self.rank) + 1
@@ -131,30 +132,30 @@ class SpmdRank(ABC):
         return call.future
 
     def counts(self) -> Leaving:
-        """Return how much this rank has asked for."""
+        """Return the number of requests and calls of this rank."""
         return Leaving(*(ledger.count(self.rank) for ledger in self._ledgers.values()))
 
     def close(self) -> None:
-        """Part from the other ranks and end the worker."""
+        """Leave the other ranks, and close the worker."""
         with self._changed:
             self.is_closing = True
             self._changed.notify_all()
         try:
             self._say_goodbye()
-            # A pipeline that is still loading cannot be stopped: it is let go of once it has loaded.
+            # Loading a pipeline cannot be stopped: the worker is closed after it.
             ended = self._thread.close(0.0 if self._is_loading else _CLOSE_S, last=self._end_worker)
             if not ended:
                 self.world.leave(broken=True)
         finally:
-            self._link.close()
+            self._connections.close()
         self._fail_calls(ExecutorError("The engine was closed."))
 
     def fail(self, error: OmniError, tell: bool = True) -> OmniError:
-        """Give up working with the other ranks. Only the first reason counts; it is returned.
+        """End the work with the other ranks after a fault. Only the first reason counts; it is returned.
 
         Args:
-            error: Why.
-            tell: Whether the other ranks do not know yet.
+            error: The reason.
+            tell: Whether to notify the other ranks.
         """
         with self._changed:
             if self.fault is not None:
@@ -164,30 +165,30 @@ class SpmdRank(ABC):
             self.fault = error
             self._changed.notify_all()
         if tell:
-            self._link.send(Broken(error.message, error.worker_traceback))
-        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            self._connections.send(Broken(error.message, error.worker_traceback))
+        with contextlib.suppress(RuntimeError):  # already closed
             self._thread.submit(self.world.leave, True)
         if self.worker is not None and self.worker.device.type != "cpu":
-            self.world.leave(broken=True)  # the worker's thread would wait for NCCL for ever
+            self.world.leave(broken=True)  # otherwise the worker's thread would wait for NCCL forever
         self._fail_calls(error)
         self._fail_step(error)
         self._on_fault()
         return error
 
-    # The link's listener.
+    # Called by `RankConnections`, in its thread.
 
     @abstractmethod
     def receive(self, rank: int, message: Any) -> None:
-        """Take a message from `rank`."""
+        """Handle a message from `rank`."""
 
     def lost(self, rank: int) -> None:
-        """Take note that the connection to `rank` has ended."""
+        """Handle the end of the connection to `rank`."""
         peer = self.world.peers[rank]
         error = f"Rank {rank} ({peer}) is gone: it ended without a word. Its own output and torchrun's say why."
         self.fail(RankGroupError(error))
 
     def tick(self) -> None:
-        """Look whether something is overdue."""
+        """Check the time limits."""
         with self._changed:
             late = next(filter(None, (ledger.overdue(self._timeout_s) for ledger in self._ledgers.values())), None)
         if late is not None:
@@ -197,30 +198,30 @@ class SpmdRank(ABC):
 
     @abstractmethod
     def _compared(self) -> Iterable[int]:
-        """Return the ranks whose requests and calls this rank is told of."""
+        """Return the ranks whose requests and calls are announced to this rank."""
 
     @abstractmethod
     def _begin_call(self, call: PendingCall) -> None:
-        """See to it that a call which has been asked for is made in its turn."""
+        """Schedule a submitted call."""
 
     @abstractmethod
     def _say_goodbye(self) -> None:
-        """Part from the other ranks before the worker's thread is ended."""
+        """Leave the other ranks before the worker's thread ends."""
 
     def _end_worker(self) -> None:
-        """Run in the worker's thread, last."""
+        """Close the worker. The last call in the worker's thread."""
         if self.worker is not None:
             self.worker.close()
         self.world.leave(broken=self.fault is not None)
 
     @abstractmethod
     def _fail_step(self, error: OmniError) -> None:
-        """Fail the step that waits for other ranks, if it does not fail by itself."""
+        """Fail the step that waits for other ranks, unless it fails by itself."""
 
     def _announce(self, kind: Kind, fields: dict[str, str]) -> None:
         with self._order:
             self._note(kind, self.rank, fields)
-            self._link.send(Announcement(kind, fields))
+            self._connections.send(Announcement(kind, fields))
 
     def _note(self, kind: Kind, rank: int, fields: Fields) -> None:
         with self._changed:
@@ -242,18 +243,18 @@ class SpmdRank(ABC):
         return call.own
 
     def _send_result(self, call: PendingCall, make_message: Callable[[WorkerReply], Any]) -> None:
-        """Send this rank's reply, or, if it cannot be pickled, that it cannot."""
+        """Send this rank's reply; if it cannot be pickled, send an error."""
         assert call.own is not None
         reply = call.own
         if reply.error is None and self.rank not in call.reply_ranks:
             reply = WorkerReply(call.number)
         try:
-            self._link.send(make_message(reply))
+            self._connections.send(make_message(reply))
         except RPCError as error:
             call.own = WorkerReply(
                 call.number, error=RPCError(f"The result of {call.name!r} cannot be sent to other ranks: {error}")
             )
-            self._link.send(make_message(call.own))
+            self._connections.send(make_message(call.own))
 
     def _finish_call(self, number: int, replies: list[WorkerReply]) -> None:
         with self._changed:
@@ -269,7 +270,7 @@ class SpmdRank(ABC):
             call.future.set_exception(error)
 
     def _run(self, function: Callable[[], StepOutput]) -> StepOutput:
-        """Run a step. If it fails, it has for all ranks: each says why, if it knows."""
+        """Run a step. If it fails, it fails on all ranks, with the reason if it is known."""
         if self.fault is not None:
             raise self.fault
         try:

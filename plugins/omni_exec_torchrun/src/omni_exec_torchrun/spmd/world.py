@@ -1,4 +1,4 @@
-"""Where this process stands among those that torchrun started, and how they meet."""
+"""The processes that torchrun has started: their ranks, and their connection."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from omni_exec_torchrun.secret import load_secret
 
 _LOOPBACK = "127.0.0.1"
 _CLOSE_S = 5.0
-# Engines of one process meet their counterparts under numbers of their own.
+# Numbers of the engines of this process. Engines with the same number on all ranks belong together.
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class SpmdEnvironment:
-    """What torchrun says of this process.
+    """The ranks of this process, according to the environment variables of torchrun.
 
     Attributes:
-        rank: Its number.
-        world_size: How many there are.
-        local_rank: Its number on this machine.
-        local_world_size: How many there are on this machine.
+        rank: Its rank.
+        world_size: Number of ranks.
+        local_rank: Its rank on this machine.
+        local_world_size: Number of ranks on this machine.
     """
 
     rank: int
@@ -46,12 +46,12 @@ class SpmdEnvironment:
 
 
 def spmd_environment() -> SpmdEnvironment | None:
-    """Return where this process stands among those that torchrun started; None if it was not started by torchrun.
+    """Return the ranks of this process; None if it was not started by torchrun.
 
     Raises:
-        ConfigError: A variable of torchrun's is no number.
+        ConfigError: A variable of torchrun is not a number.
     """
-    # Other launchers set some of these too; only torchrun sets the id of the run.
+    # Other launchers set some of these variables too. Only torchrun sets the run id.
     if any(name not in os.environ for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK")):
         return None
     try:
@@ -67,9 +67,9 @@ class SpmdWorld:
 
     Args:
         group: The ranks.
-        subgroup: A process group made for this engine beside one of the user's, who keeps that.
-        peers: What each rank says of itself, for messages.
-        host: Where rank 0 listens.
+        subgroup: A process group of this engine, if the program has its own default group.
+        peers: A description of each rank, for messages.
+        host: The address on which rank 0 listens.
     """
 
     def __init__(self, group: RankGroup, subgroup: Any, peers: list[str], host: str) -> None:
@@ -80,7 +80,7 @@ class SpmdWorld:
         self._lock = threading.Lock()
 
     def leave(self, broken: bool = False) -> None:
-        """Let go of the others. If `broken`, those who wait for this rank get an error at once. May be repeated."""
+        """Leave the other ranks. If `broken`, ranks that wait for this one get an error at once. May be repeated."""
         if broken:
             self.group.abort()
         else:
@@ -96,21 +96,21 @@ class SpmdWorld:
 
 
 def join(environment: SpmdEnvironment, device: torch.device, timeout_s: float, startup_timeout_s: float) -> SpmdWorld:
-    """Meet the other ranks.
+    """Connect to the other ranks.
 
-    Torch's default process group is made, or, where the program has made it, a group of our own beside it: the
-    program's collectives and ours must not mix.
+    Creates torch's default process group. If the program has created it already, creates a separate group, since the
+    collectives of the program and of omni must not mix.
 
     Args:
-        environment: Where this process stands.
-        device: Where it computes.
+        environment: The ranks of this process.
+        device: The device of this rank.
         timeout_s: Seconds that a rank may wait for another in a collective.
-        startup_timeout_s: Seconds to wait for the others to come.
+        startup_timeout_s: Seconds to wait for the other ranks.
 
     Raises:
         StartupError: A rank did not come.
-        RankGroupError: They came, and could not connect.
-        ConfigError: There is a secret that cannot be used.
+        RankGroupError: The ranks could not connect.
+        ConfigError: The configured secret is invalid.
     """
     rank, world_size = environment.rank, environment.world_size
     if world_size == 1:
@@ -137,7 +137,7 @@ def join(environment: SpmdEnvironment, device: torch.device, timeout_s: float, s
 
 
 def _meet(environment: SpmdEnvironment, timeout_s: float) -> tuple[Any, list[str]]:
-    """Wait until all ranks are here; return a store of this engine's own, and what the ranks say of themselves."""
+    """Wait until all ranks have come. Return a store for this engine, and the descriptions of the ranks."""
     number = next(_numbers)
     deadline = time.monotonic() + timeout_s
     try:
@@ -166,7 +166,7 @@ def _self_description() -> str:
 
 
 def _destroy(subgroup: Any, broken: bool) -> None:
-    with contextlib.suppress(Exception):  # the program may have destroyed it with its own
+    with contextlib.suppress(Exception):  # the program may have destroyed all groups
         if broken:
             abort(subgroup)
         else:

@@ -1,6 +1,6 @@
-"""Connections for what ranks tell each other outside of the model's own collectives: a star with rank 0 in the middle.
+"""Connections for the messages of SPMD ranks, outside the collectives of the model: a star with rank 0 in the center.
 
-Unlike a collective, a connection tells at once when the other side is gone, and waits for a message for any time.
+Unlike a collective, a connection shows at once when the other side is gone, and has no timeout for the next message.
 """
 
 from __future__ import annotations
@@ -23,87 +23,89 @@ from omni_core.wire.authentication import AuthenticationError, ServerHandshake, 
 from omni_core.worker.parallel.rank_group import RankGroup
 
 _COUNT = struct.Struct("<I")
-# Seconds that a peer has to prove who it is after it has connected.
+# Maximum seconds of the handshake of a peer.
 _HANDSHAKE_S = 5.0
-# Seconds between two looks at the clock. It costs nothing that can be measured.
+# Seconds between two ticks.
 _TICK_S = 1.0
 _CLOSE_S = 5.0
 _SEND_TIMEOUT = struct.pack("ll", 10, 0)
 
 
 class Listener(Protocol):
-    """Who is told what happens on a link. All are called in the link's thread, and must be quick."""
+    """Callbacks of `RankConnections`. All are called in its thread and must return quickly."""
 
     def receive(self, rank: int, message: Any) -> None:
-        """A message came from `rank`."""
+        """Handle a message from `rank`."""
 
     def lost(self, rank: int) -> None:
-        """The connection to `rank` has ended."""
+        """Handle the end of the connection to `rank`."""
 
     def tick(self) -> None:
-        """About a second has passed."""
+        """Called regularly, about once a second."""
 
 
-class Link:
+class RankConnections:
     """Connects this rank with rank 0, or rank 0 with all others.
 
     Args:
         connections: By rank.
-        listener: Who is told what comes in.
+        listener: Receives the messages.
         tick_s: Seconds between two ticks.
     """
 
     def __init__(self, connections: dict[int, Connection], listener: Listener, tick_s: float = _TICK_S) -> None:
-        self._connections = connections
+        self._by_rank = connections
         self._listener = listener
         self._tick_s = tick_s
         self._locks = {rank: threading.Lock() for rank in connections}
         self._woken, self._wake = Pipe(duplex=False)
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="omni-spmd-link", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="omni-spmd-connections", daemon=True)
 
     def start(self) -> None:
-        """Begin to tell the listener."""
+        """Begin to receive messages and notify the listener."""
         self._thread.start()
 
     def send(self, message: Any, rank: int | None = None) -> None:
-        """Send a message to one rank, or to all. One that is gone does not get it; the listener is told of that.
+        """Send a message to one rank, or to all.
+
+        If a rank is gone, the message is dropped, and the listener is notified.
 
         Raises:
             RPCError: It cannot be pickled; nothing was sent.
         """
         data, buffers = dumps(message)
-        ranks = list(self._connections) if rank is None else [rank]
+        ranks = list(self._by_rank) if rank is None else [rank]
         for one in ranks:
-            connection = self._connections[one]
+            connection = self._by_rank[one]
             with self._locks[one]:
                 try:
                     connection.send_bytes(_COUNT.pack(len(buffers)) + data)
                     for buffer in buffers:
                         connection.send_bytes(buffer.raw())
-                except OSError:  # gone, or it takes nothing any more: then half a message may be on its way
+                except OSError:  # the rank is gone, or reads nothing: half a message may have been sent
                     _hang_up(connection)
 
     def hang_up(self, rank: int) -> None:
-        """End the connection to one rank."""
-        _hang_up(self._connections[rank])
+        """Close the connection to one rank."""
+        _hang_up(self._by_rank[rank])
 
     def close(self) -> None:
-        """Hang up. Harmless when called twice."""
+        """Close all connections. May be repeated."""
         if self._closing:
             return
         self._closing = True
         self._wake.send_bytes(b"x")
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
             self._thread.join(_CLOSE_S)
-        for rank, connection in self._connections.items():
+        for rank, connection in self._by_rank.items():
             with self._locks[rank]:
                 connection.close()
         self._wake.close()
         self._woken.close()
 
     def _run(self) -> None:
-        ranks = {connection: rank for rank, connection in self._connections.items()}
+        ranks = {connection: rank for rank, connection in self._by_rank.items()}
         next_tick = time.monotonic() + self._tick_s
         while not self._closing:
             for ready in wait([*ranks, self._woken], max(0.0, next_tick - time.monotonic())):
@@ -124,13 +126,13 @@ class Link:
 def _receive(connection: Connection) -> Any:
     first = memoryview(connection.recv_bytes())
     (count,) = _COUNT.unpack(first[: _COUNT.size])
-    # Writable, as arrays and tensors that arrive are views on them.
+    # Writable, since received arrays and tensors are views of them.
     buffers = [bytearray(connection.recv_bytes()) for _ in range(count)]
     return loads(first[_COUNT.size :], buffers)
 
 
 def _hang_up(connection: Connection) -> None:
-    """End a connection so that our own thread notices too."""
+    """Shut a connection down, so that the thread that waits on it also sees the end."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
         ours.shutdown(socket.SHUT_RDWR)
 
@@ -139,9 +141,9 @@ def connect(group: RankGroup, host: str, timeout_s: float) -> dict[int, Connecti
     """Connect rank 0 with all others.
 
     Args:
-        group: The ranks; all call this.
-        host: Address of rank 0, where it listens and others find it.
-        timeout_s: Seconds that it may take.
+        group: The ranks; all must call this.
+        host: The address on which rank 0 listens.
+        timeout_s: Maximum seconds.
 
     Returns:
         The connections of this rank, by the rank at the other end.
@@ -167,7 +169,7 @@ def _accept_all(server: socket.socket, secret: bytes, world_size: int, deadline:
     while len(connections) < world_size - 1:
         server.settimeout(max(0.01, deadline - time.monotonic()))
         client, _ = server.accept()
-        # A peer that cannot prove to be one of us is dropped, and does not disturb the others.
+        # A peer without the secret is dropped, without effect on the others.
         with client, contextlib.suppress(OSError, AuthenticationError):
             client.settimeout(_HANDSHAKE_S)
             handshake = ServerHandshake(secret)
@@ -183,6 +185,6 @@ def _accept_all(server: socket.socket, secret: bytes, world_size: int, deadline:
 def _connection(client: socket.socket) -> Connection:
     client.settimeout(None)
     tune(client)
-    # The other side's thread always reads, so if it takes nothing for this long, its process is stopped.
+    # The thread of the other side always reads. If it reads nothing for this time, its process is stopped.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
     return Connection(os.dup(client.fileno()))

@@ -1,4 +1,4 @@
-"""Whether what an executor tells of a step can be true. Called for every step, so it looks and does not copy."""
+"""Checks the `StepOutput` that an executor returns. Called for every step, so nothing is copied unless it is wrong."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LISTS = ("started", "progress", "finished", "forwards", "start_seconds")
 
 
 @dataclass(slots=True)
-class StepAnswer:
-    """What a step did, without what cannot be true.
+class CheckedStep:
+    """The result of a step after the check.
 
     Attributes:
-        output: What it did. A request whose output is malformed has failed in it.
-        malformed: Requests of which it tells what cannot be true and which have not ended: why they must fail.
+        output: The `StepOutput` without invalid progress. A request whose output is malformed has failed in it.
+        malformed: By request id, the error of each request that the step reported wrongly and that has not ended.
     """
 
     output: StepOutput
@@ -36,18 +36,18 @@ def check_step_output(
     replica: int,
     placed: dict[str, OmniDiffusionRequest],
     strays: Container[str] = (),
-) -> StepAnswer:
-    """Return what a step did, without what cannot be true of one request.
+) -> CheckedStep:
+    """Check the result of a step. An error that concerns one request fails that request only.
 
     Args:
-        step_output: What the executor gave.
-        method: Which of its methods made it.
+        step_output: What the executor returned.
+        method: The method of the executor that returned it, for messages.
         replica: Index of the replica.
-        placed: The requests that the replica has.
-        strays: Ids of those that were taken away from it, and of which it may still tell.
+        placed: The requests that run on the replica, by id.
+        strays: Ids of requests that the engine has taken away from the replica, which it may still report.
 
     Raises:
-        ContractError: It is malformed in a way that concerns all requests of the replica.
+        ContractError: The result is malformed in a way that concerns all requests of the replica.
     """
     return _Check(method, replica, placed, strays).run(step_output)
 
@@ -61,7 +61,7 @@ class _Check:
         self._placed = placed
         self._strays = strays
 
-    def run(self, step_output: Any) -> StepAnswer:
+    def run(self, step_output: Any) -> CheckedStep:
         if not isinstance(step_output, StepOutput):
             raise self._broken(f"its future holds {described(step_output)}, and must hold a StepOutput")
         for name in _LISTS:
@@ -71,17 +71,17 @@ class _Check:
         for request_id in step_output.started:
             self._check_id(request_id, "started")
         self._check_costs(step_output)
-        answer = StepAnswer(step_output)
+        step = CheckedStep(step_output)
         for progress in step_output.progress:
-            self._check_progress(progress, answer.malformed)
-        if answer.malformed:
-            sound = [one for one in step_output.progress if one.request_id not in answer.malformed]
-            answer.output = dataclasses.replace(step_output, progress=sound)
+            self._check_progress(progress, step.malformed)
+        if step.malformed:
+            sound = [one for one in step_output.progress if one.request_id not in step.malformed]
+            step.output = dataclasses.replace(step_output, progress=sound)
         if step_output.finished:
-            self._check_finished(step_output.finished, answer)
-        return answer
+            self._check_finished(step_output.finished, step)
+        return step
 
-    def _check_finished(self, finished: Iterable[Any], answer: StepAnswer) -> None:
+    def _check_finished(self, finished: Iterable[Any], step: CheckedStep) -> None:
         checked: dict[str, OmniRequestOutput] = {}
         is_changed = False
         for output in finished:
@@ -91,7 +91,7 @@ class _Check:
             self._check_id(request_id, "finished")
             request = self._placed.get(request_id)
             if request is not None:
-                error = answer.malformed.pop(request_id, None)
+                error = step.malformed.pop(request_id, None)
                 problem = "there are two outputs for it" if request_id in checked else _problem(output, request)
                 if error is None and problem is not None:
                     error = self._of_request(request_id, problem)
@@ -100,7 +100,7 @@ class _Check:
                     is_changed = True
             checked[request_id] = output
         if is_changed:
-            answer.output = dataclasses.replace(answer.output, finished=list(checked.values()))
+            step.output = dataclasses.replace(step.output, finished=list(checked.values()))
 
     def _check_progress(self, progress: Any, malformed: dict[str, ContractError]) -> None:
         if not isinstance(progress, StepProgress):
