@@ -150,6 +150,7 @@ OF_ONE_REQUEST: dict[str, tuple[Callable[[StepOutput, str], None], str]] = {
     "metrics NaN": (with_output(metrics=RequestMetrics(denoise_s=math.nan)), "metrics hold nan"),
     "metrics below 0": (with_output(metrics=RequestMetrics(encode_s=-1.0)), "metrics hold -1.0"),
     "two outputs": (twice, "there are two outputs"),
+    "metrics without end": (with_output(metrics=RequestMetrics(denoise_s=10**400)), "metrics hold 1"),
     "progress NaN": (with_progress(step=math.nan), "StepProgress.step is nan"),
     "progress below 0": (with_progress(step=-1), "StepProgress.step is -1"),
     "progress None": (with_progress(step=None), "StepProgress.step is None"),
@@ -305,8 +306,13 @@ INSTEAD_OF_A_FUTURE: dict[str, tuple[Callable[[], Any], str]] = {
     "a forward NaN": (lambda: done(StepOutput(forwards=[ForwardReport(("a",), 1, math.nan)])), "seconds holds nan"),
     "a forward -1": (lambda: done(StepOutput(forwards=[ForwardReport(("a",), 1, -1.0)])), "seconds holds -1.0"),
     "a forward inf": (lambda: done(StepOutput(forwards=[ForwardReport(("a",), 1, math.inf)])), "seconds holds inf"),
+    "a forward without end": (
+        lambda: done(StepOutput(forwards=[ForwardReport(("a",), 1, 10**400)])),
+        "seconds holds 1",
+    ),
     "no forward": (lambda: done(StepOutput(forwards=[1.0])), "forwards holds 1.0"),  # type: ignore[list-item]
     "start NaN": (lambda: done(StepOutput(start_seconds=[math.nan])), "start_seconds holds nan"),
+    "start without end": (lambda: done(StepOutput(start_seconds=[10**400])), "start_seconds holds 1"),  # type: ignore[list-item]
     "start None": (lambda: done(StepOutput(start_seconds=[None])), "start_seconds holds None"),  # type: ignore[list-item]
 }
 

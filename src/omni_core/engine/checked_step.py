@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,7 +135,7 @@ class _Check:
                 raise self._broken(f"StepOutput.kinds holds {described(kind)}, and must hold whole numbers")
 
     def _check_seconds(self, seconds: Any, name: str) -> None:
-        if not isinstance(seconds, (float, int)) or not 0 <= seconds < math.inf:
+        if not isinstance(seconds, (float, int)) or not 0 <= seconds <= sys.float_info.max:
             raise self._broken(f"{name} holds {described(seconds)}, and must hold seconds from 0")
 
     def _check_id(self, request_id: Any, name: str) -> None:
@@ -173,6 +173,6 @@ def _problem(output: Any, request: OmniDiffusionRequest) -> str | None:
     if not isinstance(metrics, RequestMetrics):
         return f"metrics is {described(metrics)}, and must be a RequestMetrics"
     for seconds in (metrics.encode_s, metrics.denoise_s, metrics.decode_s):
-        if not isinstance(seconds, (float, int)) or not 0 <= seconds < math.inf:
+        if not isinstance(seconds, (float, int)) or not 0 <= seconds <= sys.float_info.max:
             return f"metrics hold {described(seconds)}, and must hold seconds from 0"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 import threading
@@ -11,11 +12,8 @@ from concurrent.futures import Future
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.engine.bookkeeping import Live, Numbers, ReplicaState, TimeLimits
-<<<<<<< HEAD
-from omni_core.engine.estimates import Estimates
-=======
 from omni_core.engine.checked_executor import CheckedExecutor
->>>>>>> names
+from omni_core.engine.estimates import Estimates
 from omni_core.engine.handle import RequestHandle
 from omni_core.engine.live_requests import LiveRequests
 from omni_core.engine.notices import Notices
@@ -23,12 +21,7 @@ from omni_core.engine.output_hooks import OutputHooks
 from omni_core.engine.sleeping import Sleeping
 from omni_core.engine.step_ends import StepEnds
 from omni_core.error_text import described_error
-from omni_core.errors import (
-    EngineClosedError,
-    EngineDeadError,
-    EngineError,
-    OmniError,
-)
+from omni_core.errors import EngineClosedError, EngineDeadError, EngineError, OmniError
 from omni_core.hookspecs import Hooks
 from omni_core.log import get_logger
 from omni_core.outputs import EndReason, EngineStats, OmniRequestOutput, RequestEstimate, StepOutput
@@ -56,33 +49,21 @@ class EngineCore:
 
     Args:
         config: The configuration.
-<<<<<<< HEAD
-        answers: Asks the executor, which the core owns and closes.
-        hooks: Of the engine.
-        sleeping: What is known of the sleep of the workers.
+        executor: The executor. The core owns and closes it.
+        hooks: The hooks of the engine.
+        sleeping: The sleep level of the workers.
         info: What is known of the pipeline.
     """
 
     def __init__(
         self,
         config: OmniDiffusionConfig,
-        answers: ExecutorAnswers,
+        executor: CheckedExecutor,
         hooks: Hooks,
         sleeping: Sleeping,
         info: PipelineInfo | None,
     ) -> None:
-        self.answers = answers
-=======
-        executor: The executor. The core owns and closes it.
-        hooks: The hooks of the engine.
-        sleeping: The sleep level of the workers.
-    """
-
-    def __init__(
-        self, config: OmniDiffusionConfig, executor: CheckedExecutor, hooks: Hooks, sleeping: Sleeping
-    ) -> None:
         self.executor = executor
->>>>>>> names
         self.sleeping = sleeping
         self._config = config
         self._notices = Notices(hooks, executor, lambda: self.is_current)
@@ -92,7 +73,7 @@ class EngineCore:
         self._replicas = [ReplicaState() for _ in range(executor.num_replicas)]
         self._time_limits = TimeLimits()
         self._output_hooks = OutputHooks(hooks, self, self._report_made)
-        self._estimates = Estimates(info, answers.num_replicas, config.max_num_seqs)
+        self._estimates = Estimates(info, executor.num_replicas, config.max_num_seqs)
         self._requests = LiveRequests(self._notices, self._output_hooks, self._estimates, self._note_counted)
         self._steps = StepEnds(
             config,
@@ -205,7 +186,7 @@ class EngineCore:
                 if self._closed:
                     return
                 self._closed = True
-            self._messages.put(_nothing)
+            self._messages.put(lambda: None)  # wakes the thread
             try:
                 if not self.is_current:
                     self._thread.join(_JOIN_TIMEOUT_S)
@@ -266,12 +247,10 @@ class EngineCore:
         return False
 
     def _receive(self) -> None:
-        try:
+        with contextlib.suppress(queue.Empty):
             self._messages.get(timeout=self._seconds_to_wait())()
             while True:
                 self._messages.get_nowait()()
-        except queue.Empty:
-            pass
 
     def _seconds_to_wait(self) -> float | None:
         """Return the seconds until the next deadline; None if there is none."""
@@ -340,9 +319,8 @@ class EngineCore:
         replica.begin(scheduler_output, [live for live in found if live is not None])
         self._estimates.step_begins(index, scheduler_output.new_requests, replica.begun_at)
         try:
-            replica.step = self.executor.execute_step(
-                index, scheduler_output, functools.partial(self._report_step, index)
-            )
+            report = functools.partial(self._report_step, index)
+            replica.step = self.executor.execute_step(index, scheduler_output, report)
         except BaseException as error:
             failed: Future[StepOutput] = Future()
             replica.step = failed
@@ -351,7 +329,7 @@ class EngineCore:
 
     def _report_step(self, replica: int, future: Future[StepOutput]) -> None:
         """Pass the end of a step to the engine's thread. From any thread."""
-        self._messages.put(functools.partial(self._step_done, replica, future))
+        self._messages.put(functools.partial(self._steps.done, replica, future))
 
     def _accept(self, accepted: list[Live]) -> None:
         # A fault of the engine may have ended some of them meanwhile.
@@ -398,14 +376,9 @@ class EngineCore:
                 log.exception("steps cannot be interrupted, and have one wave each from now on")
                 return
 
-    def _step_done(self, index: int, future: Future[StepOutput]) -> None:
-        self._steps.done(index, future)
-
     def _fail_waiting(self, error: OmniError) -> None:
-        waiting = self._scheduler.take_waiting()
-        self._requests.end(
-            [(self._requests.get(one.request_id), OmniRequestOutput.failed(one, error)) for one in waiting]
-        )
+        waiting = [(one, self._requests.get(one.request_id)) for one in self._scheduler.take_waiting()]
+        self._requests.end([(live, OmniRequestOutput.failed(one, error)) for one, live in waiting])
 
     def _report_made(self, live: Live, output: OmniRequestOutput) -> None:
         """Take the output that the output hooks returned. From any thread."""
@@ -425,7 +398,3 @@ class EngineCore:
             parked,
             self._requests.ended,
         )
-
-
-def _nothing() -> None:
-    """Wake the engine's thread."""

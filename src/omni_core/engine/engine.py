@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,20 +16,17 @@ from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestHandle, wait_all
 from omni_core.engine.make_executor import close_quietly, make_executor
 from omni_core.engine.sleeping import Sleeping
-from omni_core.engine.worker_calls import begin_call, make_call
+from omni_core.engine.worker_calls import ask_stacking, begin_call, make_call
 from omni_core.engine_place import check_engine_place
 from omni_core.errors import (
     ConfigError,
-    ContractError,
     EngineClosedError,
     EngineOverloadedError,
     RequestError,
-    RPCTimeoutError,
-    WorkerDiedError,
 )
 from omni_core.executor import DiffusionExecutor, ExecutorContext
 from omni_core.log import get_logger, set_level
-from omni_core.outputs import EngineStats, OmniRequestOutput, RequestEstimate, StackingStats
+from omni_core.outputs import EngineStats, OmniRequestOutput, RequestEstimate
 from omni_core.own_threads import refuse_to_wait
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.plugins import PluginRegistry, default_registry
@@ -91,15 +87,9 @@ class DiffusionEngine:
         context = ExecutorContext(None, self._hooks, pipeline, lambda: sleeping.level_of_new)
         executor = make_executor(self.config, context, registry)
         try:
-<<<<<<< HEAD
-            answers = ExecutorAnswers(executor, self.config)
-            self._pipeline_info = answers.describe_pipeline()
-            self._core = EngineCore(self.config, answers, self._hooks, sleeping, self._pipeline_info)
-=======
             checked_executor = CheckedExecutor(executor, self.config)
             self._pipeline_info = checked_executor.describe_pipeline()
-            self._core = EngineCore(self.config, checked_executor, self._hooks, sleeping)
->>>>>>> names
+            self._core = EngineCore(self.config, checked_executor, self._hooks, sleeping, self._pipeline_info)
         except BaseException:
             close_quietly(executor)
             raise
@@ -296,23 +286,10 @@ class DiffusionEngine:
                 is being replaced.
         """
         self._check_open()
-        executor = self._core.executor
         stats = self._core.stats()
-        stats.workers = executor.worker_stats()
-        if (
-            ask_workers
-            and not executor.runs_whole_requests
-            and all(map(executor.is_ready, range(executor.num_replicas)))
-        ):
-            with contextlib.suppress(WorkerDiedError, RPCTimeoutError):  # a worker has just died, or is blocked
-                replies: list[StackingStats] = executor.collective_rpc("stats", wait_seconds(timeout), (), None, None)
-                if not all(isinstance(reply, StackingStats) for reply in replies):
-                    kinds = ", ".join(type(reply).__name__ for reply in replies)
-                    raise ContractError(
-                        f"The executor {executor.name} sets runs_diffusion_worker, and stats() of its workers gave "
-                        f"{kinds} where StackingStats are expected."
-                    )
-                stats.stacking = sum(replies, StackingStats())
+        stats.workers = self._core.executor.worker_stats()
+        if ask_workers:
+            stats.stacking = ask_stacking(self._core.executor, wait_seconds(timeout))
         return stats
 
     def estimate(self, request: OmniDiffusionRequest) -> RequestEstimate | None:

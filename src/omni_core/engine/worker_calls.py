@@ -7,8 +7,10 @@ from types import MappingProxyType
 from typing import Any
 
 from omni_core.calls import WorkerCall
+from omni_core.engine.checked_executor import CheckedExecutor
 from omni_core.engine.core import EngineCore
-from omni_core.errors import RPCError
+from omni_core.errors import ContractError, RPCError, RPCTimeoutError, WorkerDiedError
+from omni_core.outputs import StackingStats
 
 # Methods of the worker that `collective_rpc` refuses, because the engine must know of them, and what to write instead.
 # `sleep` and `wake_up` are passed to the engine's own methods, unless the call is non-blocking.
@@ -21,6 +23,31 @@ OWN_CALLS = MappingProxyType(
         "wake_up": "Write engine.wake_up(), so that requests that waited are served.",
     }
 )
+
+
+def ask_stacking(executor: CheckedExecutor, seconds: float | None) -> StackingStats | None:
+    """Return what stacking did in all workers; None if a replica is being replaced, or they do not reply in time.
+
+    Args:
+        executor: The executor.
+        seconds: Seconds to wait for the workers; None waits until they have replied.
+
+    Raises:
+        ContractError: Their replies are no statistics.
+    """
+    if executor.runs_whole_requests or not all(map(executor.is_ready, range(executor.num_replicas))):
+        return None
+    try:
+        replies: list[StackingStats] = executor.collective_rpc("stats", seconds, (), None, None)
+    except (WorkerDiedError, RPCTimeoutError):  # a worker has just died, or is blocked
+        return None
+    if not all(isinstance(reply, StackingStats) for reply in replies):
+        kinds = ", ".join(type(reply).__name__ for reply in replies)
+        raise ContractError(
+            f"The executor {executor.name} sets runs_diffusion_worker, and stats() of its workers gave {kinds} where "
+            "StackingStats are expected."
+        )
+    return sum(replies, StackingStats())
 
 
 def make_call(core: EngineCore, call: WorkerCall, seconds: float | None, rank: int | None) -> Any:
