@@ -22,14 +22,16 @@ nox.options.sessions = ["all"]
 
 MULTIPROC_FOLDER = "plugins/omni_exec_multiproc"
 TORCHRUN_FOLDER = "plugins/omni_exec_torchrun"
-PLUGINS = (f"./{MULTIPROC_FOLDER}", f"./{TORCHRUN_FOLDER}")
+SERVE_FOLDER = "plugins/omni_serve"
+PLUGINS = (f"./{MULTIPROC_FOLDER}", f"./{TORCHRUN_FOLDER}", f"./{SERVE_FOLDER}")
 
 CHECK = Environment("check", (".[check,docs,examples]", *PLUGINS, "nox"), editable=True)
 CORE = Environment("core", (".",))
 EXTRAS = Environment("extras", (".[video,examples]",))
 MULTIPROC = Environment("multiproc", (".", PLUGINS[0]))
 TORCHRUN = Environment("torchrun", (".", PLUGINS[1]))
-DOCS = Environment("docs", (".[docs]", *PLUGINS))
+SERVE = Environment("serve", (".[video]", f"./{SERVE_FOLDER}[test]"))
+DOCS = Environment("docs", (".[docs]", *PLUGINS, "openai", "httpx2"))
 
 
 def pytest(name: str, environment: Environment, *arguments: str, folder: str = ".", which: str = "not alone") -> Job:
@@ -42,6 +44,7 @@ TORCHRUN_TESTS = pytest("torchrun", TORCHRUN, f"--ignore={SUITE}", folder=TORCHR
 TORCHRUN_ALONE = pytest("torchrun, alone", TORCHRUN, folder=TORCHRUN_FOLDER, which="alone")
 MULTIPROC_SUITE = pytest("multiproc: conformance", MULTIPROC, SUITE, folder=MULTIPROC_FOLDER)
 MULTIPROC_TESTS = pytest("multiproc", MULTIPROC, f"--ignore={SUITE}", folder=MULTIPROC_FOLDER)
+SERVE_TESTS = pytest("serve", SERVE, folder=SERVE_FOLDER)
 MULTIPROC_ALONE = pytest("multiproc, alone", MULTIPROC, folder=MULTIPROC_FOLDER, which="alone")
 
 ENGINE_FOLDERS = ("tests/engine", "tests/worker")
@@ -87,7 +90,7 @@ LIGHT = Job(
 )
 CORE_JOBS = (CLI_TESTS, ENGINE_TESTS, OTHER_TESTS, EXTRA_TESTS)
 # The longest first, so that no long one is left for the end.
-JOBS = (TORCHRUN_SUITE, CLI_TESTS, TORCHRUN_TESTS, ENGINE_TESTS, MULTIPROC_TESTS, DOCS_TESTS, OTHER_TESTS)
+JOBS = (TORCHRUN_SUITE, SERVE_TESTS, CLI_TESTS, TORCHRUN_TESTS, ENGINE_TESTS, MULTIPROC_TESTS, DOCS_TESTS, OTHER_TESTS)
 JOBS = (*JOBS, MULTIPROC_SUITE, EXTRA_TESTS, CHECKS)
 # What measures time, when nothing else runs. Those of torchrun by night: by day multiproc shows the same, on the same
 # replicas and wire.
@@ -162,6 +165,12 @@ def multiproc(session: nox.Session) -> None:
 def torchrun(session: nox.Session) -> None:
     """The tests of the plugin for torch.distributed, in an environment with only it and the core installed."""
     run(session, TORCHRUN_TESTS, TORCHRUN_SUITE, alone=(TORCHRUN_ALONE,))
+
+
+@nox.session(venv_backend="none", default=False)
+def serve(session: nox.Session) -> None:
+    """The tests of the server, with only it and the core installed. Those of its page need Chromium."""
+    run(session, SERVE_TESTS)
 
 
 @nox.session(venv_backend="none", default=False)

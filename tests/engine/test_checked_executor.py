@@ -306,7 +306,7 @@ INSTEAD_OF_A_FUTURE: dict[str, tuple[Callable[[], Any], str]] = {
     "a forward NaN": (lambda: done(StepOutput(forwards=[ForwardReport(("a",), 1, math.nan)])), "seconds holds nan"),
     "a forward -1": (lambda: done(StepOutput(forwards=[ForwardReport(("a",), 1, -1.0)])), "seconds holds -1.0"),
     "a forward inf": (lambda: done(StepOutput(forwards=[ForwardReport(("a",), 1, math.inf)])), "seconds holds inf"),
-    "a forward without end": (
+    "a forward 10^400": (
         lambda: done(StepOutput(forwards=[ForwardReport(("a",), 1, 10**400)])),
         "seconds holds 1",
     ),
