@@ -1,0 +1,187 @@
+"""`/v1/videos`: jobs, as OpenAI had them and vLLM-Omni and SGLang keep them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Any, Literal, cast
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from omni_core.media.videos import DEFAULT_FPS
+from omni_serve.api.status import kind_of
+from omni_serve.errors import ApiError, retry_after
+from omni_serve.jobs.job import Job
+from omni_serve.jobs_of_pipeline import digest_source, job_arguments, upload_names
+from omni_serve.requests.bodies import VideoBody, parse
+from omni_serve.requests.making import make_requests
+from omni_serve.requests.reading import read_body
+from omni_serve.service import Service
+
+# Milliseconds after which a client that polls should ask again.
+_POLL_MS = "500"
+_BUSY_RETRY_S = 30.0
+_VARIANTS = ("video", "thumbnail", "spritesheet")
+_LONGEST_PAGE = 100
+# Other names of the picture that a video begins with.
+_PICTURE_NAMES = ("input_reference", "image_reference")
+
+
+async def create(request: Request) -> Response:
+    """Add a job."""
+    service: Service = request.app.state.service
+    with service.admitted():
+        read = await read_body(request, service.settings.max_files)
+        uploads = upload_names(read.files)
+        return await _add(request, read.fields, uploads, None)
+
+
+async def remix(request: Request) -> Response:
+    """Add a job that is like another but for its prompt."""
+    service: Service = request.app.state.service
+    with service.admitted():
+        read = await read_body(request, 0)
+        old = await _job(request)
+        if not isinstance(read.fields, dict) or not isinstance(read.fields.get("prompt"), str):
+            raise ApiError(400, "prompt is needed.", param="prompt", code="invalid_value")
+        uploads = {name: await service.jobs.upload(old, name) for name in old.uploads}
+        return await _add(request, {**old.request, "prompt": read.fields["prompt"]}, uploads, old.id)
+
+
+async def _add(request: Request, fields: Any, uploads: dict[str, bytes], remixed_from: str | None) -> Response:
+    service: Service = request.app.state.service
+    if kind_of(service) == "audio":
+        raise ApiError(400, "The model makes sound: use /v1/audio/speech.", code="wrong_kind")
+    body = parse(VideoBody, _with_plain_names(fields))
+    service.check_model(body.model)
+    # What is wrong with it is told now and not when its turn has come.
+    arguments, sides = await job_arguments(service, body, uploads)
+    make_requests(body, service.info, request.state.request_id, sides=sides, arguments=arguments)
+    most = service.engine.engine.config.max_waiting
+    if most is not None and await service.jobs.num_unfinished() >= most:
+        raise ApiError(
+            429, f"{most} videos wait or are being made.", code="engine_overloaded", headers=retry_after(_BUSY_RETRY_S)
+        )
+    key = request.headers.get("idempotency-key")
+    digest = hashlib.sha256(digest_source(fields, uploads)).hexdigest()
+    if body.seed is None:
+        body.seed = secrets.randbelow(2**32)
+    job, _ = await service.jobs.add(
+        "video",
+        service.model_name,
+        body.model_dump(mode="json", exclude_none=True),
+        uploads=uploads,
+        idempotency=None if key is None else (key, digest),
+        remixed_from=remixed_from,
+    )
+    return _answer(job)
+
+
+async def retrieve(request: Request) -> Response:
+    """One job."""
+    return _answer(await _job(request))
+
+
+async def listing(request: Request) -> Response:
+    """Jobs, the newest first."""
+    service: Service = request.app.state.service
+    query = request.query_params
+    text, order = query.get("limit", "20"), query.get("order", "desc")
+    if not text.isdecimal() or not 0 <= int(text) <= _LONGEST_PAGE:
+        raise ApiError(400, f"limit is a number from 0 to {_LONGEST_PAGE}.", param="limit", code="invalid_value")
+    if order not in ("asc", "desc"):
+        raise ApiError(400, "order is asc or desc.", param="order", code="invalid_value")
+    jobs, has_more = await service.jobs.list(
+        "video", query.get("after"), int(text), cast(Literal["asc", "desc"], order)
+    )
+    data = [_shown(job) for job in jobs]
+    ids = [entry["id"] for entry in data]
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": data,
+            "first_id": ids[0] if ids else None,
+            "last_id": ids[-1] if ids else None,
+            "has_more": has_more,
+        }
+    )
+
+
+async def delete(request: Request) -> Response:
+    """Remove a job; one that runs is aborted."""
+    service: Service = request.app.state.service
+    job = await _job(request)
+    await service.jobs.delete(job.id)
+    return JSONResponse({"id": job.id, "deleted": True, "object": "video.deleted"})
+
+
+async def content(request: Request) -> Response:
+    """The video, or a picture of it."""
+    service: Service = request.app.state.service
+    variant = request.query_params.get("variant", "video")
+    if variant not in _VARIANTS:
+        raise ApiError(400, f"variant is one of {', '.join(_VARIANTS)}.", param="variant", code="invalid_value")
+    job = await _job(request)
+    if job.status == "failed":
+        raise ApiError(404, f"The video {job.id} failed: {job.error.message if job.error else ''}", code="failed")
+    if job.status != "completed":
+        # 409 would make OpenAI's client ask again at once, twice.
+        raise ApiError(404, f"The video {job.id} is not ready: it is {job.status}.", code="not_ready")
+    file = next(one for one in job.files if one.name == variant)
+    return FileResponse(
+        await service.jobs.path_of(job, file.name),
+        media_type=file.media_type,
+        filename=f"{job.id}.{file.media_type.partition('/')[2]}",
+        content_disposition_type="inline",
+    )
+
+
+async def _job(request: Request) -> Job:
+    service: Service = request.app.state.service
+    job_id = request.path_params["job_id"]
+    job = await service.jobs.get(job_id)
+    if job is None or job.kind != "video":
+        raise ApiError(404, f"There is no video {job_id!r}; it may have expired.", param="video_id", code="not_found")
+    return job
+
+
+def _answer(job: Job) -> Response:
+    return JSONResponse(_shown(job), headers={"openai-poll-after-ms": _POLL_MS})
+
+
+def _shown(job: Job) -> dict[str, Any]:
+    asked = job.request
+    sides = asked.get("size") or "x".join(str(asked[name]) for name in ("width", "height") if name in asked)
+    seconds = asked.get("seconds")
+    if seconds is None and isinstance(asked.get("num_frames"), int):
+        seconds = asked["num_frames"] / (asked.get("fps") or DEFAULT_FPS)
+    return {
+        "id": job.id,
+        "object": "video",
+        "status": job.status,
+        "progress": job.progress,
+        "model": job.model,
+        "prompt": asked.get("prompt"),
+        "seconds": "" if seconds is None else f"{seconds:g}",
+        "size": sides,
+        "seed": asked.get("seed"),
+        "created_at": job.created_at,
+        "completed_at": job.completed_at,
+        "expires_at": job.expires_at,
+        "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
+        "remixed_from_video_id": job.remixed_from,
+    }
+
+
+def _with_plain_names(fields: Any) -> Any:
+    if not isinstance(fields, dict):
+        return fields
+    plain = dict(fields)
+    for name in _PICTURE_NAMES:
+        value = plain.pop(name, None)
+        if isinstance(value, dict):
+            value = value.get("image_url")
+        if value is not None:
+            plain["image"] = value
+    return plain

@@ -1,0 +1,94 @@
+"""Jobs as the endpoints use them: everything is awaited, and nothing waits for the disk in the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omni_serve.jobs.job import Job, JobKind
+from omni_serve.jobs.rows import Order
+from omni_serve.jobs.runner import Execute, JobRunner
+from omni_serve.jobs.store import JobStore
+from omni_serve.threads import thread_pool
+
+T = TypeVar("T")
+
+_READERS = 2
+
+
+class KeptJobs:
+    """A store and what runs its jobs.
+
+    Args:
+        store: The store, which stays the caller's to close.
+        execute: Makes the files of a job; see `JobRunner`.
+        limit: How many run at a time.
+    """
+
+    def __init__(self, store: JobStore, execute: Execute, limit: int) -> None:
+        self._store = store
+        self._runner = JobRunner(store, execute, limit)
+        self._readers = thread_pool(_READERS, "omni-serve-jobs")
+
+    async def start(self) -> None:
+        """Begin, with what an earlier server has left."""
+        await self._runner.start()
+
+    async def add(
+        self,
+        kind: JobKind,
+        model: str,
+        request: Mapping[str, Any],
+        *,
+        uploads: Mapping[str, bytes],
+        idempotency: tuple[str, str] | None,
+        remixed_from: str | None,
+    ) -> tuple[Job, bool]:
+        """Add a job: see `JobStore.create`."""
+        return await self._runner.add(
+            kind, model, request, uploads=uploads, idempotency=idempotency, remixed_from=remixed_from
+        )
+
+    async def keep(
+        self, kind: JobKind, model: str, request: Mapping[str, Any], files: Mapping[str, tuple[str, bytes]]
+    ) -> Job:
+        """Keep files that are made already: see `JobStore.keep`."""
+        return await self._in_thread(self._store.keep, kind, model, request, files)
+
+    async def get(self, job_id: str) -> Job | None:
+        """Return a job; None if there is none."""
+        return await self._in_thread(self._store.get, job_id)
+
+    async def list(self, kind: JobKind, after: str | None, limit: int, order: Order) -> tuple[tuple[Job, ...], bool]:
+        """Return jobs, and whether there are more."""
+        return await self._in_thread(self._store.list, kind, after, limit, order)
+
+    async def delete(self, job_id: str) -> bool:
+        """Remove a job; one that runs is aborted."""
+        return await self._runner.delete(job_id)
+
+    async def path_of(self, job: Job, name: str) -> Path:
+        """Return where a result is."""
+        return await self._in_thread(self._store.path_of, job, name)
+
+    async def upload(self, job: Job, name: str) -> bytes:
+        """Return a file that came with a job."""
+        return await self._in_thread(lambda: self._store.upload_path_of(job, name).read_bytes())
+
+    async def num_unfinished(self) -> int:
+        """Return how many jobs are queued or run."""
+        return await self._in_thread(self._store.num_unfinished)
+
+    async def drain(self, seconds: float) -> None:
+        """Begin no more, wait for those that run, then cancel them: they begin again at the next start."""
+        await self._runner.drain(seconds)
+
+    async def aclose(self) -> None:
+        """End all tasks and threads."""
+        await self._runner.aclose()
+        self._readers.shutdown(wait=True, cancel_futures=True)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)

@@ -1,0 +1,1 @@
+"""From the body of an HTTP request to requests of the engine."""

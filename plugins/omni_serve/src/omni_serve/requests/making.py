@@ -1,0 +1,114 @@
+"""From a checked body to requests of the engine."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from omni_core.errors import RequestError
+from omni_core.pipeline_info import PipelineInfo
+from omni_core.request import FIELD_OF_ARGUMENT, OmniDiffusionRequest
+from omni_serve.errors import ApiError
+from omni_serve.requests.bodies import Body
+
+# Fields of a body that a request of the engine has under the same name.
+_SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "priority", "timeout_s")
+# What the server sets by itself, and under what name a body has it.
+_SERVERS_OWN = {
+    "output_type": "output_format",
+    "request_id": "the header x-request-id",
+    "num_outputs_per_prompt": "n",
+    "metadata": "user",
+    "extra_args": "extra_params",
+    "preview_every": "partial_images",
+    "previews": "partial_images",
+    "return_dict": "nothing: it is always on",
+}
+
+
+def make_requests(
+    body: Body,
+    info: PipelineInfo | None,
+    request_id: str,
+    *,
+    n: int = 1,
+    previews: int = 0,
+    sides: Mapping[str, int] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> list[OmniDiffusionRequest]:
+    """Return the engine's requests for a body: one for each output, with seeds that follow one another.
+
+    So each output can be made again alone, and they run together like those of several clients.
+
+    Args:
+        body: What was asked for.
+        info: What the pipeline takes, if that is known.
+        request_id: Id of the HTTP request. Of several requests, each gets a number besides.
+        n: How many outputs.
+        previews: Previews of each.
+        sides: Height and width in pixels; None is what the body says.
+        arguments: Further keywords of the pipeline, such as decoded pictures.
+        metadata: For plugins.
+
+    Raises:
+        ApiError: A field does not fit; `param` names it.
+    """
+    keywords = {**body.keywords(), **(arguments or {})}
+    for name in keywords:
+        if name.startswith("callback"):
+            raise ApiError(400, f"{name!r} is a function, which cannot be sent.", param=name, code="invalid_value")
+        own = _SERVERS_OWN.get(name) or _own_name(FIELD_OF_ARGUMENT.get(name))
+        if own is not None:
+            raise ApiError(400, f"{name!r} is not set by clients; use {own}.", param=name, code="invalid_value")
+    sides = body.sides() if sides is None else sides
+    seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+    fields: dict[str, Any] = {name: getattr(body, name) for name in _SAME}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    fields |= {"metadata": {**(metadata or {}), **({"user": body.user} if body.user else {})}}
+    if previews:
+        fields["previews"] = previews
+    try:
+        requests = [
+            OmniDiffusionRequest(
+                request_id=request_id if n == 1 else f"{request_id}-{number}",
+                seed=(seed + number) % 2**63,
+                extra_args=keywords,
+                **sides,
+                **fields,
+            )
+            for number in range(n)
+        ]
+        if info is not None:
+            info.arguments(requests[0])
+    except RequestError as error:
+        given = [*keywords, *sides, *fields]
+        raise ApiError(
+            400, _without_id(error.message), param=_blamed(error.message, given, body), code="invalid_value"
+        ) from None
+    return requests
+
+
+def _own_name(field: str | None) -> str | None:
+    return {"num_outputs_per_prompt": "n", "seed": "seed"}.get(field or "")
+
+
+def _blamed(message: str, given: list[str], body: Body) -> str | None:
+    """Return which field of the body an error is about."""
+    found = [
+        (match.start(), name) for name in given if (match := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message))
+    ]
+    if not found:
+        missing = re.search(r"needs '(\w+)'", message)
+        return missing[1] if missing else None
+    name = min(found)[1]
+    return "size" if name in ("height", "width") and getattr(body, name) is None else name
+
+
+def _without_id(message: str) -> str:
+    """Return an error's message without the id, which the client has in a header."""
+    return re.sub(
+        r"^(Invalid request: |Request '[^']*'(: | is ))", lambda m: "It is " if m[2] == " is " else "", message
+    )

@@ -1,0 +1,192 @@
+"""What the endpoints share: the engine, and running requests on it so that whoever is gone costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from omni_core import AsyncDiffusionEngine, OmniDiffusionRequest, OmniRequestOutput, RequestEvent
+from omni_core.errors import EngineClosedError, EngineOverloadedError
+from omni_core.outputs import RequestEstimate
+from omni_core.pipeline_info import PipelineInfo
+from omni_serve.errors import ApiError, api_error, retry_after
+from omni_serve.kept_jobs import KeptJobs
+from omni_serve.settings import ServeSettings
+from omni_serve.threads import thread_pool
+
+T = TypeVar("T")
+
+# Threads that decode and encode pictures: none of it is done in the event loop.
+_CODEC_THREADS = 2
+# Seconds after which clients of a server that is ending may find another.
+_DRAINING_RETRY_S = 5.0
+
+
+class Service:
+    """An engine that serves HTTP requests.
+
+    Args:
+        engine: The engine. It stays the caller's to close.
+        settings: What the operator says.
+        jobs: Keeps and runs jobs. They stay the caller's to close.
+
+    Attributes:
+        is_draining: Whether the server is to end: new work is refused.
+        started_at: Unix time in seconds.
+    """
+
+    def __init__(self, engine: AsyncDiffusionEngine, settings: ServeSettings, jobs: KeptJobs) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.jobs = jobs
+        self.is_draining = False
+        self.started_at = int(time.time())
+        self._codecs = thread_pool(_CODEC_THREADS, "omni-serve-codec")
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._running: set[str] = set()
+
+    @property
+    def info(self) -> PipelineInfo | None:
+        """What the pipeline takes; None if the executor cannot tell."""
+        return self.engine.engine.pipeline_info
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        info = self.info
+        loaded = info.model if info is not None else self.engine.engine.config.model
+        return self.settings.served_model_name or loaded or "omni/digits"
+
+    def check_model(self, name: str | None) -> None:
+        """Return if a client means the model that is served.
+
+        Raises:
+            ApiError: It means another.
+        """
+        if name not in (None, "", self.model_name):
+            raise ApiError(
+                404,
+                f"The model {name!r} is not served here: this server has {self.model_name!r}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run something that computes, such as encoding a picture, beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._codecs, function, *args)
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a piece of work for whose end draining waits.
+
+        Raises:
+            ApiError: The server is ending.
+        """
+        if self.is_draining:
+            raise ApiError(
+                503,
+                "The server is shutting down and takes no more work.",
+                code="draining",
+                headers=retry_after(_DRAINING_RETRY_S),
+            )
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def events(self, requests: Sequence[OmniDiffusionRequest]) -> AsyncGenerator[tuple[int, RequestEvent], None]:
+        """Submit requests, all or none, and yield their events with the number of the request, until all have ended.
+
+        Leaving the loop aborts those that have not.
+
+        Raises:
+            ApiError: They are refused.
+        """
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[tuple[int, RequestEvent]] = asyncio.Queue()
+        try:
+            handles = self.engine.engine.submit_all(requests)
+        except EngineOverloadedError as error:
+            raise api_error(error, self._seconds_until_room(requests[0])) from error
+        self._running.update(handle.request_id for handle in handles)
+        try:
+            for number, handle in enumerate(handles):
+                handle.subscribe(_passing_on(loop, number, events))
+            left = len(handles)
+            while left:
+                number, event = await events.get()
+                left -= event.kind == "finished"
+                yield number, event
+        finally:
+            for handle in handles:
+                handle.abort()  # does nothing once it has ended
+                self._running.discard(handle.request_id)
+
+    async def run(
+        self,
+        requests: Sequence[OmniDiffusionRequest],
+        on_event: Callable[[int, RequestEvent], None] = lambda number, event: None,
+    ) -> list[OmniRequestOutput]:
+        """Run requests, and return their outputs in order.
+
+        Args:
+            requests: Which.
+            on_event: Called with each event.
+
+        Raises:
+            ApiError: They are refused.
+            OmniError: One of them failed; the others are aborted.
+        """
+        outputs: dict[int, OmniRequestOutput] = {}
+        async with contextlib.aclosing(self.events(requests)) as events:
+            async for number, event in events:
+                on_event(number, event)
+                if event.output is not None:
+                    outputs[number] = event.output.raise_for_error()
+        return [outputs[number] for number in range(len(requests))]
+
+    def abort_all(self) -> None:
+        """End every request that runs for a client."""
+        for request_id in list(self._running):
+            self.engine.abort(request_id)
+
+    async def wait_until_idle(self, seconds: float) -> bool:
+        """Wait for the end of the work that was admitted; return whether it came in time."""
+        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        return self._idle.is_set()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._codecs.shutdown(wait=True, cancel_futures=True)
+
+    def estimate(self, request: OmniDiffusionRequest) -> RequestEstimate | None:
+        """Return when a request that waits or runs will be done; None while that is not known."""
+        try:
+            return self.engine.engine.estimate(request)
+        except EngineClosedError:
+            return None
+
+    def _seconds_until_room(self, request: OmniDiffusionRequest) -> float:
+        """Return in how many seconds one of those that wait will begin, as far as that can be told."""
+        estimate = self.engine.engine.estimate(request)
+        return 1.0 if estimate is None else estimate.queue_s / max(1, estimate.position)
+
+
+def _passing_on(
+    loop: asyncio.AbstractEventLoop, number: int, events: asyncio.Queue[tuple[int, RequestEvent]]
+) -> Callable[[RequestEvent], None]:
+    def pass_on(event: RequestEvent) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(events.put_nowait, (number, event))
+
+    return pass_on
