@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -103,15 +103,25 @@ def thread_server(settings: ServeSettings | None = None, **fields: Any) -> Itera
 
 
 class ProcessServer:
-    """`omni serve`, as a user starts it."""
+    """`omni serve`, as a user starts it.
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    Args:
+        folder: Where it runs.
+        arguments: Of the command.
+        python: What to write for `python`: that of `warm_python` has imported torch, and a new one takes seconds. The
+            process of a new one is the server itself, for tests that kill it.
+        environment: More variables.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, python: Sequence[str] = (sys.executable,), **environment: str
+    ) -> None:
         self.log = folder / "server.log"
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OMNI_")}
         with self.log.open("ab") as log:
             begin = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "omni_core", "serve", "--port", "0", *arguments],
+                [*python, "-m", "omni_core", "serve", "--port", "0", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -143,12 +153,18 @@ class ProcessServer:
 
 
 @contextlib.contextmanager
-def process_server(folder: Path, *arguments: str, **environment: str) -> Iterator[ProcessServer]:
-    running = ProcessServer(folder, *arguments, **environment)
+def process_server(
+    folder: Path, *arguments: str, python: Sequence[str] = (sys.executable,), **environment: str
+) -> Iterator[ProcessServer]:
+    running = ProcessServer(folder, *arguments, python=python, **environment)
     try:
         yield running
     finally:
         running.close()
+
+
+# Starts a server with the Python of `warm_python`.
+ServeProcess = Callable[..., contextlib.AbstractContextManager[ProcessServer]]
 
 
 def client_of(running: ThreadServer | ProcessServer, **settings: Any) -> openai.OpenAI:

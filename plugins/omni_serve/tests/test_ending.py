@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 
-from serving import PATIENCE_S, ProcessServer, client_of, picture_of, process_server
+from serving import PATIENCE_S, ProcessServer, ServeProcess, client_of, picture_of
 
 # Enough for the signal to come before the end, on any machine.
 LONG = 100
@@ -32,8 +32,8 @@ def wait_for_work(running: ProcessServer, number: int, wait_until: Any) -> None:
     wait_until(has_it, PATIENCE_S)
 
 
-def test_every_accepted_request_is_answered(tmp_path: Path, wait_until: Any) -> None:
-    with process_server(tmp_path, "--drain-timeout-s", "120") as running, ThreadPoolExecutor(12) as clients:
+def test_every_accepted_request_is_answered(serve_process: ServeProcess, tmp_path: Path, wait_until: Any) -> None:
+    with serve_process(tmp_path, "--drain-timeout-s", "120") as running, ThreadPoolExecutor(12) as clients:
         asked = [clients.submit(ask, running, seed, num_inference_steps=LONG) for seed in range(12)]
         wait_for_work(running, 12, wait_until)
         running.signal(signal.SIGTERM)
@@ -53,8 +53,10 @@ def test_every_accepted_request_is_answered(tmp_path: Path, wait_until: Any) -> 
     assert "Traceback" not in running.log.read_text()
 
 
-def test_a_stream_that_is_not_done_in_time_is_told(tmp_path: Path, wait_until: Any) -> None:
-    with process_server(tmp_path, "--drain-timeout-s", "0.2") as running, client_of(running) as client:
+def test_a_stream_that_is_not_done_in_time_is_told(
+    serve_process: ServeProcess, tmp_path: Path, wait_until: Any
+) -> None:
+    with serve_process(tmp_path, "--drain-timeout-s", "0.2") as running, client_of(running) as client:
         stream = client.images.generate(
             prompt="a red seven", stream=True, partial_images=20, extra_body={"num_inference_steps": 100_000}
         )
@@ -69,8 +71,10 @@ def test_a_stream_that_is_not_done_in_time_is_told(tmp_path: Path, wait_until: A
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_second_signal_ends_it_at_once(tmp_path: Path, wait_until: Any, number: signal.Signals) -> None:
-    with process_server(tmp_path, "--drain-timeout-s", "600") as running:
+def test_a_second_signal_ends_it_at_once(
+    serve_process: ServeProcess, tmp_path: Path, wait_until: Any, number: signal.Signals
+) -> None:
+    with serve_process(tmp_path, "--drain-timeout-s", "600") as running:
         gone = threading.Event()
 
         def swallow() -> None:
@@ -90,8 +94,8 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, wait_until: Any, number
     assert "Traceback" not in running.log.read_text()
 
 
-def test_an_idle_server_ends_at_once_and_says_little(tmp_path: Path) -> None:
-    with process_server(tmp_path, "--log-format", "json") as running:
+def test_an_idle_server_ends_at_once_and_says_little(serve_process: ServeProcess, tmp_path: Path) -> None:
+    with serve_process(tmp_path, "--log-format", "json") as running:
         with httpx2.Client(base_url=running.url) as client:  # a connection that is kept open
             assert client.get("live").status_code == 200
             assert client.get("v1/models", headers={"x-request-id": "seen"}).status_code == 200

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from omni_core.cli.app import make_app
 from omni_serve.settings import ServeSettings
-from serving import FACTORIES, ThreadServer, client_of, process_server, thread_server
+from serving import FACTORIES, ServeProcess, ThreadServer, client_of, thread_server
 
 KEYS = ("a-key-of-the-first-client", "a-key-of-the-second-client")
 MODEL = f"{FACTORIES}:class_conditional"
@@ -128,11 +128,11 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(keyless: ThreadS
     assert f"Cannot listen on 127.0.0.1:{port}" in said
 
 
-def test_keys_of_a_file_and_flags_of_the_configuration(tmp_path: Path) -> None:
+def test_keys_of_a_file_and_flags_of_the_configuration(serve_process: ServeProcess, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# of the clients\n{KEYS[0]}\n\n{KEYS[1]}\n")
     file.chmod(0o600)
-    with process_server(
+    with serve_process(
         tmp_path, "--api-key-file", str(file), "--model", MODEL, "--max-num-seqs", "3", "--served-model-name", "letters"
     ) as running:
         with client_of(running, api_key=KEYS[1]) as client:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from omni_serve.settings import ServeSettings
-from serving import FACTORIES, PATIENCE_S, ThreadServer, client_of, png, process_server, thread_server
+from serving import FACTORIES, PATIENCE_S, ServeProcess, ThreadServer, client_of, png, process_server, thread_server
 
 MODEL = f"{FACTORIES}:video"
 # What the small Wan model needs.
@@ -228,15 +228,17 @@ def test_ten_videos_of_a_server_that_is_killed_are_the_same_as_of_one_that_is_no
             assert np.abs(np.asarray(frames, int) - np.asarray(frames_of(after[seed]), int)).max() <= 8
 
 
-def test_jobs_of_a_server_that_was_asked_to_end_go_on_later(tmp_path: Path, wait_until: Any) -> None:
+def test_jobs_of_a_server_that_was_asked_to_end_go_on_later(
+    serve_process: ServeProcess, tmp_path: Path, wait_until: Any
+) -> None:
     arguments = ("--model", MODEL, "--data-dir", str(tmp_path / "data"), "--max-num-seqs", "1")
-    with process_server(tmp_path, *arguments, "--drain-timeout-s", "1") as first, client_of(first) as client:
+    with serve_process(tmp_path, *arguments, "--drain-timeout-s", "1") as first, client_of(first) as client:
         long = client.videos.create(prompt="waves", extra_body={**BODY, "num_inference_steps": 300, "seed": 1})
         short = client.videos.create(prompt="waves", extra_body={**BODY, "seed": 2})
         wait_until(lambda: client.videos.retrieve(long.id).status == "in_progress", PATIENCE_S)
         first.signal(signal.SIGTERM)
         assert first.wait() == 0
-    with process_server(tmp_path, *arguments) as second, client_of(second) as client:
+    with serve_process(tmp_path, *arguments) as second, client_of(second) as client:
         assert [finished(client, one.id).status for one in (long, short)] == ["completed"] * 2
 
 

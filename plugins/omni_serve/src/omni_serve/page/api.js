@@ -90,5 +90,10 @@ async function problemOf(response) {
 
 /** Return the problem that an error in OpenAI's form tells of. */
 export function problemFrom(error, about = {}) {
-  return new Problem(error.message, { status: 500, ...about, param: error.param, code: error.code });
+  return new Problem(withoutId(error.message), { status: 500, ...about, param: error.param, code: error.code });
+}
+
+/** The id of a request means nothing to who looks at its card. */
+export function withoutId(message) {
+  return message?.replace(/^Request '[^']*'(: the| ) ?/, (_, rest) => (rest === ": the" ? "The " : "It "));
 }

@@ -10,6 +10,7 @@ const KNOWN = [
   { name: "width", label: "Width", type: "number", section: "size", min: 1 },
   { name: "height", label: "Height", type: "number", section: "size", min: 1 },
   { name: "num_frames", label: "Frames", type: "number", section: "settings", min: 1, step: 1 },
+  { name: "fps", label: "Frames a second", type: "number", section: "settings", min: 1, max: 240, step: 1, own: "auto", of: "video" },
   { name: "num_inference_steps", label: "Steps", type: "number", section: "settings", min: 1, step: 1, slider: true,
     says: "slower, often cleaner" },
   { name: "guidance_scale", label: "Guidance", type: "number", section: "settings", min: 0, step: 0.1, slider: true,
@@ -37,11 +38,9 @@ export function fieldsOf(about) {
   const canResize = takes.has("image") && about.kind === "image";  // the server resizes what it is sent
   for (const known of KNOWN) {
     const isSide = known.section === "size";
-    if (!takes.has(known.name) && !(isSide && canResize)) continue;
+    // The server takes the rate of any video: it writes the file.
+    if (!takes.has(known.name) && !(isSide && canResize) && known.of !== about.kind) continue;
     add({ ...known, ...bounds(known, defaults[known.name], about) });
-  }
-  if (about.kind === "video") {
-    add({ name: "fps", label: "Frames a second", type: "number", section: "settings", min: 1, max: 240, step: 1 });
   }
   add({ name: "seed", label: "Seed", type: "seed", section: "settings", min: 0, max: MOST_SEED, step: 1,
     says: "the same seed gives the same again" });
@@ -90,7 +89,9 @@ export function shapes(width, height, multiple) {
   const side = Math.sqrt(width * height);
   const round = (value) => Math.max(multiple, Math.round(value / multiple) * multiple);
   const shape = (label, ratio) => ({ label, width: round(side * Math.sqrt(ratio)), height: round(side / Math.sqrt(ratio)) });
-  return [shape("Square", 1), shape("Portrait", 3 / 4), shape("Landscape", 4 / 3), shape("Wide", 16 / 9)];
+  const usual = [shape("Square", 1), shape("Portrait", 3 / 4), shape("Landscape", 4 / 3), shape("Wide", 16 / 9)];
+  const isUsual = usual.some((one) => one.width === width && one.height === height);
+  return isUsual ? usual : [{ label: "Standard", width, height }, ...usual];
 }
 
 /** What a keyword is called on the page. */

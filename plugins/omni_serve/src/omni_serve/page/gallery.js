@@ -4,7 +4,7 @@ import { byId, el, isStill, setText, toast } from "./dom.js";
 import { Card } from "./card.js";
 import { forgetMedia } from "./media.js";
 import { noteProgress } from "./progress.js";
-import { count } from "./words.js";
+import { count, ofKind } from "./words.js";
 
 const TICK_MS = 500;
 // What is not of one life of the page.
@@ -137,7 +137,8 @@ export class Gallery {
     byId("stop-all").hidden = active < 2;
     byId("clear").hidden = done === 0;
     const said = [];
-    if (this._cards.size) said.push(count(this._cards.size, "card"));
+    const kinds = new Set([...this._cards.values()].map((card) => card.entry.kind));
+    if (done) said.push(count(done, kinds.size === 1 ? ofKind([...kinds][0]) : "result"));
     if (active) said.push(`${active} being made`);
     setText(byId("wall-says"), said.join(", "));
     this._onChange(active);

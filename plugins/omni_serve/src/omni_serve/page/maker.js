@@ -113,9 +113,9 @@ export class Maker {
   }
 
   _finish(id, { seed, ...news }) {
-    const entry = this._gallery.update(id, { ...news, preview: null });
+    const entry = this._gallery.get(id);
     if (!entry) return;
-    entry.settings.seed = seed;
+    this._gallery.update(id, { ...news, preview: null, settings: { ...entry.settings, seed } });
     this._gallery.keep(entry);
     announce(`Ready: ${shortened(entry.settings.prompt ?? ofKind(entry.kind), 80)}.`);
   }

@@ -23,7 +23,12 @@ export async function paintMask(picture, before) {
   if (before) await brush.load(before);
 
   const sizeInput = el("input", { type: "range", id: "brush-size", min: 1, max: Math.max(8, Math.round(width / 3)), value: brush.size });
-  sizeInput.addEventListener("input", () => { brush.size = Number(sizeInput.value); });
+  const setSize = () => {
+    brush.size = Number(sizeInput.value);
+    sizeInput.style.setProperty("--filled", `${(100 * (sizeInput.value - 1)) / (sizeInput.max - 1)}%`);
+  };
+  sizeInput.addEventListener("input", setSize);
+  setSize();
   const eraser = el("button", { type: "button", class: "quiet", "aria-pressed": "false", text: "Erase" });
   eraser.addEventListener("click", () => {
     brush.erases = !brush.erases;

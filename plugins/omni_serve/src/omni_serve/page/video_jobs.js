@@ -1,5 +1,6 @@
 // Videos are jobs that the server keeps: they go on without this page, and are asked for.
 
+import { withoutId } from "./api.js";
 import { announce, toast } from "./dom.js";
 import { shortened } from "./words.js";
 
@@ -94,7 +95,7 @@ export class VideoJobs {
     const settings = { ...(job.prompt ? { prompt: job.prompt } : {}), ...(job.seed === null ? {} : { seed: job.seed }), ...(width ? { width, height } : {}) };
     return {
       id: job.id, jobId: job.id, group: job.id, of: 1, kind: "video", model: job.model, status: PARTS[job.status] ?? job.status,
-      progress: job.progress, settings, inputs: {}, created: job.created_at * 1000, message: job.error?.message,
+      progress: job.progress, settings, inputs: {}, created: job.created_at * 1000, message: withoutId(job.error?.message),
       ...(width ? { width, height } : {}), ...(job.completed_at ? { tookS: job.completed_at - job.created_at } : {}),
     };
   }
