@@ -38,7 +38,7 @@ async function start() {
   restoreDraft(form);
 
   const actions = {};
-  gallery = new Gallery({ api, store: await Store.open(), actions, onChange: showInTitle });
+  gallery = new Gallery({ api, store: await Store.open(), actions, onChange: (active) => { showInTitle(active); server.askSoon(); } });
   const videos = new VideoJobs({ api, gallery, server });
   const maker = new Maker({ api, server, gallery, videos });
   maker.onRefused = (problem, ask) => form.complain(problem.message, problem.param ?? (problem.code === "missing_file" ? "image" : null));

@@ -95,7 +95,7 @@ export class Card {
       return [button("again", "Try again", actions.again, wide), button("reuse", "Reuse settings", actions.reuse), button("bin", "Remove", actions.remove)];
     }
     return [
-      button("reuse", "Reuse settings and seed", actions.reuse),
+      withWord(button("reuse", "Reuse settings and seed", actions.reuse), "Reuse"),
       actions.canEdit() && entry.kind === "image" ? button("edit", "Edit this picture", actions.edit) : null,
       button("download", "Download", actions.download),
       button("bin", "Remove", actions.remove),
@@ -152,6 +152,13 @@ export function fit(image) {
   image.classList.toggle("tiny", isTiny);
   image.style.setProperty("--own-width", `${image.naturalWidth}px`);
   image.style.setProperty("--own-height", `${image.naturalHeight}px`);
+}
+
+/** The button used most says what it is; narrow cards hide the word. */
+function withWord(button, word) {
+  button.classList.add("with-word");
+  button.append(el("span", { text: word }));
+  return button;
 }
 
 function placeholder(entry) {

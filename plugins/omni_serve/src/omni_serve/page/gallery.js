@@ -132,12 +132,13 @@ export class Gallery {
 
   changed() {
     const active = this.active().length;
-    const done = this._cards.size - active;
+    const entries = [...this._cards.values()].map((card) => card.entry);
+    const done = entries.filter((entry) => entry.status === "done").length;
     byId("empty").hidden = this._cards.size > 0;
     byId("stop-all").hidden = active < 2;
-    byId("clear").hidden = done === 0;
+    byId("clear").hidden = entries.length === active;
     const said = [];
-    const kinds = new Set([...this._cards.values()].map((card) => card.entry.kind));
+    const kinds = new Set(entries.map((entry) => entry.kind));
     if (done) said.push(count(done, kinds.size === 1 ? ofKind([...kinds][0]) : "result"));
     if (active) said.push(`${active} being made`);
     setText(byId("wall-says"), said.join(", "));

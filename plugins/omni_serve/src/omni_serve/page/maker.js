@@ -18,6 +18,10 @@ export class Maker {
     this._lanes = new Lanes();
     this._running = new Map();
     this.onRefused = () => {};
+    // The server said when there may be room; where it comes sooner, there is no reason to wait.
+    server.addEventListener("change", ({ detail: { before, now } }) => {
+      if (now.kind === "ready" && now.waiting < before.waiting) for (const run of this._running.values()) run.wake();
+    });
   }
 
   /** Ids of the cards that wait for a stream of this page. */
@@ -107,7 +111,7 @@ export class Maker {
     const until = this._gallery.get(run.ids[0])?.retryAt ?? Date.now();
     return new Promise((resolve, reject) => {
       const timer = setTimeout(resolve, until - Date.now());
-      run.wake = () => { clearTimeout(timer); resolve(); };
+      run.wake = () => { clearTimeout(timer); run.wake = () => {}; resolve(); };
       signal.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
     });
   }

@@ -3,6 +3,7 @@
 import { el, iconButton } from "./dom.js";
 
 const LEAST_SHOWN = 320;
+const WHOLE = "whole.png";
 const COLOUR = "rgb(255 110 64)";
 
 /**
@@ -61,6 +62,15 @@ export async function paintMask(picture, before) {
     }, { once: true });
   });
 }
+
+/** Return a mask of all of a picture, for pipelines that want one; `isWhole` tells it from those that were painted. */
+export async function wholeMask({ width, height }) {
+  const canvas = new OffscreenCanvas(width, height);
+  canvas.getContext("2d");  // nothing can be made of a canvas that has none
+  return new File([await canvas.convertToBlob({ type: "image/png" })], WHOLE, { type: "image/png" });
+}
+
+export const isWhole = (mask) => mask?.name === WHOLE;
 
 /** Paints on a canvas with the pointer or the keys. */
 class Brush {

@@ -1,7 +1,7 @@
 // A picture that is sent along: chosen, dropped or pasted; with a mask that can be painted on it.
 
 import { announce, el, icon, iconButton } from "./dom.js";
-import { paintMask } from "./mask.js";
+import { isWhole, paintMask, wholeMask } from "./mask.js";
 import { size } from "./words.js";
 
 const TYPES = "image/png,image/jpeg,image/webp";
@@ -30,21 +30,24 @@ export class PictureControl {
   }
 
   get inputs() {
-    return { [this.field.name]: this.blob, ...(this.mask ? { mask: this.mask } : {}) };
+    const mask = this.mask ?? this._whole;
+    return { [this.field.name]: this.blob, ...(mask ? { mask } : {}) };
   }
 
   /** Take a picture, or none; returns once it is shown. */
   async write(blob, mask = null) {
     this.complain(null);
     this.input.value = "";
-    this.mask = mask;
+    this.mask = isWhole(mask) ? null : mask;
     this.blob = blob;
     this.dimensions = null;
+    this._whole = null;
     if (blob) {
       try {
         const bitmap = await createImageBitmap(blob);
         this.dimensions = { width: bitmap.width, height: bitmap.height };
         bitmap.close();
+        if (this._takesMask) this._whole = await wholeMask(this.dimensions);
       } catch {
         this.blob = null;
         this.complain("This is not a picture that the browser can read. PNG, JPEG and WebP work.");
@@ -80,7 +83,7 @@ export class PictureControl {
     const pictures = el("div", { class: "chosen-picture" }, el("img", { class: tiny, src: url, alt: "The picture that will be sent" }));
     if (this.mask) pictures.append(el("img", { class: `mask-shown ${tiny}`, src: URL.createObjectURL(this.mask), alt: "", "aria-hidden": "true" }));
     const tools = el("div", { class: "chosen-tools" },
-      el("p", { class: "chosen-says", text: `${this.field.label}: ${size(this.dimensions)}${this.mask ? ", with a mask" : ""}` }));
+      el("p", { class: "chosen-says", text: `${this.field.label}: ${size(this.dimensions)}${this.mask ? ", with a mask" : this._takesMask ? ", all of which may change" : ""}` }));
     if (this._takesMask) {
       tools.append(iconButton("brush", this.mask ? "Change the mask" : "Paint a mask", () => this._paint(), { words: true, className: "quiet" }));
     }

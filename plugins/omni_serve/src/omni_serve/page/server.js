@@ -2,6 +2,7 @@
 
 const IDLE_S = 5;
 const BUSY_S = 1.5;
+const SOON_S = 0.25;
 const LONGEST_BACKOFF_S = 10;
 
 export class Server extends EventTarget {
@@ -16,7 +17,7 @@ export class Server extends EventTarget {
     this._asking = false;
     api.onReached = () => { this._reachedAt = Date.now(); };
     // A request that fails says so at once; how the server is, is asked at once too.
-    api.onLost = () => { if (this.state.kind !== "gone") this.askSoon(); };
+    api.onLost = () => this.askSoon();
     document.addEventListener("visibilitychange", () => { if (!document.hidden) this.ask(); });
   }
 
@@ -25,8 +26,9 @@ export class Server extends EventTarget {
     this._reachedAt = Date.now();
   }
 
+  /** Ask once what comes together has come. */
   askSoon() {
-    this._plan(0.05);
+    if (this.state.kind !== "gone") this._plan(SOON_S);
   }
 
   async ask() {

@@ -9,7 +9,7 @@ export function seconds(value) {
 
 /** How long something took: with more digits than a forecast deserves. */
 export function took(value) {
-  return value < 10 ? `${value.toFixed(1)} s` : seconds(value);
+  return value < 10 ? `${value.toFixed(1)}\u00a0s` : seconds(value);
 }
 
 export function count(number, one, many = `${one}s`) {
