@@ -66,7 +66,8 @@ def spans(cell: str) -> list[str]:
 
 
 def read_table() -> list[Row]:
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    engine, _, _ = PAGE.read_text(encoding="utf-8").partition("\n## From a server\n")
+    lines = [line for line in engine.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["vLLM-Omni", "write here", "the old form"]
     return [Row(old, tuple(spans(new)), outcome) for old, new, outcome in cells[2:]]

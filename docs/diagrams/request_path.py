@@ -76,7 +76,7 @@ class Recorder:
         thread = threading.current_thread().name
         caller = self._caller(frame)
         # What a thread, or a request's own greenlet, does first for a request is what it was handed.
-        is_handed = caller in ("", callee) and method in ("_accept", "_step_done", "_run", "_report_step")
+        is_handed = caller in ("", callee) and method in ("_accept", "_run", "_report_step")
         if caller == callee and not is_handed and method not in _STAND_INS:
             return
         call = Call(thread, caller, callee, method, is_handed)

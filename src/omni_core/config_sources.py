@@ -22,7 +22,7 @@ DEFAULT_FILE = "omni.toml"
 ENV_PREFIX = "OMNI_"
 NESTED = "__"
 # Environment variables with our prefix that are no fields of the configuration.
-OTHER_ENVIRONMENT = frozenset({"OMNI_PLUGINS_DISABLE"})
+OTHER_ENVIRONMENT = frozenset({"OMNI_PLUGINS_DISABLE", "OMNI_SERVE_API_KEY"})
 
 # The words of Python for what JSON writes true, false and null.
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}

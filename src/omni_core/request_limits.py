@@ -12,11 +12,15 @@ from typing import Any
 from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import RequestError
 from omni_core.request import OmniDiffusionRequest
+from omni_core.validation import described
 
 # Parts of an argument that are looked at; what has more is not measured to its end.
 _MOST_PARTS = 1_000_000
 # Pixels of a side that a request does not give.
 _USUAL_SIDE = 512
+# What pipelines call the number of pictures of a video, and how many pictures' pixels a video may have.
+_FRAMES = ("num_frames", "video_length")
+_PICTURES_OF_A_VIDEO = 10
 _CONTAINERS = (list, tuple, set, frozenset)
 
 
@@ -45,6 +49,14 @@ def check_size(request: OmniDiffusionRequest, config: OmniDiffusionConfig, argum
     pixels = sides[0] * sides[1] * number
     what = f"{number} outputs of {sides[0]} x {sides[1]} are {pixels} pixels"
     _refuse_above(request, what, pixels, config, "max_pixels")
+    for name in _FRAMES:
+        frames = arguments.get(name)
+        if isinstance(frames, int):
+            what = f"{name} is {described(frames)}, and a video may have {_PICTURES_OF_A_VIDEO} times max_pixels"
+            _refuse_above(request, what, -(-frames * pixels // _PICTURES_OF_A_VIDEO), config, "max_pixels")
+    tokens = arguments.get("max_sequence_length")  # so many are encoded, however short the prompt
+    if isinstance(tokens, int):
+        _refuse_above(request, f"max_sequence_length is {described(tokens)}", tokens, config, "max_prompt_length")
     if config.max_argument_bytes is not None:
         size = size_of(request.extra_args, config.max_argument_bytes)
         _refuse_above(request, f"extra_args hold {size} bytes or more", size, config, "max_argument_bytes")

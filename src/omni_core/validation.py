@@ -167,7 +167,7 @@ def _nearest_number(value: Any, field: FieldInfo) -> int | float | None:
         number: int | float = value if isinstance(value, int) else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
-    if not math.isfinite(number):
+    if isinstance(number, float) and not math.isfinite(number):  # an int can be larger than any float
         return None
     if int in kinds:
         number = int(number) if isinstance(number, int) else round(number)

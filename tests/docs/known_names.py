@@ -18,10 +18,13 @@ from docs.pages import ROOT, Block
 SOURCES = [ROOT / "src", *ROOT.glob("plugins/*/src")]
 # What others have named, in the words in which they are documented there.
 FROM_ELSEWHERE = {
-    "CUDA_VISIBLE_DEVICES", "ContextParallelConfig", "DiffusionPipeline", "DiffusionPipeline.from_pretrained",
-    "FirstBlockCacheConfig", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "PYTHONPATH", "TensorParallelConfig", "asyncio",
-    "concurrent.futures.Future", "enable_cache", "from_pretrained", "hatchling", "lint-imports", "model_class_name",
-    "multiprocessing", "multiprocessing.Pipe", "nox", "num_gpus", "pip", "pluggy", "psutil", "pytest", "structlog",
+    "--gpus all", "--read-only --tmpfs /tmp", "--stop-timeout", "--strict", "-e OMNI_DATA_PARALLEL_SIZE=4",
+    "-e OMNI_MODEL=owner/name", "-g", "CUDA_VISIBLE_DEVICES", "ContextParallelConfig", "DiffusionPipeline",
+    "DiffusionPipeline.from_pretrained", "Dockerfile", "Dockerfile.cuda", "FORWARDED_ALLOW_IPS",
+    "FirstBlockCacheConfig", "HF_HUB_OFFLINE", "Host", "MemoryDenyWriteExecute", "OMP_NUM_THREADS", "Origin",
+    "PYTHONPATH", "PrivateDevices", "Recreate", "TensorParallelConfig", "asyncio", "concurrent.futures.Future",
+    "enable_cache", "from_pretrained", "hatchling", "lint-imports", "model_class_name", "multiprocessing",
+    "multiprocessing.Pipe", "nox", "num_gpus", "pip", "pluggy", "psutil", "pytest", "stop_grace_period", "structlog",
     "sys.path", "sys.setprofile", "torch.compile", "torch.distributed", "torchrun", "vllm_omni",
 }  # fmt: skip
 # What the variables of the examples hold.
@@ -199,6 +202,19 @@ def _file(text: str, page: Path, blocks: list[Block]) -> str | None:
     return None if found or text in _WRITTEN_BY_USERS or _is_made_on(blocks, text) else f"there is no file {text}"
 
 
+def _endpoint(text: str, page: Path, blocks: list[Block]) -> str | None:
+    from omni_serve.app import ROUTES
+
+    method, _, path = text.rpartition(" ")
+    routes = [(one, re.sub(r":path\b", "", route)) for one, route, _ in ROUTES]
+    routes += [("GET", "/openapi.json"), ("GET", "/metrics")]
+    known = any(
+        method in ("", one) and (route == path or (not method and route.startswith(f"{path}/")))
+        for one, route in routes
+    )
+    return None if known or path in _OF_OTHER_SERVERS or _is_made_on(blocks, text) else f"no endpoint is {text}"
+
+
 def _is_made_on(blocks: list[Block], text: str) -> bool:
     """Whether the blocks of the page themselves bring something into being."""
     return any(text in block.text or text in (block.file or "") for block in blocks)
@@ -237,11 +253,14 @@ def _word(text: str, page: Path, blocks: list[Block]) -> str | None:
 
 
 _WRITTEN_BY_USERS = {"omni.toml", "pyproject.toml", "constraints.txt"}
+# On the page for those who come from them.
+_OF_OTHER_SERVERS = {"/v1/videos/sync", "/models", "/v1/set_lora", "/v1/images/{image_id}/content"}
 _CHECKS = [
     (r"omni( .*)?", _command),
     (r"-{1,2}[a-z][\w-]*([ =].*)?", _flag),
     (r"OMNI_[A-Z_]*[A-Z](=.*)?", _variable),
     (r"omni_(core|exec_multiproc|exec_torchrun)\b[\w.:]*(\(.*\))?", _full_name),
+    (r"((GET|POST|DELETE) )?/(v1/[\w/{}]+|live|ready|health|metrics|models|openapi\.json)", _endpoint),
     (r"[\w./-]*\w\.(py|md|toml|svg|txt|json|jinja)|/[a-z/]+", _file),
     (r"(src|docs|tests|benchmarks|examples|plugins|training)/[\w./-]*", _file),
     (r"[A-Z]\w*[a-z]\w*(\.\w+)*(\(.*\))?", _of_a_class),

@@ -12,6 +12,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
+from docs.page_server import PORT, PageServer
 from docs.pages import Block
 from docs.shell import logical_lines, split_runnable
 from omni_core.testing import SAMPLE
@@ -36,6 +37,7 @@ class PageFolder:
         self._environment_folder = environment_folder
         self._scripts = [sysconfig.get_path("scripts")]
         self._warm = warm
+        self._server: PageServer | None = None
         self._use(Path(sys.executable))
 
     def _use(self, python: Path) -> None:
@@ -48,6 +50,12 @@ class PageFolder:
             self._warm.write_scripts(scripts, str(python))
             self._warm_scripts = [str(scripts)]
 
+    def close(self) -> None:
+        """End the server that the page has started, if it has."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
     def write(self, block: Block) -> None:
         """Write a block to the file that it names."""
         assert block.file is not None
@@ -58,13 +66,17 @@ class PageFolder:
 
     def run_python(self, block: Block) -> str:
         """Run a block in a Python of its own; return what it prints."""
-        return self._run([*self._command, "-c", block.text], block)
+        return self._run([*self._command, "-c", self._addressed(block.text)], block)
 
     def run_shell(self, block: Block) -> None:
         """Run a block line by line; what is not to be run is looked at instead."""
         exports: list[str] = []
         for line in logical_lines(block.text):
             runnable = self._runnable(line, block)  # one by one: a line may make what the next one needs
+            if runnable.startswith("omni serve") and "--help" not in runnable:
+                self.close()
+                self._server = PageServer(runnable.split(" #")[0], self.folder, self._environment())
+                continue
             self._run(["bash", "-euo", "pipefail", "-c", "\n".join([*exports, runnable])], block)
             if line.startswith("export "):
                 exports.append(line)
@@ -92,7 +104,11 @@ class PageFolder:
             return runnable.replace("pip install", f"{install} --quiet --disable-pip-version-check", 1)
         if self._warm is not None and re.fullmatch(r"omni plugins check \S+", runnable):
             runnable = f"{runnable} --only {shlex.quote(' or '.join(SAMPLE))}"
-        return runnable or ":"
+        return self._addressed(runnable) or ":"
+
+    def _addressed(self, text: str) -> str:
+        """Return a text with the port of the page's server in place of the one that the page says."""
+        return text if self._server is None else text.replace(f":{PORT}", f":{self._server.port}")
 
     def _make_environment(self) -> None:
         """Make an environment for this page in which everything that the tests have is there as well."""
@@ -113,14 +129,16 @@ class PageFolder:
         self._scripts.insert(0, str(own))
         self._use(own / "python")
 
-    def _run(self, command: list[str], block: Block) -> str:
+    def _environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMNI_", "PYTEST_"))}
         environment["PATH"] = os.pathsep.join([*self._warm_scripts, *self._scripts, os.environ["PATH"]])
-        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        return environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def _run(self, command: list[str], block: Block) -> str:
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=environment,
+            env=self._environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -13,9 +13,10 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "plugins").glob("*/README.md"))]
+PAGES.append(ROOT / "deploy" / "README.md")
 
 # Headings of table columns that hold what is called so elsewhere.
-OTHER_PROJECTS = {"vLLM-Omni"}
+OTHER_PROJECTS = {"vLLM-Omni", "SGLang"}
 _MARKER = re.compile(r"<!--\s*(file:\s*(?P<file>\S+)|run|continued|nightly)\s*-->")
 
 

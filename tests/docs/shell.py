@@ -151,6 +151,14 @@ def _accept(command: str) -> list[str]:
     return []
 
 
+def _check_files(command: str) -> list[str]:
+    """The files of deploy/ that a command names exist, and what it installs."""
+    names = re.findall(r"(?<=\s)deploy/\S+", command)
+    complaints = [f"there is no {name}" for name in names if not (ROOT / name).is_file()]
+    installs = re.match(r"sudo \S*/(pip install .*)", command)
+    return complaints + (_check_install(installs[1]) if installs else [])
+
+
 _FROM_ELSEWHERE = {"nox"}
 # What would change the machine, needs another one or takes minutes; each is checked as far as it can be.
 _NOT_RUN: list[tuple[str, Callable[[str], list[str]]]] = [
@@ -162,4 +170,6 @@ _NOT_RUN: list[tuple[str, Callable[[str], list[str]]]] = [
     (r"([A-Z_]+=\S+ )?torchrun ", _check_torchrun),  # the same; examples/ have tests of their own
     (r"([A-Z_]+=\S+ )?python3? benchmarks/", _check_benchmark),  # minutes each
     (r"python3? training/", _check_benchmark),  # an hour
+    # deploy/README.md says what of it was tried, and how.
+    (r"(sudo|docker|kubectl|journalctl) |openssl .*\| sudo ", _check_files),
 ]

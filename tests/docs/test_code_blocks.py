@@ -1,10 +1,12 @@
 """Every code block of the documentation runs as it stands.
 
 The blocks of a page share one empty folder, in their order. A Python block is a process of its own, forked from one
-that has imported torch; with --nightly, an interpreter of its own. The lines of a
-shell block are run there; a block after a line `<!-- file: NAME -->` is written to that file instead; one after
-`<!-- continued -->` goes on in the process of the Python block before it. One after `<!-- nightly -->` takes long,
-and is run with --nightly alone.
+that has imported torch; with --nightly, an interpreter of its own. The lines of a shell block are run there; a block
+after a line `<!-- file: NAME -->` is written to that file instead; one after `<!-- continued -->` goes on in the
+process of the Python block before it. One after `<!-- nightly -->` takes long, and is run with --nightly alone.
+
+A line that begins with `omni serve` starts a server, as in a terminal of its own. It runs beside the blocks that
+follow, until the next such line or the end of the page, on a port that is free: the others' `:8000` becomes that.
 
 Not by sybil or pytest-markdown-docs: those run Python in the process of the tests. Most blocks here are commands, or
 programs that must work as a user starts them.
@@ -13,7 +15,9 @@ programs that must work as a user starts them.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,10 +35,10 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def page_folders(tmp_path_factory, request) -> dict[Path, PageFolder]:
+def page_folders(tmp_path_factory, request) -> Iterator[dict[Path, PageFolder]]:
     """One folder for each page, for as long as its blocks are run."""
     warm = None if request.config.getoption("--nightly") else request.getfixturevalue("warm_python")
-    return {
+    folders = {
         page: PageFolder(
             tmp_path_factory.mktemp(page_name(page).replace("/", "-")),
             tmp_path_factory.mktemp("env") / "environment",
@@ -42,12 +46,19 @@ def page_folders(tmp_path_factory, request) -> dict[Path, PageFolder]:
         )
         for page in PAGES
     }
+    with contextlib.ExitStack() as ends:
+        for folder in folders.values():
+            ends.callback(folder.close)
+        yield folders
 
 
 @pytest.mark.timeout(BLOCK_TIMEOUT_S + 60)
 @pytest.mark.parametrize("block", CASES)
 def test_block(block: Block, page_folders: dict[Path, PageFolder], tmp_path: Path) -> None:
     folder = page_folders[block.page]
+    for other in page_folders.values():
+        if other is not folder:
+            other.close()
     if block.file is not None:
         folder.write(block)
     match block.language:

@@ -21,6 +21,7 @@ from omni_core import (
 from omni_core.engine.core import EngineCore
 from omni_core.engine.handle import RequestEvent, RequestHandle
 from omni_core.engine.notices import Notices
+from omni_core.engine.step_ends import StepEnds
 from omni_core.errors import EngineDeadError, EngineError
 from omni_core.executors.inline import InlineExecutor
 from omni_core.scheduler import Scheduler
@@ -87,16 +88,16 @@ def test_a_request_that_is_submitted_again_after_a_fault_is_not_taken_for_the_on
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     again = ask(7, num_inference_steps=30)
-    original = EngineCore._step_done
+    original = StepEnds.done
     with make_engine() as engine:
         handle = engine.submit(again)
         assert next(event for event in handle.events() if event.kind == "step").step == 1
 
-        def faulty(core: EngineCore, *args: Any) -> None:
-            monkeypatch.setattr(EngineCore, "_step_done", original)
+        def faulty(core: StepEnds, *args: Any) -> None:
+            monkeypatch.setattr(StepEnds, "done", original)
             raise OverflowError("once")
 
-        monkeypatch.setattr(EngineCore, "_step_done", faulty)
+        monkeypatch.setattr(StepEnds, "done", faulty)
         assert "Try again" in str(handle.result(PATIENCE_S).error)
         steps = []
         second = engine.submit(again)

@@ -122,17 +122,23 @@ def test_a_finished_and_a_failed_request_come_with_request_and_output(seen: Any)
 
 
 @pytest.mark.parametrize(
-    ("change", "kind"),
-    [({"max_prompt_length": 3}, RequestError), ({"max_waiting": 1, "max_num_seqs": 1}, EngineOverloadedError)],
+    ("change", "kind", "num_before"),
+    [
+        ({"max_prompt_length": 3}, RequestError, 0),
+        ({"max_waiting": 1, "max_num_seqs": 1}, RequestError, 0),  # never could so many wait
+        ({"max_waiting": 2, "max_num_seqs": 1}, EngineOverloadedError, 1),
+    ],
 )
-def test_a_refused_request_is_told(seen: Any, change: dict[str, Any], kind: type[Exception]) -> None:
+def test_a_refused_request_is_told(seen: Any, change: dict[str, Any], kind: type[Exception], num_before: int) -> None:
     with engine_with(seen, **change) as engine:
+        engine.sleep()
+        engine.submit_all([ask(9) for _ in range(num_before)])
         requests = [ask(seed) for seed in range(4)]
         with pytest.raises(kind):
             engine.submit_all(requests)
     assert [one["request"] for one in of(seen, "omni_request_refused")] == requests
     assert all(isinstance(one["error"], kind) for one in of(seen, "omni_request_refused"))
-    assert of(seen, "omni_request_queued") == []
+    assert len(of(seen, "omni_request_queued")) == num_before
 
 
 def test_sleep_and_wake_are_told_once_each(seen: Any) -> None:

@@ -96,8 +96,13 @@ class LiveRequests:
 
         Raises:
             EngineOverloadedError: The maximum number of requests is waiting.
-            RequestError: An id is in use.
+            RequestError: An id is in use, or there are more requests than can wait and run together.
         """
+        if most_waiting is not None and len(requests) > most_waiting + places:
+            raise RequestError(
+                f"{len(requests)} requests were submitted at once, and no more than max_waiting = {most_waiting} may wait "
+                f"besides the {places} that run: submit fewer at a time, or raise max_waiting."
+            )
         if most_waiting is not None and len(self._live) + len(requests) > most_waiting + places:
             raise EngineOverloadedError(
                 f"{len(self._live)} requests are waiting or running, and no more than max_waiting = {most_waiting} may "

@@ -17,6 +17,8 @@ SMALL = 128
 LARGE_ENOUGH = 256
 
 _IMAGE_DESCRIPTION, _SOFTWARE = 0x010E, 0x0131  # EXIF tags
+# A JPEG holds at most 65533 bytes of EXIF; Pillow raises if there are more.
+_MOST_OF_JPEG = 60_000
 
 
 def as_picture(data: Any) -> Image.Image:
@@ -80,7 +82,7 @@ def encode_picture(picture: Image.Image, file_format: str, provenance: Provenanc
         picture.save(file, "GIF", comment=provenance.json().encode())
     else:
         exif = Image.Exif()
-        exif[_IMAGE_DESCRIPTION] = provenance.json()
+        exif[_IMAGE_DESCRIPTION] = provenance.json(_MOST_OF_JPEG if file_format == "jpeg" else None)
         exif[_SOFTWARE] = provenance.texts()["Software"]
         if file_format == "webp":
             picture.save(file, "WEBP", quality=quality, exif=exif)

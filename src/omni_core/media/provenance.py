@@ -10,6 +10,9 @@ from typing import Any
 from omni_core import __version__
 from omni_core.request import OmniDiffusionRequest
 
+# Facts that can be long, in the order in which they are left out where there is no room.
+_LONG = ("omni_request", "negative_prompt", "prompt")
+
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
@@ -50,11 +53,22 @@ class Provenance:
         }
         return {key: text for key, text in texts.items() if text is not None}
 
-    def json(self) -> str:
-        """Return the facts as JSON, in ASCII alone."""
+    def json(self, most_characters: int | None = None) -> str:
+        """Return the facts as JSON, in ASCII alone.
+
+        Args:
+            most_characters: What a file has room for: facts that are too long for it are left out. None leaves out
+                none.
+        """
         texts: dict[str, Any] = dict(self.texts())
         texts["omni_request"] = self._request()
-        return json.dumps(texts)
+        text = json.dumps(texts)
+        for name in _LONG:
+            if most_characters is None or len(text) <= most_characters:
+                break
+            texts.pop(name, None)
+            text = json.dumps(texts)
+        return text
 
     def _request(self) -> dict[str, Any]:
         fields = {name: value for name, value in self.request if value is not None and name != "request_id"}
