@@ -44,6 +44,7 @@ def test_an_invalid_request_is_an_error_of_ours(fields: dict[str, Any]) -> None:
         ({"seed": -1}, "seed: -1 cannot be a seed.* For a random one, leave seed out"),
         ({"seed": np.int64(-1)}, "leave seed out"),
         ({"seed": torch.tensor(-1)}, "leave seed out"),
+        ({"height": 10**400}, "closest valid value is 65536"),
         ({"seed": 2**63}, f"closest valid value is {2**63 - 1}"),
         ({"seed": 1.5}, "closest valid value is 2"),
         ({"seed": "7"}, "closest valid value is 7"),

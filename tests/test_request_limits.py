@@ -50,11 +50,20 @@ def test_texts_among_the_arguments_have_the_limit_of_prompts() -> None:
         {"num_outputs_per_prompt": 1024},
         {"height": 65536, "num_outputs_per_prompt": 4},
         {"extra_args": {"prompt_2": ["short", "x" * 30_000]}},
+        {"extra_args": {"num_frames": 4000}},
+        {"height": 16, "width": 16, "extra_args": {"num_frames": 10**9}},
+        {"extra_args": {"video_length": 10**400}},
+        {"extra_args": {"max_sequence_length": 10**9}},
     ],
 )
 def test_a_side_or_a_place_that_is_not_the_usual_one_is_no_way_round(fields: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="too large"):
         check(OmniDiffusionConfig(), **fields)
+
+
+def test_videos_of_the_usual_length_pass() -> None:
+    for height, width, frames in ((720, 1280, 129), (1088, 1920, 241), (512, 512, 3814)):
+        check(OmniDiffusionConfig(), height=height, width=width, extra_args={"num_frames": frames})
 
 
 def test_sizes() -> None:

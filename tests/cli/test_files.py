@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -218,3 +219,14 @@ def test_safetensors_come_back(members):
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("file_format", ["png", "jpeg", "webp", "gif"])
+def test_a_picture_says_as_much_of_itself_as_it_has_room_for(file_format):
+    request = OmniDiffusionRequest(prompt="ж" * 15_000, negative_prompt="й" * 15_000, seed=7)
+    content = pictures.encode_picture(Image.new("RGB", (8, 8)), file_format, Provenance(request, {}, "omni/digits"), 90)
+    assert Image.open(io.BytesIO(content)).size == (8, 8)
+    if file_format == "jpeg":
+        facts = json.loads(Image.open(io.BytesIO(content)).getexif()[0x010E])
+        assert facts["seed"] == "7"
+        assert "omni_request" not in facts

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest
 from omni_core.errors import ConfigError, ModelLoadError, RequestError
@@ -97,3 +100,20 @@ def test_wrong_defaults_of_the_models_folder_name_the_file(
     model = model_with_defaults(tmp_path / "model", defaults)
     with pytest.raises(ModelLoadError, match=f"request_defaults.json is wrong: .*{words}"):
         DiffusionEngine(OmniDiffusionConfig(model=model))
+
+
+def test_what_a_request_brought_is_freed_when_it_ends(wait_until: Any) -> None:
+    """At once, and not when Python next looks for cycles: pictures are large, and cycles are looked for by number."""
+    picture = Image.new("RGB", (32, 32))
+    brought = weakref.ref(picture)
+    with DiffusionEngine(OmniDiffusionConfig(model="omni_core.testing.pipelines:image_to_image")) as engine:
+        gc.collect()
+        gc.disable()
+        try:
+            extra = {"image": picture, "strength": 0.9}
+            handle = engine.submit(OmniDiffusionRequest(prompt="x", num_inference_steps=2, extra_args=extra))
+            assert handle.result(60).finish_reason == "finished"
+            del picture, extra, handle
+            wait_until(lambda: brought() is None, 10)
+        finally:
+            gc.enable()

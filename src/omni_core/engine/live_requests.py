@@ -100,8 +100,8 @@ class LiveRequests:
         """
         if most_waiting is not None and len(requests) > most_waiting + places:
             raise RequestError(
-                f"{len(requests)} requests were submitted at once, and no more than max_waiting = {most_waiting} may wait "
-                f"besides the {places} that run: submit fewer at a time, or raise max_waiting."
+                f"{len(requests)} requests were submitted at once, and no more than max_waiting = {most_waiting} may "
+                f"wait besides the {places} that run: submit fewer at a time, or raise max_waiting."
             )
         if most_waiting is not None and len(self._live) + len(requests) > most_waiting + places:
             raise EngineOverloadedError(

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -20,6 +20,7 @@ from omni_serve.errors import ApiError, answer_error
 from omni_serve.http.body_limit import BodyLimit
 from omni_serve.http.guard import Guard
 from omni_serve.http.request_ids import RequestIds
+from omni_serve.http.streams import CLIENT_GONE, ClientGoneError
 from omni_serve.openapi import openapi_document
 from omni_serve.service import Service
 
@@ -75,9 +76,15 @@ def make_app(service: Service) -> Starlette:
         middleware=[
             Middleware(RequestIds),
             Middleware(Guard, settings=service.settings),
-            Middleware(BodyLimit, max_bytes=service.settings.max_body_bytes),
+            Middleware(BodyLimit, service=service),
         ],
-        exception_handlers={ApiError: answer_error, OmniError: answer_error, HTTPException: _answer_http_error},
+        exception_handlers={
+            ApiError: answer_error,
+            OmniError: answer_error,
+            HTTPException: _answer_http_error,
+            ClientDisconnect: _answer_nobody,
+            ClientGoneError: _answer_nobody,
+        },
     )
     app.state.service = service
     return app
@@ -106,13 +113,24 @@ async def _metrics(request: Request) -> Response:
     raise ApiError(404, "There are no metrics: pip install 'omni-metrics[prometheus]'.", code="not_installed")
 
 
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)  # for the log
+
+
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         return ApiError(404, f"There is no {request.url.path} here; /openapi.json lists what is.").response()
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(_methods_of(request))
         return ApiError(
-            405, f"{request.url.path} takes {allowed or 'another method'}, not {request.method}.", headers=error.headers
+            405, f"{request.url.path} takes {allowed}, not {request.method}.", headers={"allow": allowed}
         ).response()
     return await answer_error(request, error)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Return the methods that a path has: several routes may have the same one."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    found = [route.methods or set() for route in routes if route.path_regex.match(request.url.path)]
+    return sorted(set().union(*found) or {"GET", "HEAD"})  # files of the page are no routes

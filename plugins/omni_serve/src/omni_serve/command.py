@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -49,8 +52,31 @@ def run(command: click.Command, values: Mapping[str, Any]) -> None:
     # Imported late: it imports the engine, and `omni serve --help` needs none.
     from omni_serve.server import bind, serve
 
-    with bind(settings.host, settings.port) as bound:
+    with bind(settings.host, settings.port) as bound, _ending_on_sigterm():
         asyncio.run(serve(config, settings, bound))
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, but without an error, before the server has its own way of ending.
+
+    Without this a server that loads its model would leave files and workers to others.
+    """
+    has_come = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal has_come
+        has_come = True
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not has_come:
+            raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _settings(values: Mapping[str, Any]) -> ServeSettings:

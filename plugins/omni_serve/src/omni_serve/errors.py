@@ -23,7 +23,7 @@ from omni_core.errors import (
     WorkerDiedError,
 )
 from omni_core.log import get_logger
-from omni_serve.jobs.errors import IdempotencyError, JobNotFoundError, JobStoreError, StoreFullError
+from omni_serve.jobs.errors import IdempotencyError, JobNotFoundError, JobStoreError, QueueFullError, StoreFullError
 
 log = get_logger(__name__)
 
@@ -33,6 +33,7 @@ _DO_NOT_RETRY = {"x-should-retry": "false"}
 _ANSWERS: tuple[tuple[type[OmniError] | tuple[type[OmniError], ...], tuple[int, str, float | str | None]], ...] = (
     (JobNotFoundError, (404, "not_found", None)),
     (IdempotencyError, (422, "idempotency_error", None)),
+    (QueueFullError, (429, "engine_overloaded", 30.0)),
     (StoreFullError, (429, "storage_full", "measured")),
     (JobStoreError, (503, "storage_failed", 5.0)),
     (ValidationError, (400, "invalid_value", None)),
@@ -43,6 +44,8 @@ _ANSWERS: tuple[tuple[type[OmniError] | tuple[type[OmniError], ...], tuple[int, 
     (WorkerDiedError, (500, "worker_died", None)),
     ((EngineClosedError, EngineDeadError, ExecutorError), (503, "unavailable", 5.0)),
 )
+# Of a message, in characters: it may quote what a client has sent.
+_LONGEST = 2000
 # The client gives up instead of waiting longer than this.
 LONGEST_RETRY_S = 120
 
@@ -67,6 +70,8 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
         super().__init__(message)
         self.status = status
         self.message = message

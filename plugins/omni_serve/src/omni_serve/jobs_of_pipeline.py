@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from omni_core import OmniDiffusionRequest, OmniRequestOutput, RequestEvent
 from omni_core.errors import OmniError
@@ -18,11 +19,15 @@ from omni_serve.jobs.job import Job
 from omni_serve.outputs import Encoder
 from omni_serve.requests.bodies import SpeechBody, VideoBody, parse
 from omni_serve.requests.making import make_requests
+from omni_serve.requests.pictures import OVERLOADED
 from omni_serve.service import Service
+
+T = TypeVar("T")
 
 _ASK_TIMEOUT_S = 10.0
 # Of a form's files; which field each is, is in its name.
 _SEPARATOR = "."
+_FIELD = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
 
 
 class JobMaker:
@@ -53,30 +58,33 @@ class JobMaker:
         service, info = self.service, self.service.info
         body = parse(VideoBody, job.request)
         uploads = {name: await service.jobs.upload(job, name) for name in job.uploads}
-        arguments, sides = await job_arguments(service, body, uploads)
-        [request] = make_requests(body, info, job.id, sides=sides, arguments=arguments)
 
         def note(_: int, event: RequestEvent) -> None:
             if event.num_steps:
                 note_progress(min(99, event.step * 100 // event.num_steps))
 
-        [output] = await _run_when_there_is_room(service, request, note)
+        async def run() -> tuple[OmniDiffusionRequest, OmniRequestOutput]:
+            arguments, sides = await job_arguments(service, body, uploads)
+            requests = make_requests(body, info, job.id, sides=sides, arguments=arguments)
+            [output] = await service.run(requests, note)
+            return requests[0], output
+
+        request, output = await _when_there_is_room(run)
         encoder = Encoder(service.model_name, info.class_name if info is not None else None)
         found = await service.in_thread(encoder.video, request, output, body.fps)
         return {name: (file.media_type, file.content) for name, file in found.items()}
 
 
-async def _run_when_there_is_room(
-    service: Service, request: OmniDiffusionRequest, note: Callable[[int, RequestEvent], None]
-) -> list[OmniRequestOutput]:
-    """Run a request; while clients that wait fill the backlog, try again: the job was accepted."""
+async def _when_there_is_room(run: Callable[[], Awaitable[T]]) -> T:
+    """Await what is made; while clients that wait take all the room, try again: the job was accepted."""
     while True:
         try:
-            return await service.run([request], note)
+            return await run()
         except ApiError as error:
-            if error.code != "engine_overloaded":
+            if error.code != OVERLOADED:
                 raise
-            await asyncio.sleep(float(error.headers["retry-after"]))
+            seconds = float(error.headers["retry-after"])
+        await asyncio.sleep(seconds)  # when nothing of the attempt is left
 
 
 async def job_arguments(
@@ -92,21 +100,32 @@ async def job_arguments(
     Raises:
         ApiError: They do not fit the pipeline.
     """
+    pictures = await inputs.decode_all(service, files_of(uploads))
+    arguments: dict[str, Any] = {}
+    sides = body.sides()
+    if pictures:
+        arguments, sides = await service.in_thread(inputs.picture_arguments, service, pictures, sides)
+    return {**arguments, **_length(service, body)}, sides
+
+
+def files_of(uploads: dict[str, bytes]) -> dict[str, list[bytes]]:
+    """Return a job's files by field, in order."""
     files: dict[str, list[bytes]] = {}
     for name in sorted(uploads):
         field = name.partition(_SEPARATOR)[0]
         files.setdefault("image" if field == "input_reference" else field, []).append(uploads[name])
-    pictures = await inputs.decode_all(service, files)
-    arguments = await inputs.with_urls_decoded(service, body)
-    sides = body.sides()
-    if pictures:
-        sent, sides = await service.in_thread(inputs.picture_arguments, service, pictures, sides)
-        arguments |= sent
-    return {**arguments, **_length(service, body)}, sides
+    return files
 
 
 def upload_names(files: dict[str, list[bytes]]) -> dict[str, bytes]:
-    """Return the files of a form by the names under which a job keeps them."""
+    """Return the files of a form by the names under which a job keeps them.
+
+    Raises:
+        ApiError: One came in a field that is none.
+    """
+    for field in files:
+        if not _FIELD.fullmatch(field):
+            raise ApiError(400, f"{field!r} is not the name of a field.", param=field, code="invalid_form")
     return {
         f"{field}{_SEPARATOR}{number:03}": content
         for field, contents in files.items()

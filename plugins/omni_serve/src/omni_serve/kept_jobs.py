@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
+from omni_serve.jobs.errors import JobNotFoundError
 from omni_serve.jobs.job import Job, JobKind
 from omni_serve.jobs.rows import Order
 from omni_serve.jobs.runner import Execute, JobRunner
@@ -69,17 +69,24 @@ class KeptJobs:
         """Remove a job; one that runs is aborted."""
         return await self._runner.delete(job_id)
 
-    async def path_of(self, job: Job, name: str) -> Path:
-        """Return where a result is."""
-        return await self._in_thread(self._store.path_of, job, name)
+    async def open(self, job: Job, name: str) -> tuple[BinaryIO, str]:
+        """Open a result, which stays the caller's to close; return its media type too.
+
+        Raises:
+            JobNotFoundError: There is none of that name, or the job was removed meanwhile.
+        """
+        kinds = {file.name: file.media_type for file in job.files}
+        return await self._in_thread(_unless_removed, job, lambda: self._store.path_of(job, name).open("rb")), kinds[
+            name
+        ]
 
     async def upload(self, job: Job, name: str) -> bytes:
-        """Return a file that came with a job."""
-        return await self._in_thread(lambda: self._store.upload_path_of(job, name).read_bytes())
+        """Return a file that came with a job.
 
-    async def num_unfinished(self) -> int:
-        """Return how many jobs are queued or run."""
-        return await self._in_thread(self._store.num_unfinished)
+        Raises:
+            JobNotFoundError: The job was removed meanwhile.
+        """
+        return await self._in_thread(_unless_removed, job, lambda: self._store.upload_path_of(job, name).read_bytes())
 
     async def drain(self, seconds: float) -> None:
         """Begin no more, wait for those that run, then cancel them: they begin again at the next start."""
@@ -92,3 +99,10 @@ class KeptJobs:
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
+
+
+def _unless_removed(job: Job, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except FileNotFoundError as error:
+        raise JobNotFoundError(f"The job {job.id} was deleted, or expired.") from error

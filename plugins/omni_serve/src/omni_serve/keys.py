@@ -42,10 +42,11 @@ def read_keys(file: str | None, environment: Mapping[str, str]) -> tuple[str, ..
 def _read(file: str) -> list[str]:
     try:
         with Path(file).open(encoding="utf-8") as opened:
-            mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
+            status = os.fstat(opened.fileno())
             lines = opened.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--api-key-file {file} cannot be read: {error}") from None
-    if mode & 0o077:
+    # A secret that systemd or Kubernetes hands over is root's, and its group may read it. Anybody else's is one's own.
+    if stat.S_IMODE(status.st_mode) & (0o077 if status.st_uid else 0o037):
         raise ConfigError(f"Others can read the keys in {file}. Make it yours alone: chmod 600 {file}")
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]

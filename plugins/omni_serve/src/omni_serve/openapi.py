@@ -27,12 +27,97 @@ _ERROR = {
     },
 }
 _ANY = {"type": "object"}
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_TIME = {"type": "integer", "description": "Unix time in seconds."}
+_TIME_OR_NULL = {**_TIME, "type": ["integer", "null"]}
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON."}},
+}
+_SEED = {"type": "integer", "minimum": 0}
+
+
+def _table(**properties: Any) -> dict[str, Any]:
+    """Return the schema of an object that has all of these, and perhaps more."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+_ANSWERS = {
+    "Pictures": _table(
+        created=_TIME,
+        data=_list(
+            {
+                **_table(seed=_SEED, revised_prompt=_TEXT_OR_NULL),
+                "properties": {"b64_json": _TEXT, "url": _TEXT, "seed": _SEED, "revised_prompt": _TEXT_OR_NULL},
+                "oneOf": [{"required": ["b64_json"]}, {"required": ["url"]}],
+            }
+        ),
+        size=_TEXT,
+        quality=_TEXT,
+        background=_TEXT,
+        output_format={"type": "string", "enum": ["png", "jpeg", "webp"]},
+        seed=_list(_SEED),
+        metrics=_list(_ANY),
+        usage=_ANY,
+    ),
+    "Video": _table(
+        id=_TEXT,
+        object={"const": "video"},
+        status={"type": "string", "enum": ["queued", "in_progress", "completed", "failed"]},
+        progress={"type": "integer", "minimum": 0, "maximum": 100},
+        model=_TEXT,
+        prompt=_TEXT_OR_NULL,
+        seconds=_TEXT,
+        size=_TEXT,
+        seed={**_SEED, "type": ["integer", "null"]},
+        created_at=_TIME,
+        completed_at=_TIME_OR_NULL,
+        expires_at=_TIME_OR_NULL,
+        error={"oneOf": [{"type": "null"}, _table(code=_TEXT, message=_TEXT)]},
+        remixed_from_video_id=_TEXT_OR_NULL,
+    ),
+    "Videos": _table(
+        object={"const": "list"},
+        data=_list({"$ref": "#/components/schemas/Video"}),
+        first_id=_TEXT_OR_NULL,
+        last_id=_TEXT_OR_NULL,
+        has_more={"type": "boolean"},
+    ),
+    "Deleted": _table(id=_TEXT, deleted={"const": True}, object={"const": "video.deleted"}),
+    "Chat": _table(
+        id=_TEXT,
+        object={"const": "chat.completion"},
+        created=_TIME,
+        model=_TEXT,
+        choices=_list(_table(index={"type": "integer"}, message=_ANY, finish_reason=_TEXT)),
+        usage=_ANY,
+    ),
+    "Model": _table(
+        id=_TEXT,
+        object={"const": "model"},
+        created=_TIME,
+        owned_by=_TEXT,
+        kind={"type": "string", "enum": ["image", "video", "audio"]},
+        pipeline=_TEXT_OR_NULL,
+        jobs_are_kept={"type": "boolean"},
+    ),
+    "Models": _table(object={"const": "list"}, data=_list({"$ref": "#/components/schemas/Model"})),
+    "Ok": _table(status={"const": "ok"}),
+    "Asleep": _table(sleep_level={"type": "integer", "enum": [0, 1, 2]}),
+    "Error": _ERROR,
+}
 _FAILED = {"$ref": "#/components/responses/Error"}
 _JOB_ID = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
 _IDEMPOTENCY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "schema": {"type": "string"},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     "description": "Within 24 hours the same key gives the same job.",
 }
 
@@ -47,7 +132,7 @@ def openapi_document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "omni", "version": __version__, "description": "Any diffusers pipeline over HTTP."},
         "components": {
-            "schemas": {**schemas, "Error": _ERROR},
+            "schemas": {**schemas, **_ANSWERS},
             "responses": {
                 "Error": {
                     "description": "What is wrong, and what to do.",
@@ -58,19 +143,34 @@ def openapi_document() -> dict[str, Any]:
         },
         "security": [{}, {"key": []}],
         "paths": {
-            "/v1/images/generations": {"post": _operation("Make pictures from words.", json=image, streams=True)},
+            "/v1/images/generations": {
+                "post": _operation("Make pictures from words.", json=image, answer="Pictures", streams=True)
+            },
             "/v1/images/edits": {
-                "post": _operation("Make pictures from pictures and words.", form=_form(image), streams=True)
+                "post": _operation(
+                    "Make pictures from pictures and words.",
+                    json=image,
+                    form=_form(image),
+                    answer="Pictures",
+                    streams=True,
+                )
             },
             "/v1/images/variations": {
-                "post": _operation("Make pictures from a picture.", form=_form(image), streams=True)
+                "post": _operation(
+                    "Make pictures from a picture.", json=image, form=_form(image), answer="Pictures", streams=True
+                )
             },
             "/v1/videos": {
                 "post": _operation(
-                    "Add a video to make.", json=video, form=_form(video, "input_reference"), parameters=[_IDEMPOTENCY]
+                    "Add a video to make.",
+                    json=video,
+                    form=_form(video, "input_reference"),
+                    parameters=[_IDEMPOTENCY],
+                    answer="Video",
                 ),
                 "get": _operation(
                     "The videos, the newest first.",
+                    answer="Videos",
                     parameters=[
                         _query("after", {"type": "string"}),
                         _query("limit", {"type": "integer", "minimum": 0, "maximum": 100}),
@@ -79,8 +179,10 @@ def openapi_document() -> dict[str, Any]:
                 ),
             },
             "/v1/videos/{job_id}": {
-                "get": _operation("How far a video is.", parameters=[_JOB_ID]),
-                "delete": _operation("Remove a video; one that is being made is aborted.", parameters=[_JOB_ID]),
+                "get": _operation("How far a video is.", parameters=[_JOB_ID], answer="Video"),
+                "delete": _operation(
+                    "Remove a video; one that is being made is aborted.", parameters=[_JOB_ID], answer="Deleted"
+                ),
             },
             "/v1/videos/{job_id}/content": {
                 "get": _operation(
@@ -89,7 +191,7 @@ def openapi_document() -> dict[str, Any]:
                         _JOB_ID,
                         _query("variant", {"type": "string", "enum": ["video", "thumbnail", "spritesheet"]}),
                     ],
-                    answer="*/*",
+                    kind="*/*",
                 )
             },
             "/v1/videos/{job_id}/remix": {
@@ -97,9 +199,10 @@ def openapi_document() -> dict[str, Any]:
                     "Make a video again with another prompt.",
                     json={"type": "object", "required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
                     parameters=[_JOB_ID],
+                    answer="Video",
                 )
             },
-            "/v1/audio/speech": {"post": _operation("Make sound.", json=speech, answer="audio/wav")},
+            "/v1/audio/speech": {"post": _operation("Make sound.", json=speech, kind="audio/wav")},
             "/v1/chat/completions": {
                 "post": _operation(
                     "Make pictures from a message, as vLLM-Omni's clients ask for them.",
@@ -112,17 +215,27 @@ def openapi_document() -> dict[str, Any]:
                             "extra_body": _ANY,
                         },
                     },
+                    answer="Chat",
                 )
             },
-            "/v1/files/{job_id}/content": {"get": _operation("A file.", parameters=[_JOB_ID], answer="*/*")},
-            "/v1/models": {"get": _operation("The model.")},
-            "/live": {"get": _operation("Whether the process works.")},
-            "/ready": {"get": _operation("Whether requests are served.")},
-            "/health": {"get": _operation("The same.")},
+            "/v1/files/{job_id}/content": {"get": _operation("A file.", parameters=[_JOB_ID], kind="*/*")},
+            "/v1/models": {"get": _operation("The model.", answer="Models")},
+            "/v1/models/{name}": {
+                "get": _operation(
+                    "The model of that name, which may have slashes in it.",
+                    parameters=[{"name": "name", "in": "path", "required": True, "schema": _TEXT}],
+                    answer="Model",
+                )
+            },
+            "/live": {"get": _operation("Whether the process works.", answer="Ok")},
+            "/ready": {"get": _operation("Whether requests are served.", answer="Ok")},
+            "/health": {"get": _operation("The same.", answer="Ok")},
             "/v1/omni/stats": {"get": _operation("What the engine does and did.")},
             "/v1/omni/pipeline": {"get": _operation("What the pipeline takes.")},
-            "/v1/omni/sleep": {"post": _operation("Free accelerator memory.", json=level)},
-            "/v1/omni/wake_up": {"post": _operation("Bring the weights back.")},
+            "/v1/omni/sleep": {
+                "post": _operation("Free accelerator memory.", json=level, answer="Asleep", is_needed=False)
+            },
+            "/v1/omni/wake_up": {"post": _operation("Bring the weights back.", answer="Asleep")},
         },
     }
 
@@ -153,20 +266,23 @@ def _operation(
     json: dict[str, Any] | None = None,
     form: dict[str, Any] | None = None,
     parameters: list[dict[str, Any]] | None = None,
-    answer: str = "application/json",
+    answer: str = "",
+    kind: str = "application/json",
     streams: bool = False,
+    is_needed: bool = True,
 ) -> dict[str, Any]:
     bodies = {"application/json": json, "multipart/form-data": form}
     content = {kind: {"schema": schema} for kind, schema in bodies.items() if schema is not None}
-    answers: dict[str, Any] = {answer: {"schema": _ANY if answer == "application/json" else {}}}
+    schema = {"$ref": f"#/components/schemas/{answer}"} if answer else _ANY if kind == "application/json" else {}
+    answers: dict[str, Any] = {kind: {"schema": schema}}
     if streams:
-        answers["text/event-stream"] = {"schema": {"type": "string"}}
+        answers["text/event-stream"] = {"schema": _EVENT}
     operation: dict[str, Any] = {
         "summary": summary,
         "responses": {"200": {"description": "Done.", "content": answers}, "default": _FAILED},
     }
     if content:
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": is_needed, "content": content}
     if parameters:
         operation["parameters"] = parameters
     return operation

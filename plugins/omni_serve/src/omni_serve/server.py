@@ -165,7 +165,12 @@ async def serve(
     Raises:
         OmniError: The pipeline cannot be loaded, or the data folder not be used.
     """
-    store = JobStore(settings.data_dir, expires_after_s=settings.job_expiry_s, max_bytes=settings.max_job_bytes)
+    store = JobStore(
+        settings.data_dir,
+        expires_after_s=settings.job_expiry_s,
+        max_bytes=settings.max_job_bytes,
+        max_unfinished=config.max_waiting,
+    )
     try:
         engine = await AsyncDiffusionEngine.create(config, plugins=plugins)
         try:
@@ -197,6 +202,7 @@ async def _serve(
                 access_log=False,
                 server_header=False,
                 lifespan="off",
+                ws="none",
                 timeout_graceful_shutdown=_CLOSE_S,
             ),
             service,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, TypeVar
 
-from omni_core import AsyncDiffusionEngine, OmniDiffusionRequest, OmniRequestOutput, RequestEvent
+from omni_core import AsyncDiffusionEngine, OmniDiffusionRequest, OmniRequestOutput, RequestEvent, RequestHandle
 from omni_core.errors import EngineClosedError, EngineOverloadedError
 from omni_core.outputs import RequestEstimate
 from omni_core.pipeline_info import PipelineInfo
 from omni_serve.errors import ApiError, api_error, retry_after
 from omni_serve.kept_jobs import KeptJobs
+from omni_serve.requests.pictures import BYTES_OF_PIXEL, PictureRoom
 from omni_serve.settings import ServeSettings
 from omni_serve.threads import thread_pool
 
@@ -21,6 +23,8 @@ T = TypeVar("T")
 
 # Threads that decode and encode pictures: none of it is done in the event loop.
 _CODEC_THREADS = 2
+# So many of the largest pictures may be held at a time.
+_PICTURES_AT_ONCE = 4
 # Seconds after which clients of a server that is ending may find another.
 _DRAINING_RETRY_S = 5.0
 
@@ -35,6 +39,8 @@ class Service:
 
     Attributes:
         is_draining: Whether the server is to end: new work is refused.
+        is_cut_off: Whether what was accepted is ended too.
+        room: For the pictures that clients have sent.
         started_at: Unix time in seconds.
     """
 
@@ -43,12 +49,16 @@ class Service:
         self.settings = settings
         self.jobs = jobs
         self.is_draining = False
+        self.is_cut_off = False
+        self.room = PictureRoom(_PICTURES_AT_ONCE * BYTES_OF_PIXEL * settings.max_upload_pixels)
         self.started_at = int(time.time())
         self._codecs = thread_pool(_CODEC_THREADS, "omni-serve-codec")
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._running: set[str] = set()
+        # With those that were aborted and have not ended yet. The engine's thread removes them.
+        self._used_ids: set[str] = set()
 
     @property
     def info(self) -> PipelineInfo | None:
@@ -80,6 +90,15 @@ class Service:
         """Run something that computes, such as encoding a picture, beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._codecs, function, *args)
 
+    def draining(self) -> ApiError:
+        """Return the answer to what comes too late."""
+        return ApiError(
+            503,
+            "The server is shutting down and takes no more work.",
+            code="draining",
+            headers=retry_after(_DRAINING_RETRY_S),
+        )
+
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
         """Count a piece of work for whose end draining waits.
@@ -88,12 +107,7 @@ class Service:
             ApiError: The server is ending.
         """
         if self.is_draining:
-            raise ApiError(
-                503,
-                "The server is shutting down and takes no more work.",
-                code="draining",
-                headers=retry_after(_DRAINING_RETRY_S),
-            )
+            raise self.draining()
         self._in_flight += 1
         self._idle.clear()
         try:
@@ -103,21 +117,28 @@ class Service:
             if not self._in_flight:
                 self._idle.set()
 
-    async def events(self, requests: Sequence[OmniDiffusionRequest]) -> AsyncGenerator[tuple[int, RequestEvent], None]:
+    async def events(self, requests: list[OmniDiffusionRequest]) -> AsyncGenerator[tuple[int, RequestEvent], None]:
         """Submit requests, all or none, and yield their events with the number of the request, until all have ended.
 
         Leaving the loop aborts those that have not.
+
+        Args:
+            requests: Which. One whose id another has that runs is replaced by one with a longer id.
 
         Raises:
             ApiError: They are refused.
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[int, RequestEvent]] = asyncio.Queue()
+        self._give_free_ids(requests)
         try:
             handles = self.engine.engine.submit_all(requests)
         except EngineOverloadedError as error:
             raise api_error(error, self._seconds_until_room(requests[0])) from error
-        self._running.update(handle.request_id for handle in handles)
+        for handle in handles:
+            self._running.add(handle.request_id)
+            self._used_ids.add(handle.request_id)
+            handle.add_done_callback(self._free_id)
         try:
             for number, handle in enumerate(handles):
                 handle.subscribe(_passing_on(loop, number, events))
@@ -131,9 +152,22 @@ class Service:
                 handle.abort()  # does nothing once it has ended
                 self._running.discard(handle.request_id)
 
+    def _give_free_ids(self, requests: list[OmniDiffusionRequest]) -> None:
+        """Let requests have ids that no other has: clients choose them, and may send one twice.
+
+        The first may be that of a client that is gone, which the engine has not ended yet.
+        """
+        for number, request in enumerate(requests):
+            if request.request_id in self._used_ids:
+                longer = f"{request.request_id}.{secrets.token_hex(4)}"
+                requests[number] = request.model_copy(update={"request_id": longer})
+
+    def _free_id(self, handle: RequestHandle) -> None:
+        self._used_ids.discard(handle.request_id)
+
     async def run(
         self,
-        requests: Sequence[OmniDiffusionRequest],
+        requests: list[OmniDiffusionRequest],
         on_event: Callable[[int, RequestEvent], None] = lambda number, event: None,
     ) -> list[OmniRequestOutput]:
         """Run requests, and return their outputs in order.
@@ -155,7 +189,8 @@ class Service:
         return [outputs[number] for number in range(len(requests))]
 
     def abort_all(self) -> None:
-        """End every request that runs for a client."""
+        """End every request that runs for a client, and the reading of bodies."""
+        self.is_cut_off = True
         for request_id in list(self._running):
             self.engine.abort(request_id)
 

@@ -21,6 +21,7 @@ from omni_serve.jobs import (
     JobNotFoundError,
     JobStore,
     JobStoreError,
+    QueueFullError,
     StoredFile,
     StoreFullError,
 )
@@ -499,3 +500,14 @@ def test_files_that_are_made_already(open_store: Callable[..., JobStore], clock:
     assert store.expire() == (job.id,)
     clock.now += 11
     assert store.expire() == (newer.id,)
+
+
+def test_a_full_queue_refuses_what_is_new_alone(open_store: Callable[..., JobStore]) -> None:
+    store = open_store(max_unfinished=2)
+    first, _ = store.create("video", "m", {}, idempotency=("key", "digest"))
+    store.create("video", "m", {})
+    with pytest.raises(QueueFullError, match="2 jobs wait"):
+        store.create("video", "m", {})
+    assert store.create("video", "m", {}, idempotency=("key", "digest")) == (first, False)
+    store.fail(first.id, "x", "x")
+    assert store.create("video", "m", {})[1]

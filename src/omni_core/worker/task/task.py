@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -268,7 +269,14 @@ class PipelineTask:
 class _TaskGreenlet(greenlet.greenlet):
     def __init__(self, task: PipelineTask) -> None:
         super().__init__(task._run)
-        self.task = task
+        # No cycle: what an ended task holds, such as its pictures, is freed at once and not when Python looks for it.
+        self._task = weakref.ref(task)
+
+    @property
+    def task(self) -> PipelineTask:
+        task = self._task()
+        assert task is not None, "it runs in this greenlet"
+        return task
 
 
 def suspend_denoiser_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from omni_core import OmniRequestOutput
 from omni_serve.api.picture_making import metrics_of, prepare
 from omni_serve.errors import ApiError
-from omni_serve.http.streams import CLIENT_GONE, ClientGoneError, unless_gone
+from omni_serve.http.streams import unless_gone
 from omni_serve.requests.bodies import ImageBody, parse
 from omni_serve.requests.pictures import bytes_of_url
 from omni_serve.requests.reading import read_body
@@ -47,20 +48,7 @@ async def completions(request: Request) -> Response:
         if "num_outputs_per_prompt" in plain:
             plain["n"] = plain.pop("num_outputs_per_prompt")
         body = parse(ImageBody, {**plain, "prompt": prompt})
-        files = {"image": [bytes_of_url(url, "messages") for url in urls]}
-        making = await prepare(
-            service, body, files, request.state.request_id, str(request.base_url), needs_picture=bool(urls)
-        )
-        try:
-            outputs = await unless_gone(request, making.run())
-        except ClientGoneError:
-            return Response(status_code=CLIENT_GONE)
-        content: list[dict[str, Any]] = []
-        for number, output in enumerate(outputs):
-            content += [
-                {"type": "image_url", "image_url": {"url": f"data:{file.media_type};base64,{file.base64}"}}
-                for file in await making.encode(number, output)
-            ]
+        outputs, content = await unless_gone(request, _make(request, body, urls))
         message = {"role": "assistant", "content": content}
         return JSONResponse(
             {
@@ -74,6 +62,25 @@ async def completions(request: Request) -> Response:
                 "metrics": {"requests": [metrics_of(output) for output in outputs]},
             }
         )
+
+
+async def _make(
+    request: Request, body: ImageBody, urls: list[str]
+) -> tuple[list[OmniRequestOutput], list[dict[str, Any]]]:
+    """Make the pictures; return the outputs, and the parts of the answer."""
+    service: Service = request.app.state.service
+    files = {"image": await service.in_thread(lambda: [bytes_of_url(url, "messages") for url in urls])} if urls else {}
+    making = await prepare(
+        service, body, files, request.state.request_id, str(request.base_url), needs_picture=bool(urls)
+    )
+    outputs = await making.run()
+    content: list[dict[str, Any]] = []
+    for number, output in enumerate(outputs):
+        content += [
+            {"type": "image_url", "image_url": {"url": f"data:{file.media_type};base64,{file.base64}"}}
+            for file in await making.encode(number, output)
+        ]
+    return outputs, content
 
 
 def _last_message(messages: Any) -> tuple[str, list[str]]:

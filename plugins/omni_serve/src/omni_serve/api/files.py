@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from omni_serve.errors import ApiError
+from omni_serve.http.opened_file import OpenedFile
 from omni_serve.service import Service
 
 
@@ -15,5 +16,4 @@ async def content(request: Request) -> Response:
     job = await service.jobs.get(request.path_params["job_id"])
     if job is None or job.kind != "image" or not job.files:
         raise ApiError(404, "There is no such file; it may have expired.", code="not_found")
-    file = job.files[0]
-    return FileResponse(await service.jobs.path_of(job, file.name), media_type=file.media_type)
+    return OpenedFile(*await service.jobs.open(job, job.files[0].name), name=job.id)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from omni_serve.api.picture_making import prepare
-from omni_serve.http.streams import CLIENT_GONE, ClientGoneError, EventStream, unless_gone
+from omni_serve.http.streams import EventStream, unless_gone
 from omni_serve.requests.bodies import ImageBody, parse
 from omni_serve.requests.reading import read_body
 from omni_serve.service import Service
@@ -36,21 +36,20 @@ async def _answer(
     async with contextlib.AsyncExitStack() as resources:
         resources.enter_context(service.admitted())
         read = await read_body(request, service.settings.max_files)
-        making = await prepare(
+        body = parse(ImageBody, read.fields)
+        preparing = prepare(
             service,
-            parse(ImageBody, read.fields),
+            body,
             read.files,
             request.state.request_id,
             str(request.base_url),
             needs_picture=needs_picture,
             without_words=without_words,
         )
+        making = await unless_gone(request, preparing)
         if making.body.stream:
             running = await resources.enter_async_context(contextlib.aclosing(service.events(making.requests)))
             await anext(running)  # what is refused is told by the status, before the stream begins
             stream = await resources.enter_async_context(contextlib.aclosing(making.stream(events, running)))
             return EventStream(stream, resources.pop_all())
-        try:
-            return JSONResponse(await unless_gone(request, making.whole()))
-        except ClientGoneError:
-            return Response(status_code=CLIENT_GONE)
+        return JSONResponse(await unless_gone(request, making.whole()))

@@ -8,39 +8,54 @@ from PIL import Image
 
 from omni_serve.errors import ApiError
 from omni_serve.requests.bodies import Body
-from omni_serve.requests.pictures import bytes_of_url, decode_picture, edit_mask, is_address, is_data_url
+from omni_serve.requests.pictures import bytes_of_url, decode_picture, edit_mask, is_url
 from omni_serve.service import Service
 
 # Names of a mask in pipelines of diffusers.
 _MASKS = ("mask_image", "mask")
 
 
-async def decoded(service: Service, data: bytes, param: str) -> Image.Image:
-    """Return an uploaded picture; decoded beside the event loop."""
-    return await service.in_thread(decode_picture, data, param, service.settings.max_upload_pixels)
+async def take_urls(service: Service, body: Body, files: dict[str, list[bytes]]) -> dict[str, list[bytes]]:
+    """Return the files that came with a body, with those that it holds as `data:` URLs, which are taken out of it.
+
+    Raises:
+        ApiError: One is another URL or malformed, is there as a file too, or there are too many.
+    """
+    extra = body.model_extra or {}
+    found = {name: value if isinstance(value, list) else [value] for name, value in extra.items() if _has_url(value)}
+    for name in found:
+        if name in files:
+            raise ApiError(400, f"{name} is there as a file and as a URL.", param=name, code="invalid_value")
+        del extra[name]
+    most = service.settings.max_files
+    num_files = sum(map(len, (*files.values(), *found.values())))
+    if num_files > most:
+        raise ApiError(400, f"There are {num_files} pictures; {most} are allowed.", code="invalid_value")
+    return {**files, **(await service.in_thread(_contents, found) if found else {})}
+
+
+def _has_url(value: Any) -> bool:
+    return any(map(is_url, value)) if isinstance(value, list) else is_url(value)
+
+
+def _contents(urls: dict[str, list[Any]]) -> dict[str, list[bytes]]:
+    return {name: [bytes_of_url(url, name) for url in values] for name, values in urls.items()}
 
 
 async def decode_all(service: Service, files: dict[str, list[bytes]]) -> dict[str, list[Image.Image]]:
-    """Return the pictures of a form by field."""
-    return {
-        name: [await decoded(service, data, name) for data in contents] for name, contents in files.items() if contents
-    }
+    """Return the pictures that came with a body by field; decoded beside the event loop.
 
-
-async def with_urls_decoded(service: Service, body: Body) -> dict[str, Any]:
-    """Return those keywords of a body that hold pictures as `data:` URLs, decoded."""
-
-    async def decode(value: Any, name: str) -> Any:
-        if is_address(value):
-            bytes_of_url(value, name)  # which says what to send instead
-        if is_data_url(value):
-            return await decoded(service, bytes_of_url(value, name), name)
-        if isinstance(value, list) and any(is_data_url(one) or is_address(one) for one in value):
-            return [await decode(one, name) for one in value]
-        return None
-
-    found = {name: await decode(value, name) for name, value in body.keywords().items()}
-    return {name: value for name, value in found.items() if value is not None}
+    Raises:
+        ApiError: One cannot be decoded, or they have too many pixels together.
+    """
+    left = service.settings.max_upload_pixels
+    pictures: dict[str, list[Image.Image]] = {}
+    for name, contents in files.items():
+        for data in contents:
+            picture = await service.in_thread(decode_picture, data, name, left, service.room)
+            left -= picture.width * picture.height
+            pictures.setdefault(name, []).append(picture)
+    return pictures
 
 
 def picture_arguments(
@@ -80,25 +95,38 @@ def picture_arguments(
         elif first is not None and first.mode == "RGBA":  # what is transparent is to be filled
             arguments[mask_name] = edit_mask(first)
     if sides and not {"height", "width"} <= takes:
-        size = _whole_size(sides)
-        arguments = {name: _resized(value, size) for name, value in arguments.items()}
+        size = _whole_size(service, sides)
+        arguments = {name: _resized(service, value, size) for name, value in arguments.items()}
         sides = {}
-    return {name: _without_alpha(value) for name, value in arguments.items()}, sides
+    first = _first(arguments.get("image"))
+    if mask_name is not None and first is not None and isinstance(mask := arguments.get(mask_name), Image.Image):
+        arguments[mask_name] = _resized(service, mask, first.size)
+    return {name: _without_alpha(service, value) for name, value in arguments.items()}, sides
 
 
-def _whole_size(sides: dict[str, int]) -> tuple[int, int]:
+def _whole_size(service: Service, sides: dict[str, int]) -> tuple[int, int]:
     if len(sides) < 2:
-        raise ApiError(400, "Give both width and height, or size.", param="size")
+        raise ApiError(400, "Give both width and height, or size.", param="size", code="invalid_value")
+    most = service.engine.engine.config.max_pixels
+    if most is not None and sides["width"] * sides["height"] > most:
+        raise ApiError(400, f"size: at most {most} pixels are made.", param="size", code="invalid_value")
     return sides["width"], sides["height"]
 
 
-def _resized(value: Any, size: tuple[int, int]) -> Any:
-    if isinstance(value, list):
-        return [_resized(one, size) for one in value]
-    return value if value.size == size else value.resize(size, Image.Resampling.LANCZOS)
+def _first(value: Any) -> Image.Image | None:
+    first: Image.Image | None = value[0] if isinstance(value, list) else value
+    return first
 
 
-def _without_alpha(value: Any) -> Any:
+def _resized(service: Service, value: Any, size: tuple[int, int]) -> Any:
     if isinstance(value, list):
-        return [_without_alpha(one) for one in value]
-    return value.convert("RGB") if value.mode == "RGBA" else value
+        return [_resized(service, one, size) for one in value]
+    if value.size == size:
+        return value
+    return service.room.keep(size, lambda: value.resize(size, Image.Resampling.LANCZOS))
+
+
+def _without_alpha(service: Service, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_alpha(service, one) for one in value]
+    return service.room.keep(value.size, lambda: value.convert("RGB")) if value.mode == "RGBA" else value

@@ -57,14 +57,13 @@ async def prepare(
     if body.n > service.settings.max_outputs:
         most = service.settings.max_outputs
         raise ApiError(400, f"n is {body.n}, and at most {most} are made at once.", param="n", code="invalid_value")
-    pictures = await inputs.decode_all(service, files)
-    arguments: dict[str, Any] = await inputs.with_urls_decoded(service, body)
-    if needs_picture and "image" not in pictures and "image" not in arguments:
+    pictures = await inputs.decode_all(service, await inputs.take_urls(service, body, files))
+    if needs_picture and "image" not in pictures:
         raise ApiError(400, "A picture is needed: the file `image`.", param="image", code="missing_file")
+    arguments: dict[str, Any] = {}
     sides = body.sides()
     if pictures:
-        sent, sides = await service.in_thread(inputs.picture_arguments, service, pictures, sides)
-        arguments |= sent
+        arguments, sides = await service.in_thread(inputs.picture_arguments, service, pictures, sides)
     if without_words and body.prompt is None and service.info is not None and "prompt" in service.info.parameters:
         body.prompt = ""
     requests = make_requests(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from omni_serve.api.inputs import take_urls
 from omni_serve.api.status import kind_of
 from omni_serve.errors import ApiError
-from omni_serve.http.streams import CLIENT_GONE, ClientGoneError, unless_gone
-from omni_serve.jobs_of_pipeline import job_arguments, sampling_rate
+from omni_serve.http.streams import unless_gone
+from omni_serve.jobs_of_pipeline import job_arguments, sampling_rate, upload_names
 from omni_serve.outputs import EncodedFile, Encoder
 from omni_serve.requests.bodies import SpeechBody, parse
 from omni_serve.requests.making import make_requests
@@ -27,15 +28,13 @@ async def create(request: Request) -> Response:
             raise ApiError(400, f"The model makes no sound: {service.model_name}.", code="wrong_kind")
         if body.prompt is None:
             body.prompt = body.input
-        try:
-            file, seed = await unless_gone(request, _make(service, body, request.state.request_id))
-        except ClientGoneError:
-            return Response(status_code=CLIENT_GONE)
+        file, seed = await unless_gone(request, _make(service, body, request.state.request_id))
         return Response(file.content, media_type=file.media_type, headers={"x-omni-seed": str(seed)})
 
 
 async def _make(service: Service, body: SpeechBody, request_id: str) -> tuple[EncodedFile, int]:
-    arguments, sides = await job_arguments(service, body, {})
+    files = await take_urls(service, body, {})
+    arguments, sides = await job_arguments(service, body, upload_names(files))
     requests = make_requests(body, service.info, request_id, sides=sides, arguments=arguments)
     [output] = await service.run(requests)
     rate = await sampling_rate(service)

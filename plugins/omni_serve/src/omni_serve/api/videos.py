@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from typing import Any, Literal, cast
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from omni_core.media.videos import DEFAULT_FPS
+from omni_serve.api.inputs import take_urls
 from omni_serve.api.status import kind_of
-from omni_serve.errors import ApiError, retry_after
+from omni_serve.errors import ApiError
+from omni_serve.http.opened_file import OpenedFile
 from omni_serve.jobs.job import Job
-from omni_serve.jobs_of_pipeline import digest_source, job_arguments, upload_names
+from omni_serve.jobs_of_pipeline import digest_source, files_of, job_arguments, upload_names
 from omni_serve.requests.bodies import VideoBody, parse
 from omni_serve.requests.making import make_requests
 from omni_serve.requests.reading import read_body
@@ -21,9 +24,11 @@ from omni_serve.service import Service
 
 # Milliseconds after which a client that polls should ask again.
 _POLL_MS = "500"
-_BUSY_RETRY_S = 30.0
 _VARIANTS = ("video", "thumbnail", "spritesheet")
 _LONGEST_PAGE = 100
+_LONGEST_KEY = 255
+# What is more is no number of frames.
+_MOST_FRAMES = 10**9
 # Other names of the picture that a video begins with.
 _PICTURE_NAMES = ("input_reference", "image_reference")
 
@@ -33,8 +38,7 @@ async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     with service.admitted():
         read = await read_body(request, service.settings.max_files)
-        uploads = upload_names(read.files)
-        return await _add(request, read.fields, uploads, None)
+        return await _add(request, read.fields, read.files, None)
 
 
 async def remix(request: Request) -> Response:
@@ -45,26 +49,24 @@ async def remix(request: Request) -> Response:
         old = await _job(request)
         if not isinstance(read.fields, dict) or not isinstance(read.fields.get("prompt"), str):
             raise ApiError(400, "prompt is needed.", param="prompt", code="invalid_value")
-        uploads = {name: await service.jobs.upload(old, name) for name in old.uploads}
-        return await _add(request, {**old.request, "prompt": read.fields["prompt"]}, uploads, old.id)
+        files = files_of({name: await service.jobs.upload(old, name) for name in old.uploads})
+        return await _add(request, {**old.request, "prompt": read.fields["prompt"]}, files, old.id)
 
 
-async def _add(request: Request, fields: Any, uploads: dict[str, bytes], remixed_from: str | None) -> Response:
+async def _add(request: Request, fields: Any, files: dict[str, list[bytes]], remixed_from: str | None) -> Response:
     service: Service = request.app.state.service
     if kind_of(service) == "audio":
         raise ApiError(400, "The model makes sound: use /v1/audio/speech.", code="wrong_kind")
+    if kind_of(service) == "image" and service.info is not None and "num_images_per_prompt" in service.info.parameters:
+        raise ApiError(400, "The model makes pictures: use /v1/images/generations.", code="wrong_kind")
+    key = _idempotency_key(request)
     body = parse(VideoBody, _with_plain_names(fields))
     service.check_model(body.model)
+    uploads = upload_names(await take_urls(service, body, files))
     # What is wrong with it is told now and not when its turn has come.
     arguments, sides = await job_arguments(service, body, uploads)
     make_requests(body, service.info, request.state.request_id, sides=sides, arguments=arguments)
-    most = service.engine.engine.config.max_waiting
-    if most is not None and await service.jobs.num_unfinished() >= most:
-        raise ApiError(
-            429, f"{most} videos wait or are being made.", code="engine_overloaded", headers=retry_after(_BUSY_RETRY_S)
-        )
-    key = request.headers.get("idempotency-key")
-    digest = hashlib.sha256(digest_source(fields, uploads)).hexdigest()
+    digest = await service.in_thread(_digest, fields, uploads)
     if body.seed is None:
         body.seed = secrets.randbelow(2**32)
     job, _ = await service.jobs.add(
@@ -88,7 +90,7 @@ async def listing(request: Request) -> Response:
     service: Service = request.app.state.service
     query = request.query_params
     text, order = query.get("limit", "20"), query.get("order", "desc")
-    if not text.isdecimal() or not 0 <= int(text) <= _LONGEST_PAGE:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or int(text) > _LONGEST_PAGE:
         raise ApiError(400, f"limit is a number from 0 to {_LONGEST_PAGE}.", param="limit", code="invalid_value")
     if order not in ("asc", "desc"):
         raise ApiError(400, "order is asc or desc.", param="order", code="invalid_value")
@@ -128,13 +130,18 @@ async def content(request: Request) -> Response:
     if job.status != "completed":
         # 409 would make OpenAI's client ask again at once, twice.
         raise ApiError(404, f"The video {job.id} is not ready: it is {job.status}.", code="not_ready")
-    file = next(one for one in job.files if one.name == variant)
-    return FileResponse(
-        await service.jobs.path_of(job, file.name),
-        media_type=file.media_type,
-        filename=f"{job.id}.{file.media_type.partition('/')[2]}",
-        content_disposition_type="inline",
-    )
+    return OpenedFile(*await service.jobs.open(job, variant), name=job.id)
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= _LONGEST_KEY:
+        raise ApiError(400, f"An Idempotency-Key has 1 to {_LONGEST_KEY} characters.", code="invalid_value")
+    return key
+
+
+def _digest(fields: Any, uploads: dict[str, bytes]) -> str:
+    return hashlib.sha256(digest_source(fields, uploads)).hexdigest()
 
 
 async def _job(request: Request) -> Job:
@@ -153,9 +160,9 @@ def _answer(job: Job) -> Response:
 def _shown(job: Job) -> dict[str, Any]:
     asked = job.request
     sides = asked.get("size") or "x".join(str(asked[name]) for name in ("width", "height") if name in asked)
-    seconds = asked.get("seconds")
-    if seconds is None and isinstance(asked.get("num_frames"), int):
-        seconds = asked["num_frames"] / (asked.get("fps") or DEFAULT_FPS)
+    seconds, frames = asked.get("seconds"), asked.get("num_frames")
+    if seconds is None and isinstance(frames, int) and 0 < frames < _MOST_FRAMES:
+        seconds = frames / (asked.get("fps") or DEFAULT_FPS)
     return {
         "id": job.id,
         "object": "video",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,7 +30,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self._app = app
         self._keys = [key.encode() for key in settings.api_keys]
-        self._hosts = LOOPBACK_NAMES | settings.allowed_hosts | {settings.host}
+        self._hosts = LOOPBACK_NAMES | {_plain(settings.host), *(_plain(_name_of(it)) for it in settings.allowed_hosts)}
         self._checks_host = not self._keys and settings.is_loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,14 +44,14 @@ class Guard:
 
     def _refusal(self, headers: Headers, path: str) -> ApiError | None:
         host = headers.get("host", "")
-        if self._checks_host and _name_of(host) not in self._hosts:
+        if self._checks_host and _plain(_name_of(host)) not in self._hosts:
             return ApiError(
                 421,
                 f"This server is not {host!r}. Name it with --allowed-host if it is meant to be.",
                 code="wrong_host",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and not _is_of(origin, host):
             return ApiError(403, f"Pages of {origin} may not use this server.", code="wrong_origin")
         if not self._keys or path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES):
             return None
@@ -68,6 +67,17 @@ class Guard:
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
+
+
+def _is_of(origin: str, host: str) -> bool:
+    """Return whether an Origin header means the server that a Host header names."""
+    scheme, _, address = origin.partition("://")
+    return scheme in ("http", "https") and address.lower() == host.lower()
+
+
+def _plain(name: str) -> str:
+    """Return the name of a host as it is compared: names have no case, and may end with the dot of the root."""
+    return name.lower().removesuffix(".")
 
 
 def _name_of(host: str) -> str:

@@ -52,6 +52,8 @@ async def _first(work: asyncio.Future[T], disconnect: Coroutine[Any, Any, None])
     finally:
         await _end(gone)
         await _end(work)
+        # An error that it raised has this frame in its traceback: a cycle, with all that the request held.
+        del work
 
 
 async def _end(task: asyncio.Future[Any]) -> None:

@@ -1,6 +1,13 @@
 """Jobs that clients poll: kept on disk, run one after another, and done once."""
 
-from omni_serve.jobs.errors import IdempotencyError, JobFailed, JobNotFoundError, JobStoreError, StoreFullError
+from omni_serve.jobs.errors import (
+    IdempotencyError,
+    JobFailed,
+    JobNotFoundError,
+    JobStoreError,
+    QueueFullError,
+    StoreFullError,
+)
 from omni_serve.jobs.job import Job, JobError, JobKind, JobStatus, StoredFile
 from omni_serve.jobs.runner import JobRunner
 from omni_serve.jobs.store import JobStore
@@ -16,6 +23,7 @@ __all__ = [
     "JobStatus",
     "JobStore",
     "JobStoreError",
+    "QueueFullError",
     "StoreFullError",
     "StoredFile",
 ]

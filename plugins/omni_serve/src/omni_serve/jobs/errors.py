@@ -22,6 +22,10 @@ class StoreFullError(JobStoreError):
     """A job would take the store beyond its cap in bytes, and nothing that could be removed for it would suffice."""
 
 
+class QueueFullError(JobStoreError):
+    """As many jobs as may wait have not ended."""
+
+
 class IdempotencyError(OmniError):
     """An Idempotency-Key was used before, with another request."""
 

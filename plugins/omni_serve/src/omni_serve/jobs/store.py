@@ -13,7 +13,7 @@ from omni_serve.jobs import idempotency as keys
 from omni_serve.jobs import rows
 from omni_serve.jobs.capacity import check_room, take_expired
 from omni_serve.jobs.database import open_database
-from omni_serve.jobs.errors import JobNotFoundError, JobStoreError, storage_errors
+from omni_serve.jobs.errors import JobNotFoundError, JobStoreError, QueueFullError, storage_errors
 from omni_serve.jobs.files import FileContent, JobFiles, size_of
 from omni_serve.jobs.folder import JobFolder
 from omni_serve.jobs.idempotency import IdempotencyKey
@@ -35,6 +35,7 @@ class JobStore(JobRecords):
         data_dir: Where to keep them, in a subfolder `jobs`. One store at a time can be open there. None keeps rows in
             memory and files in a temporary folder, until the store is closed.
         expires_after_s: Seconds after its end at which a job is removed; None keeps it.
+        max_unfinished: Most jobs that have not ended; None for no cap.
         max_bytes: Most bytes of all files together, to which `expire` returns; None for no cap.
         clock: Gives the Unix time in seconds.
 
@@ -48,10 +49,12 @@ class JobStore(JobRecords):
         *,
         expires_after_s: float | None = DAY_S,
         max_bytes: int | None = None,
+        max_unfinished: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = JobFolder(data_dir)
         self._max_bytes = max_bytes
+        self._max_unfinished = max_unfinished
         self._files = JobFiles(self._folder.files, self._folder.is_durable)
         self._completing: set[str] = set()
         try:
@@ -99,6 +102,7 @@ class JobStore(JobRecords):
 
         Raises:
             IdempotencyError: The key was used with another digest.
+            QueueFullError: `max_unfinished` jobs have not ended.
             StoreFullError: The uploads, with those of other jobs that have not ended, take more than `max_bytes`.
             JobStoreError: The job cannot be stored. Nothing of it is kept.
             ValueError: A name is not plain, or the request is not JSON (also `TypeError`).
@@ -281,5 +285,7 @@ class JobStore(JobRecords):
         row = None if key is None else keys.find(database, key, now)
         if row is not None:
             return self._job(row)
+        if self._max_unfinished is not None and rows.num_unfinished(database) >= self._max_unfinished:
+            raise QueueFullError(f"{self._max_unfinished} jobs wait or are being done. Try again when some have ended.")
         check_room(database, self.folder, self._max_bytes, size)
         return None

@@ -14,7 +14,7 @@ export class Problem extends Error {
 
   /** There is no room now, and will be. */
   get isBusy() {
-    return this.status === 429 && this.code !== "store_full";
+    return this.status === 429 && this.code !== "storage_full";
   }
 }
 

@@ -15,8 +15,13 @@ from omni_serve.errors import ApiError
 
 BodyT = TypeVar("BodyT", bound="Body")
 
+# No pipeline has so many keywords, or such long ones.
+_MOST_FIELDS = 200
+_LONGEST_NAME = 128
 # As vLLM-Omni and SGLang call a table of further fields.
 _TABLES = ("extra_params", "diffusers_kwargs")
+# Of a video or of sound, in seconds.
+MOST_SECONDS = 3600
 SIZE_PATTERN = r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$"
 Size = Annotated[str, Field(pattern=SIZE_PATTERN, description='"WIDTHxHEIGHT" in pixels, or "auto".')]
 
@@ -39,8 +44,8 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     prompt: str | None = Field(None, description="What to make.")
-    model: str | None = Field(None, description="The served model.")
-    user: str | None = Field(None, description="Of whom it is; plugins are told.")
+    model: str | None = Field(None, max_length=1024, description="The served model.")
+    user: str | None = Field(None, max_length=4096, description="Of whom it is; plugins are told.")
     size: Size | None = None
     height: OptionalInt = Field(None, ge=1, le=65536, description="Pixels.")
     width: OptionalInt = Field(None, ge=1, le=65536, description="Pixels.")
@@ -83,7 +88,7 @@ class ImageBody(Body):
     partial_images: int = Field(0, ge=0, le=20, description="Partial pictures of each, evenly over its steps.")
     progress: bool = Field(False, description="Whether a stream also tells of steps, of the queue and of time left.")
     # OpenAI's, for its own models.
-    quality: str | None = Field(None, description="Has no effect.")
+    quality: str | None = Field(None, max_length=100, description="Has no effect.")
     background: str | None = Field(None, description="Has no effect.")
     moderation: str | None = Field(None, description="Has no effect.")
     style: str | None = Field(None, description="Has no effect.")
@@ -95,7 +100,7 @@ class ImageBody(Body):
 class VideoBody(Body):
     """For videos."""
 
-    seconds: OptionalFloat = Field(None, gt=0, le=3600, description="Length; sets num_frames.")
+    seconds: OptionalFloat = Field(None, gt=0, le=MOST_SECONDS, description="Length; sets num_frames.")
     fps: OptionalFloat = Field(None, gt=0, le=240, description="Frames a second.")
 
 
@@ -107,7 +112,7 @@ class SpeechBody(Body):
     voice: Any = Field(None, description="Has no effect.")
     instructions: str | None = Field(None, description="Has no effect.")
     speed: OptionalFloat = Field(None, description="Has no effect; leave it out or 1.")
-    seconds: OptionalFloat = Field(None, gt=0, le=3600, description="Length; sets audio_length_in_s.")
+    seconds: OptionalFloat = Field(None, gt=0, le=MOST_SECONDS, description="Length; sets audio_length_in_s.")
 
 
 def parse(model: type[BodyT], fields: Any) -> BodyT:
@@ -122,8 +127,15 @@ def parse(model: type[BodyT], fields: Any) -> BodyT:
     """
     if not isinstance(fields, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
+    flat = _flat(fields)
+    if len(flat) > _MOST_FIELDS:
+        raise ApiError(400, f"There are {len(flat)} fields; {_MOST_FIELDS} are allowed.", code="invalid_value")
+    for name in flat:
+        if len(name) > _LONGEST_NAME:
+            shown = f"{name[:_LONGEST_NAME]}…"
+            raise ApiError(400, f"There is no field {shown!r}.", param=shown, code="invalid_value")
     try:
-        return model.model_validate(_flat(fields))
+        return model.model_validate(flat)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = ".".join(map(str, first["loc"]))

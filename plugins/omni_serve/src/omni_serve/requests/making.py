@@ -11,10 +11,12 @@ from omni_core.errors import RequestError
 from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import FIELD_OF_ARGUMENT, OmniDiffusionRequest
 from omni_serve.errors import ApiError
-from omni_serve.requests.bodies import Body
+from omni_serve.requests.bodies import MOST_SECONDS, Body
 
 # Fields of a body that a request of the engine has under the same name.
 _SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "priority", "timeout_s")
+# What pipelines call the length of sound in seconds.
+_SECONDS = ("audio_length_in_s", "audio_end_in_s")
 # What the server sets by itself, and under what name a body has it.
 _SERVERS_OWN = {
     "output_type": "output_format",
@@ -63,6 +65,9 @@ def make_requests(
         own = _SERVERS_OWN.get(name) or _own_name(FIELD_OF_ARGUMENT.get(name))
         if own is not None:
             raise ApiError(400, f"{name!r} is not set by clients; use {own}.", param=name, code="invalid_value")
+    _check_numbers(keywords, info)
+    if body.prompt is None and _needs_words(keywords, info):
+        raise ApiError(400, "prompt is needed.", param="prompt", code="invalid_value")
     sides = body.sides() if sides is None else sides
     seed = secrets.randbelow(2**32) if body.seed is None else body.seed
     fields: dict[str, Any] = {name: getattr(body, name) for name in _SAME}
@@ -84,11 +89,44 @@ def make_requests(
         if info is not None:
             info.arguments(requests[0])
     except RequestError as error:
-        given = [*keywords, *sides, *fields]
-        raise ApiError(
-            400, _without_id(error.message), param=_blamed(error.message, given, body), code="invalid_value"
-        ) from None
+        message = _without_id(error.message)
+        blamed = _blamed(message, [*keywords, *sides, *fields], body)
+        raise ApiError(400, message, param=blamed, code="invalid_value") from None
     return requests
+
+
+def _needs_words(keywords: Mapping[str, Any], info: PipelineInfo | None) -> bool:
+    """Return whether a pipeline will ask for a prompt: its signature does not say so.
+
+    Those that take words as numbers too want one of both. Some make do with a picture, and UniDiffuser, which alone has
+    a `data_type`, with nothing.
+    """
+    takes = set(info.parameters) if info is not None else set()
+    goes_without = {"prompt_embeds", "image"} & keywords.keys()
+    return {"prompt", "prompt_embeds"} <= takes and not goes_without and "data_type" not in takes
+
+
+def _check_numbers(keywords: Mapping[str, Any], info: PipelineInfo | None) -> None:
+    """Refuse what is no number where the pipeline's own default is one; and sound that is too long for any memory.
+
+    Without this a worker would find out, as an error of the pipeline.
+
+    Raises:
+        ApiError: One is.
+    """
+    for name, default in ({} if info is None else info.own_defaults).items():
+        value = keywords.get(name)
+        if isinstance(value, (str, dict, bool)):
+            raise ApiError(
+                400,
+                f"{name} is a number, such as {default}, not {str(value)[:40]!r}.",
+                param=name,
+                code="invalid_value",
+            )
+    for name in _SECONDS:
+        value = keywords.get(name)
+        if isinstance(value, (int, float)) and value > MOST_SECONDS:
+            raise ApiError(400, f"{name} is more than {MOST_SECONDS}.", param=name, code="invalid_value")
 
 
 def _own_name(field: str | None) -> str | None:
@@ -97,13 +135,11 @@ def _own_name(field: str | None) -> str | None:
 
 def _blamed(message: str, given: list[str], body: Body) -> str | None:
     """Return which field of the body an error is about."""
-    found = [
-        (match.start(), name) for name in given if (match := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message))
-    ]
-    if not found:
+    names = set(given)
+    name = next((word for word in re.findall(r"\w+", message) if word in names), None)
+    if name is None:
         missing = re.search(r"needs '(\w+)'", message)
         return missing[1] if missing else None
-    name = min(found)[1]
     return "size" if name in ("height", "width") and getattr(body, name) is None else name
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -16,10 +18,18 @@ from omni_serve.errors import ApiError
 
 MAX_FIELDS = 100
 MAX_PART_BYTES = 1 << 20
+# Of forms that hold no files.
+_MAX_PLAIN_FORM_BYTES = 1 << 20
+# About how many values a JSON body may have. A million would hold up everybody else for seconds.
+_MAX_VALUES = 100_000
+# What a body may be encoded in. Python knows codecs that fail in ways of their own, and such as make halves of
+# surrogate pairs.
+_CHARSETS = frozenset({"", "utf-8", "utf8", "us-ascii", "ascii"})
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 # `lora[name]` and `lst[]`, as OpenAI's client writes tables and lists into a form.
 _KEY = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 _MOST_LEVELS = 8
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Text that is not to be taken for a number.
 _TEXTS = frozenset({"prompt", "negative_prompt", "model", "user", "size", "input"})
 
@@ -47,23 +57,72 @@ async def read_body(request: Request, max_files: int) -> ReadBody:
     Raises:
         ApiError: It is neither JSON nor a form, or not well-formed.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        return await _read_form(request, max_files)
-    if kind not in ("", "application/json") and not kind.endswith("+json"):
-        raise ApiError(415, f"A body of JSON or a form is expected, not {kind}.", code="unsupported_media_type")
-    body = await request.body()
+    kind, charset = _content_type(request)
+    is_form = kind in _FORMS
+    if not is_form and kind not in ("", "application/json") and not kind.endswith("+json"):
+        raise _unsupported(f"A body of JSON or a form is expected, not {kind}.")
+    if charset not in _CHARSETS:
+        raise _unsupported(f"A body is UTF-8, not {charset}.")
+    if (encoding := request.headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+        raise _unsupported(f"A body that is compressed ({encoding}) is not read: send it as it is.")
+    if kind == _FORMS[1] and len(await request.body()) > _MAX_PLAIN_FORM_BYTES:
+        raise ApiError(413, "The form is too large: send multipart/form-data or JSON.", code="body_too_large")
+    return await _read_form(request, max_files) if is_form else ReadBody(_decoded(await request.body()))
+
+
+def _content_type(request: Request) -> tuple[str, str]:
+    """Return the kind of a body and the encoding of its texts, as Starlette's parser of forms will read them."""
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    return kind.decode("latin-1"), options.get(b"charset", b"").decode("latin-1").lower()
+
+
+def _unsupported(message: str) -> ApiError:
+    return ApiError(415, message, code="unsupported_media_type")
+
+
+def _decoded(body: bytes) -> Any:
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:
+        raise ApiError(400, f"The body has more than {_MAX_VALUES} values.", code="invalid_json")
     try:
-        fields = json.loads(body, parse_constant=_refuse_constant)
-        if _SURROGATE.search(body):
-            json.dumps(fields, ensure_ascii=False).encode()  # half of a pair is no text
-        return ReadBody(fields)
+        # `json.loads` of bytes would take UTF-16 too, and halves of surrogate pairs.
+        return _of_json(body.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"The body is not JSON: {error}", code="invalid_json") from None
 
 
+def _of_json(text: str) -> Any:
+    """Return what JSON stands for.
+
+    Raises:
+        ValueError: It is none, or says what JSON cannot mean: a key twice, a number beyond all floats, half of a
+            surrogate pair.
+        RecursionError: It is nested too deeply.
+    """
+    value = json.loads(
+        text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
+    )
+    if _SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        raise ValueError(f"{counts.most_common(1)[0][0][:100]!r} is there twice")
+    return table
 
 
 async def _read_form(request: Request, max_files: int) -> ReadBody:
@@ -92,7 +151,7 @@ def _put(fields: dict[str, Any], key: str, text: str) -> None:
     levels = re.findall(r"\[([^\[\]]*)\]", matched[2])
     if len(levels) > _MOST_LEVELS:
         raise ApiError(400, f"{key!r} has too many levels.", param=name, code="invalid_form")
-    value: Any = text if name in _TEXTS else _plain(text)
+    value: Any = text if name in _TEXTS else _plain(key, text)
     place: Any = fields
     for level, following in zip([name, *levels], [*levels, None], strict=True):
         last = following is None
@@ -113,8 +172,17 @@ def _put(fields: dict[str, Any], key: str, text: str) -> None:
             raise ApiError(400, f"{key!r} is a list or a table in one place and not in another.", param=name)
 
 
-def _plain(text: str) -> Any:
-    """Return what a text of a form stands for: JSON where it is JSON."""
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text, parse_constant=_refuse_constant)
+def _plain(key: str, text: str) -> Any:
+    """Return what a text of a form stands for: JSON where it is JSON.
+
+    Raises:
+        ApiError: It is a list or a table that no JSON body could hold.
+    """
+    try:
+        return _of_json(text)
+    except json.JSONDecodeError:
+        pass
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith(("{", "[")):
+            raise ApiError(400, f"{key}: {error}", param=key, code="invalid_form") from None
     return {"True": True, "False": False}.get(text, text)
