@@ -180,7 +180,9 @@ class OmniDiffusionConfig(BaseSettings):
         20_000, description="Most characters of a prompt, or of another text for the pipeline. None: no limit."
     )
     max_pixels: PositiveInt | None = Field(
-        100_000_000, description="Most pixels of all outputs of a request, those of one frame each. None: no limit."
+        100_000_000,
+        description="Most pixels of all outputs of a request, those of one frame each; all frames of a video have at "
+        "most ten times as many. None: no limit.",
     )
     max_steps: PositiveInt | None = Field(100_000, description="Most denoising steps of a request. None: no limit.")
     max_argument_bytes: PositiveInt | None = Field(
