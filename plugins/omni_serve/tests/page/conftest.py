@@ -78,7 +78,8 @@ class Watched:
 OpenPage = Callable[..., Watched]
 
 
-@pytest.fixture(scope="session")
+# Not for the session: playwright keeps an event loop running in this thread, where other tests have one of their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not there: the page is tried with a real browser")
