@@ -27,17 +27,19 @@ from omni_serve.jobs.errors import IdempotencyError, JobNotFoundError, JobStoreE
 
 log = get_logger(__name__)
 
+# Code of the answer where there is no room now.
+OVERLOADED = "engine_overloaded"
 # OpenAI's client retries 408, 409, 429 and 5xx twice unless this says otherwise.
 _DO_NOT_RETRY = {"x-should-retry": "false"}
 # Status and code of the answer, and the seconds after which a client may try again: None where that would be of no use.
 _ANSWERS: tuple[tuple[type[OmniError] | tuple[type[OmniError], ...], tuple[int, str, float | str | None]], ...] = (
     (JobNotFoundError, (404, "not_found", None)),
     (IdempotencyError, (422, "idempotency_error", None)),
-    (QueueFullError, (429, "engine_overloaded", 30.0)),
+    (QueueFullError, (429, OVERLOADED, 30.0)),
     (StoreFullError, (429, "storage_full", "measured")),
     (JobStoreError, (503, "storage_failed", 5.0)),
     (ValidationError, (400, "invalid_value", None)),
-    (EngineOverloadedError, (429, "engine_overloaded", "measured")),
+    (EngineOverloadedError, (429, OVERLOADED, "measured")),
     (RequestTimeoutError, (504, "timeout", None)),
     (RequestAbortedError, (503, "aborted", 1.0)),
     (PipelineError, (500, "pipeline_error", None)),  # the same request would fail again

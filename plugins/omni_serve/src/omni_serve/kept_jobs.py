@@ -18,8 +18,8 @@ T = TypeVar("T")
 _READERS = 2
 
 
-class KeptJobs:
-    """A store and what runs its jobs.
+class KeptJobs(JobRunner):
+    """A runner of jobs that also reads them, in threads besides the one that writes.
 
     Args:
         store: The store, which stays the caller's to close.
@@ -28,34 +28,14 @@ class KeptJobs:
     """
 
     def __init__(self, store: JobStore, execute: Execute, limit: int) -> None:
-        self._store = store
-        self._runner = JobRunner(store, execute, limit)
+        super().__init__(store, execute, limit)
         self._readers = thread_pool(_READERS, "omni-serve-jobs")
-
-    async def start(self) -> None:
-        """Begin, with what an earlier server has left."""
-        await self._runner.start()
-
-    async def add(
-        self,
-        kind: JobKind,
-        model: str,
-        request: Mapping[str, Any],
-        *,
-        uploads: Mapping[str, bytes],
-        idempotency: tuple[str, str] | None,
-        remixed_from: str | None,
-    ) -> tuple[Job, bool]:
-        """Add a job: see `JobStore.create`."""
-        return await self._runner.add(
-            kind, model, request, uploads=uploads, idempotency=idempotency, remixed_from=remixed_from
-        )
 
     async def keep(
         self, kind: JobKind, model: str, request: Mapping[str, Any], files: Mapping[str, tuple[str, bytes]]
     ) -> Job:
         """Keep files that are made already: see `JobStore.keep`."""
-        return await self._in_thread(self._store.keep, kind, model, request, files)
+        return await self._call(self._store.keep, kind, model, request, files)
 
     async def get(self, job_id: str) -> Job | None:
         """Return a job; None if there is none."""
@@ -65,10 +45,6 @@ class KeptJobs:
         """Return jobs, and whether there are more."""
         return await self._in_thread(self._store.list, kind, after, limit, order)
 
-    async def delete(self, job_id: str) -> bool:
-        """Remove a job; one that runs is aborted."""
-        return await self._runner.delete(job_id)
-
     async def open(self, job: Job, name: str) -> tuple[BinaryIO, str]:
         """Open a result, which stays the caller's to close; return its media type too.
 
@@ -76,9 +52,8 @@ class KeptJobs:
             JobNotFoundError: There is none of that name, or the job was removed meanwhile.
         """
         kinds = {file.name: file.media_type for file in job.files}
-        return await self._in_thread(_unless_removed, job, lambda: self._store.path_of(job, name).open("rb")), kinds[
-            name
-        ]
+        opened = await self._in_thread(_unless_removed, job, lambda: self._store.path_of(job, name).open("rb"))
+        return opened, kinds[name]
 
     async def upload(self, job: Job, name: str) -> bytes:
         """Return a file that came with a job.
@@ -88,13 +63,9 @@ class KeptJobs:
         """
         return await self._in_thread(_unless_removed, job, lambda: self._store.upload_path_of(job, name).read_bytes())
 
-    async def drain(self, seconds: float) -> None:
-        """Begin no more, wait for those that run, then cancel them: they begin again at the next start."""
-        await self._runner.drain(seconds)
-
     async def aclose(self) -> None:
         """End all tasks and threads."""
-        await self._runner.aclose()
+        await super().aclose()
         self._readers.shutdown(wait=True, cancel_futures=True)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:

@@ -17,10 +17,11 @@ from omni_core.errors import ConfigError
 from omni_core.log import get_logger
 from omni_serve.app import make_app
 from omni_serve.jobs.store import JobStore
-from omni_serve.jobs_of_pipeline import JobMaker
 from omni_serve.kept_jobs import KeptJobs
+from omni_serve.making.videos import JobMaker
 from omni_serve.service import Service
 from omni_serve.settings import ServeSettings
+from omni_serve.tasks import end_tasks
 
 log = get_logger(__name__)
 
@@ -88,9 +89,7 @@ class Server(uvicorn.Server):
             await super().serve(sockets)
         finally:
             if self._draining is not None:
-                self._draining.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._draining
+                await end_tasks(self._draining)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from omni_core import AsyncDiffusionEngine, OmniDiffusionRequest, OmniRequestOutput, RequestEvent, RequestHandle
 from omni_core.errors import EngineClosedError, EngineOverloadedError
@@ -15,6 +16,7 @@ from omni_core.outputs import RequestEstimate
 from omni_core.pipeline_info import PipelineInfo
 from omni_serve.errors import ApiError, api_error, retry_after
 from omni_serve.kept_jobs import KeptJobs
+from omni_serve.outputs import Encoder
 from omni_serve.requests.pictures import BYTES_OF_PIXEL, PictureRoom
 from omni_serve.settings import ServeSettings
 from omni_serve.threads import thread_pool
@@ -25,6 +27,9 @@ T = TypeVar("T")
 _CODEC_THREADS = 2
 # So many of the largest pictures may be held at a time.
 _PICTURES_AT_ONCE = 4
+# Keywords that tell what a pipeline makes, since its class does not.
+_OF_VIDEO = frozenset({"num_frames", "video_length", "num_videos_per_prompt", "fps", "frame_rate"})
+_OF_SOUND = frozenset({"audio_length_in_s", "audio_end_in_s", "num_waveforms_per_prompt"})
 # Seconds after which clients of a server that is ending may find another.
 _DRAINING_RETRY_S = 5.0
 
@@ -65,6 +70,21 @@ class Service:
         """What the pipeline takes; None if the executor cannot tell."""
         return self.engine.engine.pipeline_info
 
+    @functools.cached_property
+    def takes(self) -> frozenset[str]:
+        """The keywords of the pipeline; empty if they are not known."""
+        return frozenset(() if self.info is None else self.info.parameters)
+
+    @property
+    def kind(self) -> Literal["image", "video", "audio"]:
+        """What the pipeline makes, as far as its keywords tell."""
+        return "video" if self.takes & _OF_VIDEO else "audio" if self.takes & _OF_SOUND else "image"
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """Encodes what the pipeline makes."""
+        return Encoder(self.model_name, None if self.info is None else self.info.class_name)
+
     @property
     def model_name(self) -> str:
         """What clients call the model."""
@@ -85,6 +105,15 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
+
+    def check_takes(self, keyword: str, field: str) -> None:
+        """Return if the pipeline has the keyword that a field of a body stands for.
+
+        Raises:
+            ApiError: It has not.
+        """
+        if keyword not in self.takes:
+            raise ApiError(400, "The model does not let the length be chosen.", param=field, code="invalid_value")
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run something that computes, such as encoding a picture, beside the event loop."""
@@ -213,7 +242,7 @@ class Service:
 
     def _seconds_until_room(self, request: OmniDiffusionRequest) -> float:
         """Return in how many seconds one of those that wait will begin, as far as that can be told."""
-        estimate = self.engine.engine.estimate(request)
+        estimate = self.estimate(request)
         return 1.0 if estimate is None else estimate.queue_s / max(1, estimate.position)
 
 

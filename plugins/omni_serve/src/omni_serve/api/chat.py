@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from omni_core import OmniRequestOutput
-from omni_serve.api.picture_making import metrics_of, prepare
 from omni_serve.errors import ApiError
 from omni_serve.http.streams import unless_gone
+from omni_serve.making.pictures import metrics_of, prepare
 from omni_serve.requests.bodies import ImageBody, parse
 from omni_serve.requests.pictures import bytes_of_url
 from omni_serve.requests.reading import read_body

@@ -7,8 +7,8 @@ import contextlib
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from omni_serve.api.picture_making import prepare
 from omni_serve.http.streams import EventStream, unless_gone
+from omni_serve.making.pictures import prepare
 from omni_serve.requests.bodies import ImageBody, parse
 from omni_serve.requests.reading import read_body
 from omni_serve.service import Service

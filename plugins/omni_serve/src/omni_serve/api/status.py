@@ -17,16 +17,7 @@ from omni_serve.service import Service
 
 # Within which a probe is answered, whatever the workers do.
 _HEALTH_S = 1.0
-# Keywords that tell what a pipeline makes, since its class does not.
-_OF_VIDEO = frozenset({"num_frames", "video_length", "num_videos_per_prompt", "fps", "frame_rate"})
-_OF_SOUND = frozenset({"audio_length_in_s", "audio_end_in_s", "num_waveforms_per_prompt"})
 _SLEEP_TIMEOUT_S = 300.0
-
-
-def kind_of(service: Service) -> str:
-    """Return what the pipeline makes, as far as its keywords tell: `"image"`, `"video"` or `"audio"`."""
-    takes = set(service.info.parameters) if service.info is not None else set()
-    return "video" if takes & _OF_VIDEO else "audio" if takes & _OF_SOUND else "image"
 
 
 async def models(request: Request) -> Response:
@@ -48,7 +39,7 @@ def _model(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": service.started_at,
         "owned_by": "omni",
-        "kind": kind_of(service),
+        "kind": service.kind,
         "pipeline": service.info.class_name if service.info is not None else None,
         "jobs_are_kept": service.settings.data_dir is not None,
     }
@@ -96,7 +87,7 @@ async def pipeline(request: Request) -> Response:
         {
             "model": service.model_name,
             "version": __version__,
-            "kind": kind_of(service),
+            "kind": service.kind,
             "class_name": info.class_name,
             "parameters": [name for name in info.parameters if name not in info.ignored],
             "required": list(info.required),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 from typing import Any, Literal, cast
@@ -11,14 +12,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from omni_core.media.videos import DEFAULT_FPS
-from omni_serve.api.inputs import take_urls
-from omni_serve.api.status import kind_of
 from omni_serve.errors import ApiError
 from omni_serve.http.opened_file import OpenedFile
 from omni_serve.jobs.job import Job
-from omni_serve.jobs_of_pipeline import digest_source, files_of, job_arguments, upload_names
+from omni_serve.making.inputs import take_urls
+from omni_serve.making.videos import files_of, upload_names, video_request
 from omni_serve.requests.bodies import VideoBody, parse
-from omni_serve.requests.making import make_requests
 from omni_serve.requests.reading import read_body
 from omni_serve.service import Service
 
@@ -38,7 +37,7 @@ async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     with service.admitted():
         read = await read_body(request, service.settings.max_files)
-        return await _add(request, read.fields, read.files, None)
+        return await _add(request, read.fields, _plain_files(read.files), None)
 
 
 async def remix(request: Request) -> Response:
@@ -55,17 +54,16 @@ async def remix(request: Request) -> Response:
 
 async def _add(request: Request, fields: Any, files: dict[str, list[bytes]], remixed_from: str | None) -> Response:
     service: Service = request.app.state.service
-    if kind_of(service) == "audio":
+    if service.kind == "audio":
         raise ApiError(400, "The model makes sound: use /v1/audio/speech.", code="wrong_kind")
-    if kind_of(service) == "image" and service.info is not None and "num_images_per_prompt" in service.info.parameters:
+    if service.kind == "image" and "num_images_per_prompt" in service.takes:
         raise ApiError(400, "The model makes pictures: use /v1/images/generations.", code="wrong_kind")
     key = _idempotency_key(request)
     body = parse(VideoBody, _with_plain_names(fields))
     service.check_model(body.model)
-    uploads = upload_names(await take_urls(service, body, files))
-    # What is wrong with it is told now and not when its turn has come.
-    arguments, sides = await job_arguments(service, body, uploads)
-    make_requests(body, service.info, request.state.request_id, sides=sides, arguments=arguments)
+    files = await take_urls(service, body, files)
+    uploads = upload_names(files)
+    await video_request(service, body, files, request.state.request_id)  # what is wrong with it is told now
     digest = await service.in_thread(_digest, fields, uploads)
     if body.seed is None:
         body.seed = secrets.randbelow(2**32)
@@ -141,7 +139,10 @@ def _idempotency_key(request: Request) -> str | None:
 
 
 def _digest(fields: Any, uploads: dict[str, bytes]) -> str:
-    return hashlib.sha256(digest_source(fields, uploads)).hexdigest()
+    """Return what is equal if and only if two requests are."""
+    head = json.dumps(fields, sort_keys=True, default=str).encode()
+    parts = [head, *(name.encode() + b"\0" + content for name, content in sorted(uploads.items()))]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 async def _job(request: Request) -> Job:
@@ -179,6 +180,14 @@ def _shown(job: Job) -> dict[str, Any]:
         "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
         "remixed_from_video_id": job.remixed_from,
     }
+
+
+def _plain_files(files: dict[str, list[bytes]]) -> dict[str, list[bytes]]:
+    """Return the files of a form with the picture that a video begins with as `image`."""
+    plain: dict[str, list[bytes]] = {}
+    for name, contents in files.items():
+        plain.setdefault("image" if name in _PICTURE_NAMES else name, []).extend(contents)
+    return plain
 
 
 def _with_plain_names(fields: Any) -> Any:

@@ -6,14 +6,14 @@ Starlette's own limit answers in plain text, which OpenAI's clients do not read.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omni_serve.errors import ApiError, retry_after
+from omni_serve.errors import OVERLOADED, ApiError, retry_after
 from omni_serve.service import Service
+from omni_serve.tasks import end_tasks
 
 # So many of the largest bodies may be held at a time.
 _BODIES_AT_ONCE = 8
@@ -68,7 +68,7 @@ class BodyLimit:
                 raise ApiError(
                     429,
                     "The server reads too many large bodies now.",
-                    code="engine_overloaded",
+                    code=OVERLOADED,
                     headers=retry_after(_FULL_RETRY_S),
                 )
             return message
@@ -96,9 +96,7 @@ class BodyLimit:
             return arriving.result()
         finally:
             if not arriving.done():
-                arriving.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await arriving
+                await end_tasks(arriving)
 
     def _too_large(self) -> ApiError:
         most = f"{self._max_bytes / (1 << 20):g} MiB"

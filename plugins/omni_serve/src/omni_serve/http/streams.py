@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from omni_core.log import get_logger
 from omni_serve.errors import api_error
+from omni_serve.tasks import end_tasks
 
 log = get_logger(__name__)
 
@@ -50,17 +51,9 @@ async def _first(work: asyncio.Future[T], disconnect: Coroutine[Any, Any, None])
             return work.result()
         raise ClientGoneError
     finally:
-        await _end(gone)
-        await _end(work)
+        await end_tasks(gone, work)
         # An error that it raised has this frame in its traceback: a cycle, with all that the request held.
         del work
-
-
-async def _end(task: asyncio.Future[Any]) -> None:
-    if not task.done():
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
@@ -98,23 +91,18 @@ class EventStream(Response):
         async def write(text: str, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
-        next_event: asyncio.Future[tuple[str, dict[str, Any]]] | None = None
         try:
-            while True:
-                next_event = asyncio.ensure_future(_next_of(self._events))
-                while not (await asyncio.wait((next_event,), timeout=KEEP_ALIVE_S))[0]:
-                    await write(": keep-alive\n\n")
-                name, data = next_event.result()
-                await write((f"event: {name}\n" if name else "") + f"data: {json.dumps(data)}\n\n")
-        except StopAsyncIteration:
-            pass
+            async with contextlib.aclosing(with_ticks(self._events, KEEP_ALIVE_S)) as ticking:
+                async for event in ticking:
+                    if event is None:
+                        await write(": keep-alive\n\n")
+                    else:
+                        name, data = event
+                        await write((f"event: {name}\n" if name else "") + f"data: {json.dumps(data)}\n\n")
         except Exception as error:
             answer = api_error(error)
             log.warning("a stream ended with an error", status=answer.status, reason=answer.message)
             await write(f"data: {json.dumps(answer.body)}\n\n")
-        finally:
-            if next_event is not None:
-                await _end(next_event)
         await write("", more=False)
 
 
@@ -136,7 +124,7 @@ async def with_ticks(source: AsyncIterator[T], seconds: float) -> AsyncGenerator
         pass
     finally:
         if following is not None:
-            await _end(following)
+            await end_tasks(following)
 
 
 async def _next_of(events: AsyncIterator[T]) -> T:

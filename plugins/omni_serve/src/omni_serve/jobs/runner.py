@@ -16,6 +16,7 @@ from omni_serve.jobs.files import FileContent
 from omni_serve.jobs.job import Job, JobKind
 from omni_serve.jobs.records import MOST_ATTEMPTS
 from omni_serve.jobs.store import JobStore
+from omni_serve.tasks import end_tasks
 
 T = TypeVar("T")
 Results = Mapping[str, tuple[str, FileContent]]
@@ -84,8 +85,8 @@ class JobRunner:
         self._wake = asyncio.Event()
         self._running: dict[str, _Running] = {}
         self._unrecorded: dict[str, JobFailed] = {}  # failures that the disk did not take
-        self._begins: asyncio.Task[None] | None = None
-        self._keeps_house: asyncio.Task[None] | None = None
+        self._begins: tuple[asyncio.Task[None], ...] = ()
+        self._keeps_house: tuple[asyncio.Task[None], ...] = ()
 
     @property
     def num_running(self) -> int:
@@ -101,8 +102,8 @@ class JobRunner:
         count = await self._call(self._store.requeue_unfinished, self._most_attempts)
         if count:
             log.info("jobs that ran when the server ended begin again", count=count)
-        self._begins = asyncio.create_task(self._begin_jobs())
-        self._keeps_house = asyncio.create_task(self._keep_house())
+        self._begins = (asyncio.create_task(self._begin_jobs()),)
+        self._keeps_house = (asyncio.create_task(self._keep_house()),)
 
     async def add(
         self,
@@ -150,7 +151,9 @@ class JobRunner:
         Args:
             timeout_s: Seconds to wait before they are cancelled.
         """
-        await _end(self._begins)  # a job that is taken at this moment is in progress, and begins at the next start
+        await end_tasks(
+            *self._begins
+        )  # a job that is taken at this moment is in progress, and begins at the next start
         if await self._have_ended(timeout_s):
             return
         for running in self._running.values():
@@ -161,9 +164,7 @@ class JobRunner:
     async def aclose(self) -> None:
         """Cancel what still runs, and end all tasks and the thread. May be called again."""
         await self.drain(0)
-        await _end(self._keeps_house)
-        for running in list(self._running.values()):
-            await _end(running.task)
+        await end_tasks(*self._keeps_house, *(running.task for running in self._running.values()))
         if self._thread.is_alive:
             with contextlib.suppress(JobStoreError):  # the next start queues them
                 await self._call(self._store.give_back)
@@ -255,10 +256,3 @@ class JobRunner:
 
     async def _call(self, function: Callable[..., T], /, *args: Any, **options: Any) -> T:
         return await asyncio.wrap_future(self._thread.submit(function, *args, **options))
-
-
-async def _end(task: asyncio.Task[None] | None) -> None:
-    """Cancel a task and wait until it has ended."""
-    if task is not None:
-        task.cancel()
-        await asyncio.wait([task])

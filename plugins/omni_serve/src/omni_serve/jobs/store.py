@@ -152,19 +152,13 @@ class JobStore(JobRecords):
             ValueError: A name is not plain.
         """
         body = json.dumps(dict(request), allow_nan=False)
-        contents = {name: content for name, (_, content) in files.items()}
         now = int(self._clock())
         job = Job(new_id(kind), kind, "queued", 0, model, {}, now)
-        with self._reading() as database:
-            check_room(database, self.folder, self._max_bytes, sum(map(size_of, contents.values())))
         try:
-            with storage_errors(self.folder):
-                sizes = self._files.write(job.id, "outputs", contents)
-            stored = [StoredFile(name, media_type, sizes[name]) for name, (media_type, _) in files.items()]
+            stored = self._write_results(job.id, files)
             with self._writing() as database:
                 rows.insert(database, job, body, 0)
-                rows.complete(database, job.id, stored, now, self._expiry(now))
-                return self._job(rows.find(database, job.id))
+                return self._record(database, job.id, stored, now)
         except BaseException:
             self._files.remove(job.id)
             raise
@@ -264,21 +258,29 @@ class JobStore(JobRecords):
             self._folder.close()
 
     def _complete(self, job_id: str, files: Mapping[str, tuple[str, FileContent]]) -> Job | None:
+        stored = self._write_results(job_id, files)
+        now = int(self._clock())
+        with self._writing() as database:
+            if not rows.is_running(database, job_id):
+                return None
+            job = self._record(database, job_id, stored, now)
+        self._progress.end(job_id)
+        return job
+
+    def _write_results(self, job_id: str, files: Mapping[str, tuple[str, FileContent]]) -> list[StoredFile]:
+        """Write the results of a job, if there is room for them; no row names them yet."""
         contents = {name: content for name, (_, content) in files.items()}
         with self._reading() as database:
             check_room(database, self.folder, self._max_bytes, sum(map(size_of, contents.values())))
         with storage_errors(self.folder):
             sizes = self._files.write(job_id, "outputs", contents)
-        stored = [StoredFile(name, media_type, sizes[name]) for name, (media_type, _) in files.items()]
-        now = int(self._clock())
-        with self._writing() as database:
-            if not rows.is_running(database, job_id):
-                return None
-            check_room(database, self.folder, self._max_bytes, sum(sizes.values()))
-            rows.complete(database, job_id, stored, now, self._expiry(now))
-            job = self._job(rows.find(database, job_id))
-        self._progress.end(job_id)
-        return job
+        return [StoredFile(name, media_type, sizes[name]) for name, (media_type, _) in files.items()]
+
+    def _record(self, database: sqlite3.Connection, job_id: str, stored: list[StoredFile], now: int) -> Job:
+        """Record results that are written, unless others have taken their room meanwhile. Within a transaction."""
+        check_room(database, self.folder, self._max_bytes, sum(file.size_bytes for file in stored))
+        rows.complete(database, job_id, stored, now, self._expiry(now))
+        return self._job(rows.find(database, job_id))
 
     def _admit(self, database: sqlite3.Connection, key: IdempotencyKey | None, size: int, now: float) -> Job | None:
         """Return the job that was made with this key; or None, if there is none and the uploads have room."""

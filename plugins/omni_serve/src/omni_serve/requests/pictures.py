@@ -12,14 +12,12 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from omni_serve.errors import ApiError, retry_after
+from omni_serve.errors import OVERLOADED, ApiError, retry_after
 
 # A pipeline could fetch what the client may not see.
 _URLS = ("data:image/", "http:", "https:", "ftp:", "file:", "s3:", "gs:", "//")
 # RGBA; what pipelines get has no more.
 BYTES_OF_PIXEL = 4
-# Code of the answer where there is no room.
-OVERLOADED = "engine_overloaded"
 _FULL_RETRY_S = 5.0
 _FORMATS = ("PNG", "JPEG", "WEBP")
 

@@ -42,7 +42,25 @@ def _contents(urls: dict[str, list[Any]]) -> dict[str, list[bytes]]:
     return {name: [bytes_of_url(url, name) for url in values] for name, values in urls.items()}
 
 
-async def decode_all(service: Service, files: dict[str, list[bytes]]) -> dict[str, list[Image.Image]]:
+async def pipeline_arguments(
+    service: Service, body: Body, files: dict[str, list[bytes]]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return the keywords of the pipeline for the pictures that came with a body, and the sides to ask it for.
+
+    Args:
+        service: With the pipeline.
+        body: With height and width in pixels.
+        files: The pictures by field, not decoded yet.
+
+    Raises:
+        ApiError: They cannot be decoded, or do not fit the pipeline.
+    """
+    pictures = await _decode_all(service, files)
+    sides = body.sides()
+    return await service.in_thread(_picture_arguments, service, pictures, sides) if pictures else ({}, sides)
+
+
+async def _decode_all(service: Service, files: dict[str, list[bytes]]) -> dict[str, list[Image.Image]]:
     """Return the pictures that came with a body by field; decoded beside the event loop.
 
     Raises:
@@ -58,7 +76,7 @@ async def decode_all(service: Service, files: dict[str, list[bytes]]) -> dict[st
     return pictures
 
 
-def picture_arguments(
+def _picture_arguments(
     service: Service, pictures: dict[str, list[Image.Image]], sides: dict[str, int]
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Return the keywords of the pipeline for pictures that are to be edited, and the sides to ask it for.
@@ -72,8 +90,7 @@ def picture_arguments(
     Raises:
         ApiError: The pipeline takes no picture, or needs one.
     """
-    info = service.info
-    takes = set(info.parameters) if info is not None else {"image", "mask_image"}
+    takes = service.takes if service.info is not None else {"image", "mask_image"}
     arguments: dict[str, Any] = {
         name: found if len(found) > 1 else found[0] for name, found in pictures.items() if name != "mask"
     }

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from omni_core import OmniDiffusionRequest, OmniRequestOutput, RequestEvent
-from omni_serve.api import inputs
-from omni_serve.api.progress import Progress
 from omni_serve.errors import ApiError
 from omni_serve.http.streams import with_ticks
-from omni_serve.outputs import EncodedFile, Encoder
+from omni_serve.making.inputs import pipeline_arguments, take_urls
+from omni_serve.making.progress import Progress
+from omni_serve.outputs import EncodedFile
 from omni_serve.requests.bodies import ImageBody
 from omni_serve.requests.making import make_requests
 from omni_serve.service import Service
@@ -57,14 +57,11 @@ async def prepare(
     if body.n > service.settings.max_outputs:
         most = service.settings.max_outputs
         raise ApiError(400, f"n is {body.n}, and at most {most} are made at once.", param="n", code="invalid_value")
-    pictures = await inputs.decode_all(service, await inputs.take_urls(service, body, files))
-    if needs_picture and "image" not in pictures:
+    files = await take_urls(service, body, files)
+    if needs_picture and not files.get("image"):
         raise ApiError(400, "A picture is needed: the file `image`.", param="image", code="missing_file")
-    arguments: dict[str, Any] = {}
-    sides = body.sides()
-    if pictures:
-        arguments, sides = await service.in_thread(inputs.picture_arguments, service, pictures, sides)
-    if without_words and body.prompt is None and service.info is not None and "prompt" in service.info.parameters:
+    arguments, sides = await pipeline_arguments(service, body, files)
+    if without_words and body.prompt is None and "prompt" in service.takes:
         body.prompt = ""
     requests = make_requests(
         body,
@@ -94,8 +91,6 @@ class PictureMaking:
         self._service = service
         self._base_url = base_url
         self._created = int(time.time())
-        info = service.info
-        self._encoder = Encoder(service.model_name, info.class_name if info is not None else None)
 
     async def run(self) -> list[OmniRequestOutput]:
         """Make all and return the outputs, in order."""
@@ -129,22 +124,20 @@ class PictureMaking:
             running: What becomes of the requests.
         """
         partials = [0] * len(self.requests)
-        progress = Progress(self._service, self.requests) if self.body.progress else None
+        progress = Progress(self._service, self.requests, f"{events}.progress", is_wanted=self.body.progress)
+        for told in progress.of_waiting():
+            yield told
         async with contextlib.aclosing(with_ticks(running, _TICK_S)) as ticking:
-            for told in progress.of_waiting() if progress is not None else ():
-                yield _progress(events, told)
             async for following in ticking:
+                for told in progress.of_waiting() if following is None else progress.after(*following):
+                    yield told
                 if following is None:
-                    for told in progress.of_waiting() if progress is not None else ():
-                        yield _progress(events, told)
                     continue
                 number, event = following
-                for told in progress.after(number, event) if progress is not None else ():
-                    yield _progress(events, told)
                 common = {"created_at": int(time.time()), "number": number}
                 if event.preview is not None and event.output is None and partials[number] < self.body.partial_images:
                     file = await self._service.in_thread(
-                        self._encoder.preview, self.requests[number], event.preview, self.body.output_format
+                        self._service.encoder.preview, self.requests[number], event.preview, self.body.output_format
                     )
                     kind = f"{events}.partial_image"
                     about = {"partial_image_index": partials[number], "step": event.step, "num_steps": event.num_steps}
@@ -155,14 +148,14 @@ class PictureMaking:
                     for file in await self.encode(number, output):
                         kind = f"{events}.completed"
                         content = await self._content(file, number)
-                        told = {"seed": output.seed, "metrics": metrics_of(output), "usage": USAGE}
-                        yield kind, {"type": kind, **content, **common, **self._about(file), **told}
+                        made = {"seed": output.seed, "metrics": metrics_of(output), "usage": USAGE}
+                        yield kind, {"type": kind, **content, **common, **self._about(file), **made}
 
     async def encode(self, number: int, output: OmniRequestOutput) -> list[EncodedFile]:
         """Return the pictures of the request of that number."""
         quality = max(1, self.body.output_compression)  # OpenAI allows 0
         return await self._service.in_thread(
-            self._encoder.pictures, self.requests[number], output, self.body.output_format, quality
+            self._service.encoder.pictures, self.requests[number], output, self.body.output_format, quality
         )
 
     async def _content(self, file: EncodedFile, number: int) -> dict[str, Any]:
@@ -184,11 +177,6 @@ class PictureMaking:
             "background": "opaque",
             "output_format": self.body.output_format,
         }
-
-
-def _progress(events: str, told: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    kind = f"{events}.progress"
-    return kind, {"type": kind, **told}
 
 
 def metrics_of(output: OmniRequestOutput) -> dict[str, Any]:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from omni_core import OmniDiffusionRequest, OmniRequestOutput, RequestEvent
 from omni_core.errors import OmniError
-from omni_core.media.sound import find_sampling_rate
 from omni_core.media.videos import DEFAULT_FPS
-from omni_serve.api import inputs
-from omni_serve.errors import ApiError, api_error
+from omni_serve.errors import OVERLOADED, ApiError, api_error
 from omni_serve.jobs.errors import JobFailed
 from omni_serve.jobs.job import Job
-from omni_serve.outputs import Encoder
-from omni_serve.requests.bodies import SpeechBody, VideoBody, parse
+from omni_serve.making.inputs import pipeline_arguments
+from omni_serve.requests.bodies import VideoBody, parse
 from omni_serve.requests.making import make_requests
-from omni_serve.requests.pictures import OVERLOADED
 from omni_serve.service import Service
 
 T = TypeVar("T")
 
-_ASK_TIMEOUT_S = 10.0
 # Of a form's files; which field each is, is in its name.
 _SEPARATOR = "."
 _FIELD = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
@@ -55,7 +50,7 @@ class JobMaker:
             raise JobFailed(answer.code or "server_error", answer.message) from error
 
     async def _make(self, job: Job, note_progress: Callable[[int], None]) -> dict[str, tuple[str, bytes]]:
-        service, info = self.service, self.service.info
+        service = self.service
         body = parse(VideoBody, job.request)
         uploads = {name: await service.jobs.upload(job, name) for name in job.uploads}
 
@@ -64,14 +59,12 @@ class JobMaker:
                 note_progress(min(99, event.step * 100 // event.num_steps))
 
         async def run() -> tuple[OmniDiffusionRequest, OmniRequestOutput]:
-            arguments, sides = await job_arguments(service, body, uploads)
-            requests = make_requests(body, info, job.id, sides=sides, arguments=arguments)
+            requests = await video_request(service, body, files_of(uploads), job.id)
             [output] = await service.run(requests, note)
             return requests[0], output
 
         request, output = await _when_there_is_room(run)
-        encoder = Encoder(service.model_name, info.class_name if info is not None else None)
-        found = await service.in_thread(encoder.video, request, output, body.fps)
+        found = await service.in_thread(service.encoder.video, request, output, body.fps)
         return {name: (file.media_type, file.content) for name, file in found.items()}
 
 
@@ -87,25 +80,23 @@ async def _when_there_is_room(run: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(seconds)  # when nothing of the attempt is left
 
 
-async def job_arguments(
-    service: Service, body: VideoBody | SpeechBody, uploads: dict[str, bytes]
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return the keywords of the pipeline that a job's body and files stand for, and its height and width.
+async def video_request(
+    service: Service, body: VideoBody, files: dict[str, list[bytes]], request_id: str
+) -> list[OmniDiffusionRequest]:
+    """Return the engine's request for a video, as the only one of a list.
 
     Args:
-        service: With the pipeline.
+        service: Which is to make it.
         body: What was asked for.
-        uploads: Contents of files by their names: the field, and a number.
+        files: The pictures that came with it, by field.
+        request_id: Id of the request.
 
     Raises:
-        ApiError: They do not fit the pipeline.
+        ApiError: It does not fit the pipeline or the limits.
     """
-    pictures = await inputs.decode_all(service, files_of(uploads))
-    arguments: dict[str, Any] = {}
-    sides = body.sides()
-    if pictures:
-        arguments, sides = await service.in_thread(inputs.picture_arguments, service, pictures, sides)
-    return {**arguments, **_length(service, body)}, sides
+    arguments, sides = await pipeline_arguments(service, body, files)
+    arguments |= video_length(service, body)
+    return make_requests(body, service.info, request_id, sides=sides, arguments=arguments)
 
 
 def files_of(uploads: dict[str, bytes]) -> dict[str, list[bytes]]:
@@ -113,7 +104,7 @@ def files_of(uploads: dict[str, bytes]) -> dict[str, list[bytes]]:
     files: dict[str, list[bytes]] = {}
     for name in sorted(uploads):
         field = name.partition(_SEPARATOR)[0]
-        files.setdefault("image" if field == "input_reference" else field, []).append(uploads[name])
+        files.setdefault(field, []).append(uploads[name])
     return files
 
 
@@ -133,35 +124,16 @@ def upload_names(files: dict[str, list[bytes]]) -> dict[str, bytes]:
     }
 
 
-def digest_source(fields: Any, uploads: dict[str, bytes]) -> bytes:
-    """Return what makes two requests the same, as bytes."""
-    head = json.dumps(fields, sort_keys=True, default=str).encode()
-    return b"\0".join([head, *(name.encode() + b"\0" + content for name, content in sorted(uploads.items()))])
+def video_length(service: Service, body: VideoBody) -> dict[str, Any]:
+    """Return the keywords of the pipeline that the length in seconds and the frames a second stand for.
 
-
-async def sampling_rate(service: Service) -> int | None:
-    """Return how many samples a second the pipeline makes, if it says so."""
-    try:
-        rate: int | None = await service.engine.collective_rpc(find_sampling_rate, _ASK_TIMEOUT_S, unique_reply_rank=0)
-    except OmniError:  # an executor whose workers are none of ours
-        return None
-    return rate
-
-
-def _length(service: Service, body: VideoBody | SpeechBody) -> dict[str, Any]:
-    """Return the keywords that the length in seconds and the frames a second become."""
-    takes = set(service.info.parameters) if service.info is not None else set()
-    if isinstance(body, SpeechBody):
-        if body.seconds is None:
-            return {}
-        if "audio_length_in_s" not in takes:
-            raise ApiError(400, "The model does not let the length be chosen.", param="seconds", code="invalid_value")
-        return {"audio_length_in_s": body.seconds}
+    Raises:
+        ApiError: The pipeline has none for the length.
+    """
     found: dict[str, Any] = {}
-    if body.fps is not None and (name := next((one for one in ("frame_rate", "fps") if one in takes), None)):
+    if body.fps is not None and (name := next((one for one in ("frame_rate", "fps") if one in service.takes), None)):
         found[name] = body.fps
     if body.seconds is not None and "num_frames" not in body.keywords():
-        if "num_frames" not in takes:
-            raise ApiError(400, "The model does not let the length be chosen.", param="seconds", code="invalid_value")
+        service.check_takes("num_frames", "seconds")
         found["num_frames"] = max(1, round(body.seconds * (body.fps or DEFAULT_FPS)))
     return found
