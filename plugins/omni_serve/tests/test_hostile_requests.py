@@ -36,12 +36,6 @@ def running() -> Iterator[ThreadServer]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def gated() -> Iterator[ThreadServer]:
-    with thread_server(model="gated_model:build") as made:
-        yield made
-
-
 def status_of(running: ThreadServer, *lines: str) -> int:
     answer = received(send(running, ("\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode("latin-1")))
     return int(answer.split()[1])

@@ -23,18 +23,6 @@ from serving import FACTORIES, PATIENCE_S, ThreadServer, client_of, picture_of, 
 STEPS = {"num_inference_steps": 6}
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[ThreadServer]:
-    with thread_server() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def editing() -> Iterator[ThreadServer]:
-    with thread_server(model=f"{FACTORIES}:image_to_image") as made:
-        yield made
-
-
 @pytest.fixture
 def client(running: ThreadServer) -> Iterator[openai.OpenAI]:
     with client_of(running) as made:
@@ -315,12 +303,6 @@ def test_an_edit_without_a_picture(editing: ThreadServer) -> None:
 
 
 # Clients that go away.
-
-
-@pytest.fixture(scope="module")
-def gated() -> Iterator[ThreadServer]:
-    with thread_server(model="gated_model:build") as made:
-        yield made
 
 
 def post(running: ThreadServer, name: str, **fields: Any) -> socket.socket:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -19,53 +18,41 @@ UNFINISHED = ("queued", "in_progress")
 WAN = {"width": "16", "height": "16", "max_sequence_length": "16"}
 
 
-@pytest.fixture(scope="module")
-def pictures() -> Iterator[ThreadServer]:
-    with thread_server() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def editing() -> Iterator[ThreadServer]:
-    with thread_server(model=f"{FACTORIES}:image_to_image") as made:
-        yield made
-
-
 def picture_of_url(url: str) -> Image.Image:
     head, _, content = url.partition(",")
     assert head == "data:image/png;base64"
     return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
-def test_health(pictures: ThreadServer) -> None:
-    assert httpx2.get(f"{pictures.url}health").status_code == 200
+def test_health(running: ThreadServer) -> None:
+    assert httpx2.get(f"{running.url}health").status_code == 200
 
 
-def test_generations(pictures: ThreadServer) -> None:
+def test_generations(running: ThreadServer) -> None:
     body = {
         "model": "omni/digits", "prompt": "a red seven", "n": 1, "size": "32x32", "response_format": "b64_json",
         "seed": 1, "num_inference_steps": 4, "guidance_scale": 3.0,
     }  # fmt: skip
     headers = {"Authorization": "Bearer EMPTY"}
-    answer = httpx2.post(f"{pictures.url}v1/images/generations", json=body, headers=headers, timeout=PATIENCE_S)
+    answer = httpx2.post(f"{running.url}v1/images/generations", json=body, headers=headers, timeout=PATIENCE_S)
     assert answer.status_code == 200
     assert answer.json()["data"][0]["b64_json"]
 
 
 @pytest.mark.parametrize("place", ["extra_body", "top level"])
-def test_a_chat(pictures: ThreadServer, place: str) -> None:
+def test_a_chat(running: ThreadServer, place: str) -> None:
     sampling = {"height": 32, "width": 32, "num_inference_steps": 4, "seed": 1}
     body: dict[str, Any] = {"model": "omni/digits", "messages": [{"role": "user", "content": "a red seven"}]}
     body |= {"extra_body": sampling} if place == "extra_body" else sampling
-    answer = httpx2.post(f"{pictures.url}v1/chat/completions", json=body, timeout=PATIENCE_S)
+    answer = httpx2.post(f"{running.url}v1/chat/completions", json=body, timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text
     [part] = answer.json()["choices"][0]["message"]["content"]
     assert picture_of_url(part["image_url"]["url"]).size == (32, 32)
     assert answer.json()["seed"] == [1]
 
 
-def test_a_chat_by_the_openai_client(pictures: ThreadServer) -> None:
-    with client_of(pictures) as client:
+def test_a_chat_by_the_openai_client(running: ThreadServer) -> None:
+    with client_of(running) as client:
         answer = client.chat.completions.create(
             model="omni/digits",
             messages=[{"role": "system", "content": "draw"}, {"role": "user", "content": "a red seven"}],
@@ -95,8 +82,8 @@ def test_a_chat_with_a_picture(editing: ThreadServer) -> None:
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}], "data:"),
     ],
 )
-def test_a_chat_that_is_none(pictures: ThreadServer, messages: Any, words: str) -> None:
-    answer = httpx2.post(f"{pictures.url}v1/chat/completions", json={"messages": messages})
+def test_a_chat_that_is_none(running: ThreadServer, messages: Any, words: str) -> None:
+    answer = httpx2.post(f"{running.url}v1/chat/completions", json={"messages": messages})
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
     assert answer.json()["error"]["param"] == "messages"
@@ -112,8 +99,8 @@ def test_edits_as_the_benchmark_sends_them(editing: ThreadServer) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def test_a_chat_is_not_streamed(pictures: ThreadServer) -> None:
-    with client_of(pictures) as client, pytest.raises(openai.BadRequestError, match="images/generations"):
+def test_a_chat_is_not_streamed(running: ThreadServer) -> None:
+    with client_of(running) as client, pytest.raises(openai.BadRequestError, match="images/generations"):
         client.chat.completions.create(
             model="omni/digits", messages=[{"role": "user", "content": "a red seven"}], stream=True
         )

@@ -151,9 +151,8 @@ class JobRunner:
         Args:
             timeout_s: Seconds to wait before they are cancelled.
         """
-        await end_tasks(
-            *self._begins
-        )  # a job that is taken at this moment is in progress, and begins at the next start
+        # A job that is taken at this moment is in progress, and begins at the next start.
+        await end_tasks(*self._begins)
         if await self._have_ended(timeout_s):
             return
         for running in self._running.values():
