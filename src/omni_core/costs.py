@@ -87,9 +87,7 @@ def kind_of(request: OmniDiffusionRequest, info: PipelineInfo | None) -> tuple[C
 def _num_steps(values: Mapping[str, Any], info: PipelineInfo | None) -> int | None:
     steps = _whole(values, "num_inference_steps")
     rule = None if info is None else info.strength_rule
-    if steps is None or rule is None:
-        return steps
-    if any(value is not None and value is not False for value in map(values.get, rule.unless)):
+    if steps is None or rule is None or not rule.applies(values):
         return steps
     strength = _number(values, "strength")
     return max(1, rule.steps(steps, strength)) if 0 < strength <= 1 else steps

@@ -28,6 +28,11 @@ class StrengthRule:
     rounds_down: bool
     unless: tuple[str, ...] = ()
 
+    def applies(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether it holds for a call with these arguments."""
+        values = map(arguments.get, self.unless)
+        return all(value is None or value is False for value in values)  # nothing else is compared: it may be an array
+
     def steps(self, num_inference_steps: int, strength: float) -> int:
         """Return how many steps are taken."""
         wanted = num_inference_steps * strength
@@ -155,7 +160,7 @@ class PipelineInfo:
 
     def _refuse_no_steps(self, request: OmniDiffusionRequest, arguments: Mapping[str, Any]) -> None:
         rule = self.strength_rule
-        if rule is None or any(_is_set(arguments.get(name)) for name in rule.unless):
+        if rule is None or not rule.applies(arguments):
             return
         steps, strength = (
             arguments.get(name, self.own_defaults.get(name)) for name in ("num_inference_steps", "strength")
@@ -180,7 +185,3 @@ class PipelineInfo:
             f"submit {request.num_outputs_per_prompt} requests instead of num_outputs_per_prompt="
             f"{request.num_outputs_per_prompt}."
         )
-
-
-def _is_set(value: Any) -> bool:
-    return value is not None and value is not False

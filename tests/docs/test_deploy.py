@@ -15,7 +15,7 @@ import yaml
 from docs.pages import ROOT
 from omni_core.cli.app import make_app
 from omni_serve.app import ROUTES
-from omni_serve.errors import ApiError
+from omni_serve.errors import OVERLOADED, ApiError
 from omni_serve.jobs.runner import _CANCEL_S
 from omni_serve.keys import read_keys
 from omni_serve.server import _CLOSE_S, _LAST_WORDS_S
@@ -196,7 +196,7 @@ def test_errors_of_the_page_are_those_of_the_server() -> None:
     sources = "".join(
         file.read_text(encoding="utf-8") for file in (ROOT / "plugins/omni_serve/src/omni_serve").rglob("*.py")
     )
-    codes = set(re.findall(r'code="(\w+)"', sources)) | set(re.findall(r'\(\d{3}, "(\w+)"', sources))
+    codes = set(re.findall(r'code="(\w+)"', sources)) | set(re.findall(r'\(\d{3}, "(\w+)"', sources)) | {OVERLOADED}
     codes -= {"not_installed", "unknown"}  # of /metrics, and of executors that do not say what they take
     page = (ROOT / "docs" / "SERVING.md").read_text(encoding="utf-8")
     table = page[page.index("| status | `code`") : page.index("A stream whose request fails")]

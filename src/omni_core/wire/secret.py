@@ -38,7 +38,9 @@ def load_secret(
         if text:
             return check_secret(text.strip().encode(), variable)
         file = environment.get(file_variable) or None
-    return None if file is None else _read(Path(file))
+    if file is None:
+        return None
+    return check_secret(read_private(Path(file), "the secret", _LONGEST_SECRET + 1).strip(), str(file))
 
 
 def new_secret() -> bytes:
@@ -80,19 +82,33 @@ def check_secret(secret: bytes, source: str) -> bytes:
     return secret
 
 
-def _read(path: Path) -> bytes:
+def read_private(path: Path, what: str, most_bytes: int) -> bytes:
+    """Return the contents of a file that others must not be able to read.
+
+    The group may read a file that belongs to root: systemd and Kubernetes hand secrets over with mode 0440.
+
+    Args:
+        path: Path of the file.
+        what: What it holds, for the messages.
+        most_bytes: The number of bytes to read at most.
+
+    Raises:
+        ConfigError: It cannot be read, is no file, or others may read or write it.
+    """
     try:
         # Non-blocking: if the path is a named pipe, opening must not block.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{path}, which should hold the secret, is not a file")
-            if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise ConfigError(f"others may read or write {path}, which holds the secret: chmod 600 {path}")
-            secret = os.read(fd, _LONGEST_SECRET + 1)
+                raise ConfigError(f"{path}, which should hold {what}, is not a file")
+            forbidden = stat.S_IRWXG | stat.S_IRWXO
+            if status.st_uid == 0:
+                forbidden &= ~stat.S_IRGRP
+            if status.st_mode & forbidden:
+                raise ConfigError(f"others may read or write {path}, which holds {what}: chmod 600 {path}")
+            return os.read(fd, most_bytes)
         finally:
             os.close(fd)
     except OSError as error:
-        raise ConfigError(f"the file with the secret cannot be read: {error}") from error
-    return check_secret(secret.strip(), str(path))
+        raise ConfigError(f"the file with {what} cannot be read: {error}") from error

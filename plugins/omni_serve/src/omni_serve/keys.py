@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from omni_core.errors import ConfigError
+from omni_core.wire.secret import read_private
 
 VARIABLE = "OMNI_SERVE_API_KEY"
 # Shorter ones can be guessed by trying.
 _SHORTEST = 16
+# Of a file, for some ten thousand keys.
+_MOST_BYTES = 1 << 20
 
 
 def read_keys(file: str | None, environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -40,13 +41,11 @@ def read_keys(file: str | None, environment: Mapping[str, str]) -> tuple[str, ..
 
 
 def _read(file: str) -> list[str]:
+    content = read_private(Path(file), "the keys of clients", _MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(f"{file} has more than {_MOST_BYTES} bytes: these are not keys.")
     try:
-        with Path(file).open(encoding="utf-8") as opened:
-            status = os.fstat(opened.fileno())
-            lines = opened.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {file} cannot be read: {error}") from None
-    # A secret that systemd or Kubernetes hands over is root's, and its group may read it. Anybody else's is one's own.
-    if stat.S_IMODE(status.st_mode) & (0o077 if status.st_uid else 0o037):
-        raise ConfigError(f"Others can read the keys in {file}. Make it yours alone: chmod 600 {file}")
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the keys in {file} cannot be read: {error}") from None
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
