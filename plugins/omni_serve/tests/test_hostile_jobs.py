@@ -18,6 +18,7 @@ import httpx2
 import pytest
 from sockets import head, received, send
 
+from omni_serve.settings import ServeSettings
 from serving import FACTORIES, PATIENCE_S, ThreadServer, client_of, process_server, thread_server
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -34,15 +35,25 @@ def moving() -> Iterator[ThreadServer]:
 
 
 @pytest.mark.parametrize("frames", [10**400, 10**9, 10**6 * 2**20], ids=["beyond floats", "a billion", "more"])
-def test_a_video_that_no_memory_holds_fails_alone(moving: ThreadServer, frames: int) -> None:
-    body = {**TINY_VIDEO, "num_frames": frames}
-    video = httpx2.post(f"{moving.url}{VIDEOS}", json=body).json()
-    with client_of(moving) as client:
-        failed = client.videos.poll(video["id"])
-        assert failed.status == "failed"
-        assert failed.error is not None
-        assert failed.error.code == "invalid_value"
-        assert video["id"] in [one.id for one in client.videos.list().data], "the list is not broken"
+def test_a_video_that_no_memory_holds_is_refused_at_once(moving: ThreadServer, frames: int) -> None:
+    answer = httpx2.post(f"{moving.url}{VIDEOS}", json={**TINY_VIDEO, "num_frames": frames})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "num_frames")
+
+
+def test_a_job_that_was_accepted_under_other_limits_fails_alone(tmp_path: Path) -> None:
+    """As after a restart with a lower `max_steps`."""
+    settings = ServeSettings(port=0, data_dir=tmp_path / "data", drain_timeout_s=0)
+    model = f"{FACTORIES}:video"
+    with thread_server(settings, model=model, max_num_seqs=1) as before:
+        for steps in (300, 200, 2):
+            body = {**TINY_VIDEO, "num_inference_steps": steps}
+            assert httpx2.post(f"{before.url}{VIDEOS}", json=body).status_code == 200
+    with thread_server(settings, model=model, max_steps=250) as after, client_of(after) as client:
+        videos = [client.videos.poll(one.id) for one in client.videos.list(order="asc").data]
+    assert [one.status for one in videos] == ["failed", "completed", "completed"]
+    assert videos[0].error is not None
+    assert videos[0].error.code == "invalid_value"
+    assert "max_steps" in videos[0].error.message
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256])

@@ -115,13 +115,3 @@ def test_videos_as_the_benchmark_sends_them(wait_until: Any) -> None:
         assert client.get(f"v1/videos/{job['id']}").json()["error"] is None
         assert client.get(f"v1/videos/{job['id']}/content").headers["content-type"] == "video/mp4"
         assert client.delete(f"v1/videos/{job['id']}").json()["deleted"]
-
-
-def test_sound(wait_until: Any) -> None:
-    with thread_server(model=f"{FACTORIES}:audio") as running, client_of(running) as client:
-        answer = client.audio.speech.create(
-            model=f"{FACTORIES}:audio", voice="alloy", input="rain", extra_body={"seed": 1, "num_inference_steps": 4}
-        )
-        assert answer.read()[:4] == b"RIFF"
-        with pytest.raises(openai.BadRequestError, match="makes sound"):
-            client.videos.create(prompt="rain")

@@ -182,14 +182,21 @@ class DiffusionEngine:
                 raise RequestError(f"A request must be an OmniDiffusionRequest, not a {type(request).__name__}.")
         try:
             for request in requests:
-                self._check_request(request)
+                self.check_request(request)
             return self._core.submit(list(requests), self._make_handle)
         except (RequestError, EngineOverloadedError) as error:
             for request in requests:
                 self._hooks.notify("omni_request_refused", request=request, error=error)
             raise
 
-    def _check_request(self, request: OmniDiffusionRequest) -> None:
+    def check_request(self, request: OmniDiffusionRequest) -> None:
+        """Return if the pipeline takes a request and it is within the limits. Nothing is submitted.
+
+        `submit` checks this too: use it for work that is to be submitted later.
+
+        Raises:
+            RequestError: It does not fit the pipeline, or is too large.
+        """
         arguments: Mapping[str, Any]
         if self._pipeline_info is not None:
             arguments = self._pipeline_info.arguments(request)

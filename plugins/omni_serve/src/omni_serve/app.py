@@ -15,7 +15,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from omni_core.errors import OmniError
-from omni_serve.api import chat, files, images, speech, status, videos
+from omni_serve.api import chat, files, images, speech, status
+from omni_serve.api.jobs import SOUNDS, VIDEOS
 from omni_serve.errors import ApiError, answer_error
 from omni_serve.http.body_limit import BodyLimit
 from omni_serve.http.guard import Guard
@@ -40,12 +41,8 @@ ROUTES: tuple[tuple[str, str, Callable[[Request], Any]], ...] = (
     ("POST", "/v1/images/generations", images.generations),
     ("POST", "/v1/images/edits", images.edits),
     ("POST", "/v1/images/variations", images.variations),
-    ("POST", "/v1/videos", videos.create),
-    ("GET", "/v1/videos", videos.listing),
-    ("GET", "/v1/videos/{job_id}", videos.retrieve),
-    ("DELETE", "/v1/videos/{job_id}", videos.delete),
-    ("GET", "/v1/videos/{job_id}/content", videos.content),
-    ("POST", "/v1/videos/{job_id}/remix", videos.remix),
+    *VIDEOS.routes,
+    *SOUNDS.routes,
     ("POST", "/v1/audio/speech", speech.create),
     ("POST", "/v1/chat/completions", chat.completions),
     ("GET", "/v1/files/{job_id}/content", files.content),

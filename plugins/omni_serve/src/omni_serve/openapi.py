@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from omni_serve import __version__
-from omni_serve.requests.bodies import ImageBody, SpeechBody, VideoBody
+from omni_serve.outputs import VARIANTS
+from omni_serve.requests.bodies import ImageBody, SoundBody, SpeechBody, VideoBody
 
 _ERROR = {
     "type": "object",
@@ -48,6 +49,37 @@ def _list(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
 
+def _job_answers(kind: str, **more: Any) -> dict[str, Any]:
+    """Return the schemas of a job, of a page of jobs, and of one that was removed."""
+    name = kind.capitalize()
+    return {
+        name: _table(
+            id=_TEXT,
+            object={"const": kind},
+            status={"type": "string", "enum": ["queued", "in_progress", "completed", "failed"]},
+            progress={"type": "integer", "minimum": 0, "maximum": 100},
+            model=_TEXT,
+            prompt=_TEXT_OR_NULL,
+            seconds=_TEXT,
+            seed={**_SEED, "type": ["integer", "null"]},
+            created_at=_TIME,
+            completed_at=_TIME_OR_NULL,
+            expires_at=_TIME_OR_NULL,
+            error={"oneOf": [{"type": "null"}, _table(code=_TEXT, message=_TEXT)]},
+            **{f"remixed_from_{kind}_id": _TEXT_OR_NULL},
+            **more,
+        ),
+        f"{name}s": _table(
+            object={"const": "list"},
+            data=_list({"$ref": f"#/components/schemas/{name}"}),
+            first_id=_TEXT_OR_NULL,
+            last_id=_TEXT_OR_NULL,
+            has_more={"type": "boolean"},
+        ),
+        f"{name}Deleted": _table(id=_TEXT, deleted={"const": True}, object={"const": f"{kind}.deleted"}),
+    }
+
+
 _ANSWERS = {
     "Pictures": _table(
         created=_TIME,
@@ -66,30 +98,8 @@ _ANSWERS = {
         metrics=_list(_ANY),
         usage=_ANY,
     ),
-    "Video": _table(
-        id=_TEXT,
-        object={"const": "video"},
-        status={"type": "string", "enum": ["queued", "in_progress", "completed", "failed"]},
-        progress={"type": "integer", "minimum": 0, "maximum": 100},
-        model=_TEXT,
-        prompt=_TEXT_OR_NULL,
-        seconds=_TEXT,
-        size=_TEXT,
-        seed={**_SEED, "type": ["integer", "null"]},
-        created_at=_TIME,
-        completed_at=_TIME_OR_NULL,
-        expires_at=_TIME_OR_NULL,
-        error={"oneOf": [{"type": "null"}, _table(code=_TEXT, message=_TEXT)]},
-        remixed_from_video_id=_TEXT_OR_NULL,
-    ),
-    "Videos": _table(
-        object={"const": "list"},
-        data=_list({"$ref": "#/components/schemas/Video"}),
-        first_id=_TEXT_OR_NULL,
-        last_id=_TEXT_OR_NULL,
-        has_more={"type": "boolean"},
-    ),
-    "Deleted": _table(id=_TEXT, deleted={"const": True}, object={"const": "video.deleted"}),
+    **_job_answers("video", size=_TEXT),
+    **_job_answers("audio"),
     "Chat": _table(
         id=_TEXT,
         object={"const": "chat.completion"},
@@ -126,7 +136,9 @@ _IDEMPOTENCY = {
 def openapi_document() -> dict[str, Any]:
     """Return the description of the API, as OpenAPI 3.1."""
     schemas: dict[str, Any] = {}
-    image, video, speech = (_reference(schemas, model) for model in (ImageBody, VideoBody, SpeechBody))
+    image, video, sound, speech = (
+        _reference(schemas, model) for model in (ImageBody, VideoBody, SoundBody, SpeechBody)
+    )
     level = {"type": "object", "properties": {"level": {"type": "integer", "enum": [1, 2]}}}
     return {
         "openapi": "3.1.0",
@@ -160,49 +172,9 @@ def openapi_document() -> dict[str, Any]:
                     "Make pictures from a picture.", json=image, form=_form(image), answer="Pictures", streams=True
                 )
             },
-            "/v1/videos": {
-                "post": _operation(
-                    "Add a video to make.",
-                    json=video,
-                    form=_form(video, "input_reference"),
-                    parameters=[_IDEMPOTENCY],
-                    answer="Video",
-                ),
-                "get": _operation(
-                    "The videos, the newest first.",
-                    answer="Videos",
-                    parameters=[
-                        _query("after", {"type": "string"}),
-                        _query("limit", {"type": "integer", "minimum": 0, "maximum": 100}),
-                        _query("order", {"type": "string", "enum": ["asc", "desc"]}),
-                    ],
-                ),
-            },
-            "/v1/videos/{job_id}": {
-                "get": _operation("How far a video is.", parameters=[_JOB_ID], answer="Video"),
-                "delete": _operation(
-                    "Remove a video; one that is being made is aborted.", parameters=[_JOB_ID], answer="Deleted"
-                ),
-            },
-            "/v1/videos/{job_id}/content": {
-                "get": _operation(
-                    "The file.",
-                    parameters=[
-                        _JOB_ID,
-                        _query("variant", {"type": "string", "enum": ["video", "thumbnail", "spritesheet"]}),
-                    ],
-                    kind="*/*",
-                )
-            },
-            "/v1/videos/{job_id}/remix": {
-                "post": _operation(
-                    "Make a video again with another prompt.",
-                    json={"type": "object", "required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
-                    parameters=[_JOB_ID],
-                    answer="Video",
-                )
-            },
-            "/v1/audio/speech": {"post": _operation("Make sound.", json=speech, kind="audio/wav")},
+            **_job_paths("/v1/videos", "video", video, _form(video, "input_reference")),
+            **_job_paths("/v1/audio/generations", "audio", sound, _form(sound)),
+            "/v1/audio/speech": {"post": _operation("Make sound at once.", json=speech, kind="audio/wav")},
             "/v1/chat/completions": {
                 "post": _operation(
                     "Make pictures from a message, as vLLM-Omni's clients ask for them.",
@@ -236,6 +208,37 @@ def openapi_document() -> dict[str, Any]:
                 "post": _operation("Free accelerator memory.", json=level, answer="Asleep", is_needed=False)
             },
             "/v1/omni/wake_up": {"post": _operation("Bring the weights back.", answer="Asleep")},
+        },
+    }
+
+
+def _job_paths(
+    path: str, kind: Literal["video", "audio"], body: dict[str, Any], form: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the endpoints of the jobs of one kind."""
+    name = kind.capitalize()
+    prompt = {"type": "object", "required": ["prompt"], "properties": {"prompt": {"type": "string"}}}
+    pages = [
+        _query("after", {"type": "string"}),
+        _query("limit", {"type": "integer", "minimum": 0, "maximum": 100}),
+        _query("order", {"type": "string", "enum": ["asc", "desc"]}),
+    ]
+    variant = _query("variant", {"type": "string", "enum": list(VARIANTS[kind])})
+    added = _operation(f"Add a job ({kind}).", json=body, form=form, parameters=[_IDEMPOTENCY], answer=name)
+    return {
+        path: {
+            "post": added,
+            "get": _operation(f"The jobs ({kind}), the newest first.", answer=f"{name}s", parameters=pages),
+        },
+        f"{path}/{{job_id}}": {
+            "get": _operation("How far it is.", parameters=[_JOB_ID], answer=name),
+            "delete": _operation(
+                "Remove it; one that is being made is aborted.", parameters=[_JOB_ID], answer=f"{name}Deleted"
+            ),
+        },
+        f"{path}/{{job_id}}/content": {"get": _operation("The file.", parameters=[_JOB_ID, variant], kind="*/*")},
+        f"{path}/{{job_id}}/remix": {
+            "post": _operation("Make it again with another prompt.", json=prompt, parameters=[_JOB_ID], answer=name)
         },
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,11 @@ MEDIA_TYPES = {
     "webp": "image/webp",
     "mp4": "video/mp4",
     "wav": "audio/wav",
+}
+# Names of the files of a job; the first is what was asked for.
+VARIANTS: Mapping[Literal["video", "audio"], tuple[str, ...]] = {
+    "video": ("video", "thumbnail", "spritesheet"),
+    "audio": ("audio",),
 }
 _PREVIEW_QUALITY = 80
 

@@ -18,7 +18,7 @@ from omni_core.log import get_logger
 from omni_serve.app import make_app
 from omni_serve.jobs.store import JobStore
 from omni_serve.kept_jobs import KeptJobs
-from omni_serve.making.videos import JobMaker
+from omni_serve.making.jobs import JobMaker
 from omni_serve.service import Service
 from omni_serve.settings import ServeSettings
 from omni_serve.tasks import end_tasks

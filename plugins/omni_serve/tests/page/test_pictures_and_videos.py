@@ -1,19 +1,20 @@
-"""The page of pipelines that take pictures, and of one that makes videos, in Chromium."""
+"""The page of pipelines that take pictures, and of those whose results are jobs, in Chromium."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import expect
 
 from omni_core.testing.warm_python import WarmPython
-from serving import FACTORIES, process_server
+from serving import process_server
 
 from .conftest import OpenPage
 
@@ -61,12 +62,21 @@ def inpainting(warm_python: WarmPython, tmp_path_factory: pytest.TempPathFactory
         yield running.url
 
 
-@pytest.fixture(scope="module")
-def video(warm_python: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture
+def held(
+    request: pytest.FixtureRequest, warm_python: WarmPython, tmp_path: Path
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A server that stops in the middle of what it makes first, and what makes it go on."""
+    gate = tmp_path / "gate"
     with process_server(
-        tmp_path_factory.mktemp("video"), "--model", f"{FACTORIES}:video", python=warm_python.command()
+        tmp_path,
+        "--model",
+        f"slow_models:{request.param}",
+        python=warm_python.command(),
+        PYTHONPATH=str(_HERE),
+        GATE=str(gate),
     ) as running:
-        yield running.url
+        yield running.url, gate.touch
 
 
 def _picture(side: int = 64) -> bytes:
@@ -132,26 +142,36 @@ def test_a_picture_that_lacks_or_is_none(open_page: OpenPage, inpainting: str) -
     expect(page.locator(".chosen:visible")).to_have_count(0)
 
 
-def test_a_video_goes_on_without_the_page(open_page: OpenPage, video: str) -> None:
-    watched = open_page(video)
+@pytest.mark.parametrize(
+    ("held", "fields", "ending"),
+    [
+        ("video", {"width": 16, "height": 16, "num_frames": 5, "max_sequence_length": 16}, "mp4|webp"),
+        ("audio", {}, "wav"),
+    ],
+    indirect=["held"],
+)
+def test_a_job_goes_on_without_the_page(
+    open_page: OpenPage, held: tuple[str, Callable[[], None]], fields: dict[str, Any], ending: str
+) -> None:
+    url, let_go_on = held
+    watched = open_page(url)
     page = watched.page
     page.locator("#more > summary").click()
-    watched.generate(
-        "waves", width=16, height=16, num_frames=5, num_inference_steps=350, max_sequence_length=16, guidance_scale=5
-    )
+    watched.generate("waves", num_inference_steps=40, guidance_scale=5, **fields)
     expect(watched.cards("running")).to_have_count(1)
     page.reload()
     page.wait_for_selector("body[data-ready]")
     expect(watched.cards("running")).to_have_count(1)
     expect(page.locator(".card-says")).to_contain_text("% done")
+    let_go_on()
     expect(watched.cards("done")).to_have_count(1)
-    expect(page.locator(".card .shown")).to_be_visible()
+    expect(page.locator(".card audio, .card .shown")).to_be_visible()
     page.get_by_role("button", name="Reuse settings and seed").click()
-    expect(page.locator("#f-num_inference_steps")).to_have_value("350")
-    expect(page.locator("#f-max_sequence_length")).to_have_value("16")
+    for name, value in {"num_inference_steps": 40, **fields}.items():
+        expect(page.locator(f"#f-{name}")).to_have_value(str(value))
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
-    assert re.fullmatch(r"waves-seed-\d+\.(mp4|webp)", download.value.suggested_filename)
+    assert re.fullmatch(rf"waves-seed-\d+\.({ending})", download.value.suggested_filename)
     watched.fill(num_inference_steps=20000)
     page.keyboard.press("Control+Enter")
     expect(watched.cards("running")).to_have_count(1)

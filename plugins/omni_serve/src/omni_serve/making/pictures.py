@@ -65,7 +65,7 @@ async def prepare(
         body.prompt = ""
     requests = make_requests(
         body,
-        service.info,
+        service.engine.engine,
         request_id,
         n=body.n,
         previews=body.partial_images if body.stream else 0,

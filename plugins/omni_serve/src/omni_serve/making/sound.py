@@ -1,13 +1,16 @@
-"""Making sound: the request, and the file."""
+"""Making sound: how long it is to be, the request, and the file."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from omni_core import OmniDiffusionRequest, OmniRequestOutput
 from omni_core.errors import OmniError
 from omni_core.media.sound import find_sampling_rate
 from omni_serve.making.inputs import pipeline_arguments, take_urls
 from omni_serve.outputs import EncodedFile
-from omni_serve.requests.bodies import SpeechBody
-from omni_serve.requests.making import make_requests
+from omni_serve.requests.bodies import SoundBody, SpeechBody
+from omni_serve.requests.making import LENGTHS_OF_SOUND, make_requests
 from omni_serve.service import Service
 
 _ASK_TIMEOUT_S = 10.0
@@ -26,13 +29,32 @@ async def make_sound(service: Service, body: SpeechBody, request_id: str) -> tup
         OmniError: It failed.
     """
     arguments, sides = await pipeline_arguments(service, body, await take_urls(service, body, {}))
-    if body.seconds is not None:
-        service.check_takes("audio_length_in_s", "seconds")
-        arguments["audio_length_in_s"] = body.seconds
-    requests = make_requests(body, service.info, request_id, sides=sides, arguments=arguments)
+    arguments |= sound_length(service, body)
+    requests = make_requests(body, service.engine.engine, request_id, sides=sides, arguments=arguments)
     [output] = await service.run(requests)
+    return await encoded_sound(service, requests[0], output), output.seed
+
+
+def sound_length(service: Service, body: SoundBody) -> dict[str, Any]:
+    """Return the keyword of the pipeline that the length in seconds stands for.
+
+    Raises:
+        ApiError: The pipeline has none.
+    """
+    if body.seconds is None:
+        return {}
+    name = next((one for one in LENGTHS_OF_SOUND if one in service.takes), "")
+    if name in body.keywords():
+        return {}
+    service.check_takes(name, "seconds")
+    start = body.keywords().get("audio_start_in_s") if name == "audio_end_in_s" else None
+    return {name: body.seconds + (start if isinstance(start, (int, float)) else 0)}
+
+
+async def encoded_sound(service: Service, request: OmniDiffusionRequest, output: OmniRequestOutput) -> EncodedFile:
+    """Return the file of a sound: see `Encoder.sound`."""
     rate = await _sampling_rate(service)
-    return await service.in_thread(service.encoder.sound, requests[0], output, rate), output.seed
+    return await service.in_thread(service.encoder.sound, request, output, rate)
 
 
 async def _sampling_rate(service: Service) -> int | None:

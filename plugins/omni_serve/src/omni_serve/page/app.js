@@ -6,6 +6,7 @@ import { copy, curlOf } from "./copying.js";
 import { announce, byId, isStill, toast } from "./dom.js";
 import { Form } from "./form.js";
 import { Gallery, invite } from "./gallery.js";
+import { Jobs } from "./jobs.js";
 import { askForKey } from "./keys.js";
 import { Maker } from "./maker.js";
 import { download, forgetMedia, mediaOf } from "./media.js";
@@ -13,7 +14,6 @@ import { pictureIn } from "./picture_control.js";
 import { Server } from "./server.js";
 import { Store } from "./store.js";
 import { Tabs } from "./tabs.js";
-import { VideoJobs } from "./video_jobs.js";
 import { Viewer } from "./viewer.js";
 import { fileName, ofKind } from "./words.js";
 
@@ -39,12 +39,12 @@ async function start() {
 
   const actions = {};
   gallery = new Gallery({ api, store: await Store.open(), actions, onChange: (active) => { showInTitle(active); server.askSoon(); } });
-  const videos = new VideoJobs({ api, gallery, server });
-  const maker = new Maker({ api, server, gallery, videos });
+  const jobs = new Jobs({ api, gallery, server, kind: about.kind });
+  const maker = new Maker({ api, server, gallery, jobs });
   maker.onRefused = (problem, ask) => form.complain(problem.message, problem.param ?? (problem.code === "missing_file" ? "image" : null));
   const viewer = new Viewer(api, actions, () => gallery.shown());
   const make = (ask) => { maker.make({ ...ask, kind: about.kind, model: about.model }); };
-  Object.assign(actions, actionsOf({ api, form, gallery, maker, viewer, videos, make }));
+  Object.assign(actions, actionsOf({ api, form, gallery, maker, viewer, jobs, make }));
 
   const generate = () => {
     const ask = form.read();
@@ -56,7 +56,7 @@ async function start() {
     generate();
   });
   const tabs = new Tabs(() => maker.runningIds);
-  if (about.kind === "video") await videos.look();
+  await jobs.look();
   await gallery.load(tabs);
   byId("generate").disabled = false;
   document.body.dataset.ready = "true";
@@ -85,7 +85,7 @@ function ideasFor(about) {
   return about.model === "omni/digits" ? IDEAS.digits : IDEAS[about.kind];
 }
 
-function actionsOf({ api, form, gallery, maker, viewer, videos, make }) {
+function actionsOf({ api, form, gallery, maker, viewer, jobs, make }) {
   const toForm = () => {
     byId("form").scrollIntoView({ block: "start", behavior: isStill() ? "auto" : "smooth" });
     form.focus();
@@ -96,7 +96,7 @@ function actionsOf({ api, form, gallery, maker, viewer, videos, make }) {
     tryNow: (entry) => maker.tryNow(entry),
     canEdit: () => form.takesPictures,
     download: (entry) => download(api, entry, fileName).catch((problem) => toast(`It cannot be downloaded: ${problem.message}`)),
-    remove: (...entries) => gallery.remove(entries, (one) => one.jobId && videos.delete(one)),
+    remove: (...entries) => gallery.remove(entries, (one) => one.jobId && jobs.delete(one)),
     again: (entry) => {
       gallery.forget(entry.id);
       make({ settings: entry.settings, inputs: entry.inputs, n: 1 });

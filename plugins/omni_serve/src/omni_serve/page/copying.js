@@ -1,6 +1,7 @@
 // Settings as text for elsewhere.
 
 import { requestOf } from "./image_requests.js";
+import { PATHS } from "./jobs.js";
 
 /** Return the command that makes an entry again from a shell. */
 export function curlOf(entry, origin, hasKey) {
@@ -8,8 +9,7 @@ export function curlOf(entry, origin, hasKey) {
   if (hasKey) lines.push(`-H "Authorization: Bearer $OMNI_API_KEY"`);
   const names = Object.keys(entry.inputs ?? {});
   const fields = entry.settings;
-  const path = entry.kind === "video" ? "/v1/videos" : entry.kind === "audio" ? "/v1/audio/speech"
-    : requestOf({ settings: {}, inputs: entry.inputs ?? {}, n: 1 }).path;
+  const path = PATHS[entry.kind] ?? requestOf({ settings: {}, inputs: entry.inputs ?? {}, n: 1 }).path;
   if (names.length) {
     for (const [name, value] of Object.entries(fields)) lines.push(`-F ${quoted(`${name}=${typeof value === "object" ? JSON.stringify(value) : value}`)}`);
     for (const name of names) lines.push(`-F ${quoted(`${name}=@${name}.png`)}`);

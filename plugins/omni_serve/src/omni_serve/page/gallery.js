@@ -24,21 +24,21 @@ export class Gallery {
   /** Show what was kept. What ran when the page was left, in no other tab, was stopped by that. */
   async load(tabs) {
     const records = await this._store.all();
-    const isOpen = records.some((record) => record.status === "running" && record.kind !== "video");
+    const isOpen = records.some((record) => record.status === "running" && !record.jobId);
     const elsewhere = isOpen ? await tabs.othersRun() : new Set();
     for (const record of records) {
-      if (record.kind === "video") this._loadVideo(record);
+      if (record.jobId) this._loadJob(record);
       else if (record.status !== "running") this.add(record);
       else if (!elsewhere.has(record.id)) this.add({ ...record, status: "interrupted" });
     }
     this.changed();
   }
 
-  /** Videos are the server's, and shown by now; the record knows more of how they were asked for. */
-  _loadVideo(record) {
+  /** Jobs are the server's, and shown by now; the record knows more of how they were asked for. */
+  _loadJob(record) {
     const { settings, inputs, id } = record;
     if (this.update(id, { settings, inputs })) return;
-    this.add({ ...record, status: "failed", message: "The server no longer has this video: it was restarted, or the video has expired." });
+    this.add({ ...record, status: "failed", message: "The server no longer has it: it was restarted, or this has expired." });
   }
 
   get(id) {

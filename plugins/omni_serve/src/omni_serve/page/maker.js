@@ -1,20 +1,19 @@
-// From what the form asks for to cards: picture requests and sounds run here, videos are jobs of the server.
+// From what the form asks for to cards: picture requests run here, videos and sound are jobs of the server.
 
 import { Problem } from "./api.js";
 import { announce } from "./dom.js";
 import { makePictures } from "./image_requests.js";
 import { Lanes } from "./lanes.js";
-import { makeSound } from "./sound_requests.js";
 import { ofKind, shortened } from "./words.js";
 
 const RETRY_S = 2;
 
 export class Maker {
-  constructor({ api, server, gallery, videos }) {
+  constructor({ api, server, gallery, jobs }) {
     this._api = api;
     this._server = server;
     this._gallery = gallery;
-    this._videos = videos;
+    this._jobs = jobs;
     this._lanes = new Lanes();
     this._running = new Map();
     this.onRefused = () => {};
@@ -31,7 +30,7 @@ export class Maker {
 
   /** Begin; it ends by itself. */
   async make(ask) {
-    if (ask.kind === "video") return this._makeVideo(ask);
+    if (ask.kind !== "image") return this._addJob(ask);
     const group = crypto.getRandomValues(new Uint32Array(2)).join("-");
     const run = { ask, abort: new AbortController(), wake: () => {}, ids: [] };
     for (let number = 0; number < ask.n; number += 1) {
@@ -58,7 +57,7 @@ export class Maker {
 
   /** Abort the request of a card: closing the connection is what the server takes for it. */
   stop(entry) {
-    if (entry.kind === "video") this._videos.stop(entry);
+    if (entry.jobId) this._jobs.stop(entry);
     else this._running.get(entry.group)?.abort.abort();
   }
 
@@ -67,9 +66,9 @@ export class Maker {
     this._running.get(entry.group)?.wake();
   }
 
-  async _makeVideo(ask) {
+  async _addJob(ask) {
     try {
-      await this._videos.create(ask);
+      await this._jobs.create(ask);
     } catch (problem) {
       this.onRefused(problem, ask);
     }
@@ -96,10 +95,6 @@ export class Maker {
   }
 
   async _send({ ask, ids }, signal) {
-    if (ask.kind === "audio") {
-      this._finish(ids[0], await makeSound(this._api, ask, signal));
-      return;
-    }
     await makePictures(this._api, ask, signal, (number, news) => {
       this._server.noteAlive();
       if (news.status === "done") this._finish(ids[number], news);

@@ -1,8 +1,10 @@
 // Where the bytes of an entry are: in the browser, or on the server behind the key.
 
+import { PATHS } from "./jobs.js";
+
 /** Return the URL and the type of what an entry shows; the URL is made once. */
 export async function mediaOf(api, entry) {
-  entry.media ??= entry.blob ? ofBlob(entry.blob) : fromServer(api, `/v1/videos/${entry.jobId}/content`);
+  entry.media ??= entry.blob ? ofBlob(entry.blob) : fromServer(api, `${PATHS[entry.kind]}/${entry.jobId}/content`);
   try {
     return await entry.media;
   } catch (error) {
@@ -13,7 +15,7 @@ export async function mediaOf(api, entry) {
 
 /** Return the URL of a still picture of a video. */
 export async function stillOf(api, entry) {
-  return fromServer(api, `/v1/videos/${entry.jobId}/content?variant=thumbnail`);
+  return fromServer(api, `${PATHS.video}/${entry.jobId}/content?variant=thumbnail`);
 }
 
 export function forgetMedia(entry) {

@@ -16,7 +16,7 @@ export function noteProgress(entry, news) {
 /** Return the share that is done, from 0 to 1; null if that is not known. */
 export function shareOf(entry) {
   if (entry.status !== "running") return null;
-  if (entry.kind === "video") return entry.progress / 100;
+  if (entry.jobId) return entry.progress / 100;
   return entry.numSteps ? entry.step / entry.numSteps : null;
 }
 
@@ -24,7 +24,7 @@ export function shareOf(entry) {
 export function saysOf(entry) {
   switch (entry.status) {
     case "waiting": return entry.ahead ? `Waits in this page, ${count(entry.ahead, "request")} before it` : "Waits in this page, next to go";
-    case "sending": return entry.kind === "audio" ? "Being made…" : "Sent to the server…";
+    case "sending": return "Sent to the server…";
     case "busy": return `The server is full. Trying again in ${Math.max(0, Math.ceil((entry.retryAt - Date.now()) / 1000))} s`;
     case "queued": return withTime(queueSays(entry), leftOf(entry), "done in");
     case "running": return withTime(stepSays(entry), leftOf(entry), "left", true);
@@ -41,7 +41,7 @@ function queueSays({ position }) {
 }
 
 function stepSays(entry) {
-  if (entry.kind === "video") return `${entry.progress} % done`;
+  if (entry.jobId) return `${entry.progress} % done`;
   if (!entry.numSteps) return "Starting";
   return entry.step >= entry.numSteps ? "Finishing" : `Step ${entry.step} of ${entry.numSteps}`;
 }
@@ -56,13 +56,13 @@ function withTime(text, left, words, isAfter = false) {
 /** Seconds left: the server's guess as time goes on, else by the pace so far. */
 function leftOf(entry) {
   if (typeof entry.estimatedS === "number") return Math.max(0, entry.estimatedS - (Date.now() - entry.toldAt) / 1000);
-  if (entry.kind === "video") return videoLeft(entry);
+  if (entry.jobId) return jobLeft(entry);
   const steps = entry.step - (entry.firstStep ?? 0);
   if (!(steps > 0)) return null;
   return ((entry.stepAt - entry.firstStepAt) / steps) * (entry.numSteps - entry.step) / 1000;
 }
 
-function videoLeft(entry) {
+function jobLeft(entry) {
   if (!(entry.progress > entry.firstProgress)) return null;
   const perPercent = (entry.toldAt - entry.firstProgressAt) / (entry.progress - entry.firstProgress);
   return (perPercent * (100 - entry.progress)) / 1000;

@@ -104,15 +104,22 @@ class VideoBody(Body):
     fps: OptionalFloat = Field(None, gt=0, le=240, description="Frames a second.")
 
 
-class SpeechBody(Body):
-    """For sound, as OpenAI's `/v1/audio/speech` has it."""
+class SoundBody(Body):
+    """For sound."""
+
+    seconds: OptionalFloat = Field(
+        None, gt=0, le=MOST_SECONDS, description="Length; sets audio_length_in_s or audio_end_in_s."
+    )
+
+
+class SpeechBody(SoundBody):
+    """For sound at once, as OpenAI's `/v1/audio/speech` has it."""
 
     input: str | None = Field(None, description="What to make; the same as prompt.")
     response_format: Literal["wav"] = "wav"
     voice: Any = Field(None, description="Has no effect.")
     instructions: str | None = Field(None, description="Has no effect.")
     speed: OptionalFloat = Field(None, description="Has no effect; leave it out or 1.")
-    seconds: OptionalFloat = Field(None, gt=0, le=MOST_SECONDS, description="Length; sets audio_length_in_s.")
 
 
 def parse(model: type[BodyT], fields: Any) -> BodyT:

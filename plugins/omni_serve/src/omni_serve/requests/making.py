@@ -7,16 +7,17 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from omni_core import DiffusionEngine, OmniDiffusionRequest
 from omni_core.errors import RequestError
 from omni_core.pipeline_info import PipelineInfo
-from omni_core.request import FIELD_OF_ARGUMENT, OmniDiffusionRequest
+from omni_core.request import FIELD_OF_ARGUMENT
 from omni_serve.errors import ApiError
 from omni_serve.requests.bodies import MOST_SECONDS, Body
 
 # Fields of a body that a request of the engine has under the same name.
 _SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "priority", "timeout_s")
 # What pipelines call the length of sound in seconds.
-_SECONDS = ("audio_length_in_s", "audio_end_in_s")
+LENGTHS_OF_SOUND = ("audio_length_in_s", "audio_end_in_s")
 # What the server sets by itself, and under what name a body has it.
 _SERVERS_OWN = {
     "output_type": "output_format",
@@ -32,7 +33,7 @@ _SERVERS_OWN = {
 
 def make_requests(
     body: Body,
-    info: PipelineInfo | None,
+    engine: DiffusionEngine,
     request_id: str,
     *,
     n: int = 1,
@@ -47,7 +48,7 @@ def make_requests(
 
     Args:
         body: What was asked for.
-        info: What the pipeline takes, if that is known.
+        engine: Which is to get them.
         request_id: Id of the HTTP request. Of several requests, each gets a number besides.
         n: How many outputs.
         previews: Previews of each.
@@ -56,8 +57,9 @@ def make_requests(
         metadata: For plugins.
 
     Raises:
-        ApiError: A field does not fit; `param` names it.
+        ApiError: A field does not fit the pipeline or the engine's limits; `param` names it.
     """
+    info = engine.pipeline_info
     keywords = {**body.keywords(), **(arguments or {})}
     for name in keywords:
         if name.startswith("callback"):
@@ -86,8 +88,7 @@ def make_requests(
             )
             for number in range(n)
         ]
-        if info is not None:
-            info.arguments(requests[0])
+        engine.check_request(requests[0])
     except RequestError as error:
         message = _without_id(error.message)
         blamed = _blamed(message, [*keywords, *sides, *fields], body)
@@ -123,7 +124,7 @@ def _check_numbers(keywords: Mapping[str, Any], info: PipelineInfo | None) -> No
                 param=name,
                 code="invalid_value",
             )
-    for name in _SECONDS:
+    for name in LENGTHS_OF_SOUND:
         value = keywords.get(name)
         if isinstance(value, (int, float)) and value > MOST_SECONDS:
             raise ApiError(400, f"{name} is more than {MOST_SECONDS}.", param=name, code="invalid_value")

@@ -1,15 +1,21 @@
-// Videos are jobs that the server keeps: they go on without this page, and are asked for.
+// Videos and sound are jobs that the server keeps: they go on without this page, and are asked for.
 
 import { withoutId } from "./api.js";
 import { announce, toast } from "./dom.js";
-import { shortened } from "./words.js";
+import { ofKind, shortened } from "./words.js";
 
 const POLL_S = 1;
 const MOST = 100;
 const PARTS = { queued: "queued", in_progress: "running", completed: "done", failed: "failed" };
 
-export class VideoJobs {
-  constructor({ api, gallery, server }) {
+/** Where the jobs of a kind are. */
+export const PATHS = { video: "/v1/videos", audio: "/v1/audio/generations" };
+
+export class Jobs {
+  /** @param kind What the model makes; of "image" there are no jobs. */
+  constructor({ api, gallery, server, kind }) {
+    this._kind = kind;
+    this._path = PATHS[kind];
     this._api = api;
     this._gallery = gallery;
     this._timer = null;
@@ -25,18 +31,18 @@ export class VideoJobs {
     const form = new FormData();
     for (const [name, value] of Object.entries(ask.settings)) form.append(name, typeof value === "object" ? JSON.stringify(value) : String(value));
     for (const [name, blob] of Object.entries(ask.inputs)) form.append(name, blob, name);
-    const response = await this._api.send("/v1/videos", { method: "POST", form });
+    const response = await this._api.send(this._path, { method: "POST", form });
     const job = await response.json();
     const settings = { ...ask.settings, seed: job.seed };
     this._gallery.add({ ...this._entryOf(job), settings, inputs: ask.inputs }, { isOwn: true });
-    announce(`Asked for ${shortened(ask.settings.prompt ?? "a video", 80)}.`);
+    announce(`Asked for ${shortened(ask.settings.prompt ?? `one ${ofKind(this._kind)}`, 80)}.`);
     this._plan();
   }
 
   /** End a job that runs; the server forgets it. */
   async stop(entry) {
     try {
-      await this._api.send(`/v1/videos/${entry.jobId}`, { method: "DELETE" });
+      await this._api.send(`${this._path}/${entry.jobId}`, { method: "DELETE" });
       this._gallery.update(entry.id, { status: "stopped" });
       this._gallery.unkeep([entry]);
     } catch (problem) {
@@ -46,15 +52,16 @@ export class VideoJobs {
   }
 
   async delete(entry) {
-    await this._api.send(`/v1/videos/${entry.jobId}`, { method: "DELETE" }).catch(() => {});
+    await this._api.send(`${PATHS[entry.kind]}/${entry.jobId}`, { method: "DELETE" }).catch(() => {});
   }
 
   /** Ask for all jobs, and go on asking while one runs. */
   async look() {
+    if (!this._path) return;
     clearTimeout(this._timer);
     let jobs;
     try {
-      jobs = (await this._api.get(`/v1/videos?limit=${MOST}`)).data;
+      jobs = (await this._api.get(`${this._path}?limit=${MOST}`)).data;
     } catch {
       return;  // the server's state tells, and its return begins this anew
     }
@@ -62,8 +69,8 @@ export class VideoJobs {
     for (const job of jobs) this._show(job, queued.indexOf(job));
     const known = new Set(jobs.map((job) => job.id));
     for (const entry of this._gallery.active()) {
-      if (entry.kind === "video" && !known.has(entry.jobId) && jobs.length < MOST) {
-        this._gallery.update(entry.id, { status: "failed", message: "The server no longer has it: it was restarted, or the video was deleted elsewhere." });
+      if (entry.jobId && !known.has(entry.jobId) && jobs.length < MOST) {
+        this._gallery.update(entry.id, { status: "failed", message: "The server no longer has it: it was restarted, or this was deleted elsewhere." });
       }
     }
     if (jobs.some((job) => ["queued", "in_progress"].includes(job.status))) this._plan();
@@ -87,14 +94,14 @@ export class VideoJobs {
     this._gallery.update(job.id, changes);
     if (news.status !== "done") return;
     this._gallery.keep(known);
-    announce(`Ready: ${shortened(job.prompt ?? "a video", 80)}.`);
+    announce(`Ready: ${shortened(job.prompt ?? ofKind(this._kind), 80)}.`);
   }
 
   _entryOf(job) {
     const [width, height] = (job.size || "x").split("x").map(Number);
     const settings = { ...(job.prompt ? { prompt: job.prompt } : {}), ...(job.seed === null ? {} : { seed: job.seed }), ...(width ? { width, height } : {}) };
     return {
-      id: job.id, jobId: job.id, group: job.id, of: 1, kind: "video", model: job.model, status: PARTS[job.status] ?? job.status,
+      id: job.id, jobId: job.id, group: job.id, of: 1, kind: this._kind, model: job.model, status: PARTS[job.status] ?? job.status,
       progress: job.progress, settings, inputs: {}, created: job.created_at * 1000, message: withoutId(job.error?.message),
       ...(width ? { width, height } : {}), ...(job.completed_at ? { tookS: job.completed_at - job.created_at } : {}),
     };
