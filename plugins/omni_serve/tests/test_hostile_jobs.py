@@ -85,6 +85,17 @@ def test_a_download_goes_on_when_the_video_is_deleted(moving: ThreadServer) -> N
     assert (part.status_code, part.content) == (206, b"v" * 10)
 
 
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [("bytes=10-5", 400), ("lines=1-2", 400), ("bytes", 400), ("bytes=x", 400), ("bytes=1000-", 416)],
+)
+def test_a_part_that_is_none(moving: ThreadServer, asked: str, status: int) -> None:
+    job = keep(moving, 1000)
+    answer = httpx2.get(f"{moving.url}{VIDEOS}/{job.id}/content", headers={"range": asked})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, "invalid_range")
+    assert answer.headers.get("content-range") == ("bytes */1000" if status == 416 else None)
+
+
 def test_a_file_that_is_gone_is_not_found(moving: ThreadServer) -> None:
     """As between the look at a job and the opening of its file."""
     job = keep(moving, 10)

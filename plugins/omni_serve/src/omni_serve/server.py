@@ -16,6 +16,7 @@ from omni_core import AsyncDiffusionEngine, OmniDiffusionConfig, PluginRegistry
 from omni_core.errors import ConfigError
 from omni_core.log import get_logger
 from omni_serve.app import make_app
+from omni_serve.http.connection import Connection
 from omni_serve.jobs.store import JobStore
 from omni_serve.kept_jobs import KeptJobs
 from omni_serve.making.jobs import JobMaker
@@ -201,6 +202,7 @@ async def _serve(
                 access_log=False,
                 server_header=False,
                 lifespan="off",
+                http=Connection,
                 ws="none",
                 timeout_graceful_shutdown=_CLOSE_S,
             ),
