@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 from omni_core.media.videos import DEFAULT_FPS
 from omni_serve.errors import ApiError
 from omni_serve.http.opened_file import OpenedFile
+from omni_serve.http.trace_context import trace_context
 from omni_serve.jobs.job import Job
 from omni_serve.making.inputs import take_urls
-from omni_serve.making.videos import files_of, upload_names, video_request
+from omni_serve.making.videos import TRACE, files_of, upload_names, video_request
 from omni_serve.requests.bodies import VideoBody, parse
 from omni_serve.requests.reading import read_body
 from omni_serve.service import Service
@@ -49,7 +50,8 @@ async def remix(request: Request) -> Response:
         if not isinstance(read.fields, dict) or not isinstance(read.fields.get("prompt"), str):
             raise ApiError(400, "prompt is needed.", param="prompt", code="invalid_value")
         files = files_of({name: await service.jobs.upload(old, name) for name in old.uploads})
-        return await _add(request, {**old.request, "prompt": read.fields["prompt"]}, files, old.id)
+        fields = {name: value for name, value in old.request.items() if name != TRACE}
+        return await _add(request, {**fields, "prompt": read.fields["prompt"]}, files, old.id)
 
 
 async def _add(request: Request, fields: Any, files: dict[str, list[bytes]], remixed_from: str | None) -> Response:
@@ -67,10 +69,13 @@ async def _add(request: Request, fields: Any, files: dict[str, list[bytes]], rem
     digest = await service.in_thread(_digest, fields, uploads)
     if body.seed is None:
         body.seed = secrets.randbelow(2**32)
+    asked = body.model_dump(mode="json", exclude_none=True)
+    if context := trace_context(request.headers):
+        asked[TRACE] = context
     job, _ = await service.jobs.add(
         "video",
         service.model_name,
-        body.model_dump(mode="json", exclude_none=True),
+        asked,
         uploads=uploads,
         idempotency=None if key is None else (key, digest),
         remixed_from=remixed_from,
