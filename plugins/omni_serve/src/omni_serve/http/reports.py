@@ -41,20 +41,20 @@ class HttpReports:
                 status = message["status"]
             await send(message)
 
+        asked = dict(scope)  # a mount changes it
         begun = time.monotonic()
         try:
             await self._app(scope, receive, send_noted)
         finally:
-            route = _template(scope)
+            route = _template(scope.get("route"), asked)
             method = scope["method"] if scope["method"] in _METHODS else OTHER
             self._observers.http_request(route, method, status, time.monotonic() - begun)
             if scope.get("state", {}).get(IS_GONE):
                 self._observers.http_disconnect(route)
 
 
-def _template(scope: Scope) -> str:
+def _template(route: Any, scope: Scope) -> str:
     """Return the template of the route that a path has, also if the request never came so far; or `OTHER`."""
-    route: Any = scope.get("route")
     if route is None:
         found = (one for one in scope["app"].routes if one.matches(scope)[0] is not Match.NONE)
         route = next(found, None)
