@@ -67,6 +67,12 @@ class Collector:
                     self._spans.extend(scope.spans)
             self._changed.notify_all()
 
+    def forget(self) -> None:
+        """Drop what has come."""
+        with self._changed:
+            self._spans.clear()
+            self.resources.clear()
+
     def traces(self, number: int) -> list[Trace]:
         """Wait for the spans of so many requests, and return them, by request."""
         with self._changed:

@@ -106,6 +106,7 @@ def prometheus(folder: Path, target: str, key: str | None = None) -> Iterator[Pr
                 f"--config.file={folder / 'prometheus.yml'}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address=127.0.0.1:{port}",
+                "--scrape.discovery-reload-interval=100ms",
             ],
             stdout=log,
             stderr=log,
