@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from engines import PATIENCE_S, plugins
+
 from omni_core import OmniDiffusionConfig
 from omni_serve.server import Server, address_of, bind, serve
 from omni_serve.settings import ServeSettings

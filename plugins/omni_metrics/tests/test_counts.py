@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from engines import FAULTY, PATIENCE_S, ask, counted
+from scraping import needs_prometheus, prometheus, promtool, read
+
 from omni_core.errors import PipelineError, RequestError, RequestTimeoutError, WorkerDiedError
 from omni_core.testing.injection import begun_file, fault
-from scraping import needs_prometheus, prometheus, promtool, read
 
 
 @needs_prometheus

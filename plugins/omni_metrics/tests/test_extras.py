@@ -9,8 +9,8 @@ import time
 from typing import Any
 
 import pytest
-
 from engines import PATIENCE_S, ask, counted, plugins, traced
+
 from omni_core import DiffusionEngine, OmniDiffusionConfig, hookimpl
 from omni_core.errors import ConfigError
 from omni_core.testing.warm_python import WarmPython

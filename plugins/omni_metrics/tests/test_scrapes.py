@@ -11,15 +11,15 @@ from typing import Any
 
 import psutil
 import pytest
-
 from engines import PATIENCE_S, ask, counted, plugins
+from scraping import families, needs_promtool, promtool, read, series, value
+
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniRequestOutput
 from omni_core.errors import PipelineError, RequestError
 from omni_core.outputs import ForwardReport, RequestMetrics
 from omni_metrics.options import MetricsOptions
 from omni_metrics.prometheus.plugin import PrometheusObserver
 from omni_metrics.tracing.plugin import TraceObserver
-from scraping import families, needs_promtool, promtool, read, series, value
 
 
 def test_two_engines_are_two_label_sets() -> None:
@@ -90,7 +90,6 @@ def test_a_scrape_while_every_worker_is_stopped(record_property: Any, wait_until
         for handle in handles:
             handle.result(PATIENCE_S)
     record_property("median_ms", statistics.median(seconds) * 1e3)
-    print(f"a scrape took {statistics.median(seconds) * 1e3:.1f} ms, at most {max(seconds) * 1e3:.1f} ms")
     assert statistics.median(seconds) < 0.05, seconds
 
 
@@ -119,7 +118,7 @@ def test_a_scrape_shows_what_waits_and_what_sleeps(wait_until: Any) -> None:
         assert value(observer.text(), "omni_sleep_level") == 0
 
 
-def test_ten_thousand_requests_do_not_grow_the_process(collector: Any) -> None:
+def test_ten_thousand_requests_do_not_grow_the_process(collector: Any, record_property: Any) -> None:
     """What an engine tells of requests, without the model: each hook, with both halves listening."""
     prometheus = PrometheusObserver(MetricsOptions())
     traces = TraceObserver(MetricsOptions(forwards=True, prompts=True))
@@ -164,5 +163,5 @@ def test_ten_thousand_requests_do_not_grow_the_process(collector: Any) -> None:
         assert len(prometheus.text().splitlines()) == size
         assert traces._engines[engine.engine_id].num_running == 0
         assert value(prometheus.text(), "omni_requests_accepted_total") == 13_000
-        print(f"10,000 requests have grown the process by {grown / 1e6:.2f} MB")
+        record_property("grown_mb", grown / 1e6)
         assert grown < 4e6

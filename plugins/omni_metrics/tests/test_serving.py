@@ -9,15 +9,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-
 from collector import Collector, attributes_of, seconds_of
 from engines import PATIENCE_S
+from scraping import needs_prometheus, prometheus, promtool, value
+from served import served
+
 from omni_metrics.options import MetricsOptions
 from omni_metrics.prometheus.plugin import PrometheusObserver
 from omni_metrics.tracing.plugin import TraceObserver
 from omni_serve.settings import ServeSettings
-from scraping import needs_prometheus, prometheus, promtool, value
-from served import served
 
 KEY = "a-key-of-the-client"
 TRACE, CALLER = "c3" * 16, "d4" * 8

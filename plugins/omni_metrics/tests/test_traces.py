@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-
 from collector import Collector, attributes_of, seconds_of
 from engines import FAULTY, PATIENCE_S, ask, traced
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
 from omni_core import OmniRequestOutput
 from omni_core.testing.injection import begun_file, fault
 from omni_metrics.options import MetricsOptions
@@ -24,7 +25,7 @@ STAGES = ["queue", "encode", "denoise", "decode"]
 
 def assert_gapless(root: Span, children: list[Span]) -> None:
     assert children[0].start_time_unix_nano == root.start_time_unix_nano
-    for one, following in zip(children, children[1:], strict=False):
+    for one, following in itertools.pairwise(children):
         assert one.end_time_unix_nano == following.start_time_unix_nano
     assert abs(children[-1].end_time_unix_nano - root.end_time_unix_nano) < 1000
 
@@ -176,5 +177,5 @@ def test_forwards_and_prompts_are_for_those_who_ask(collector: Collector) -> Non
     assert [one.name for one in forwards] == ["forward"] * output.metrics.num_calls
     assert {attributes_of(one)["omni.rows"] for one in forwards} == {2}
     assert sum(map(seconds_of, forwards)) <= seconds_of(denoise) * 1.05
-    for one, following in zip(forwards, forwards[1:], strict=False):
+    for one, following in itertools.pairwise(forwards):
         assert one.end_time_unix_nano <= following.start_time_unix_nano
