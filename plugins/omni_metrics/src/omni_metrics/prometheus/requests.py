@@ -63,7 +63,7 @@ class RequestFamilies:
         self._stages = {
             name: self._seconds(name, what, registry)
             for name, what in (
-                ("encode", "From there to the first denoiser call, of requests that finished"),
+                ("encode", "From the beginning of the work to the first denoiser call, of requests that finished"),
                 ("denoise", "From the first denoiser call to the end of the last, of requests that finished"),
                 ("decode", "From the last denoiser call to the output, of requests that finished"),
             )
