@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,18 @@ def test_one_request_under_the_span_of_its_caller(collector: Collector) -> None:
     assert root.status.code == Status.STATUS_CODE_UNSET
     assert not root.events
     assert collector.resources[0]["service.name"] == "omni"
+
+
+def test_a_program_that_ends_without_closing_its_engine(collector: Collector) -> None:
+    code = (
+        "from omni_core import DiffusionEngine, OmniDiffusionRequest as Request; engine = DiffusionEngine(); "
+        "engine.step([Request(prompt='a', num_inference_steps=2)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Traceback" not in done.stderr
+    [trace] = collector.traces(1)
+    assert trace.names == STAGES
 
 
 def test_without_a_caller_each_request_is_a_trace_of_its_own(collector: Collector, monkeypatch: Any) -> None:

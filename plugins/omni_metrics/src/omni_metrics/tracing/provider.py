@@ -51,7 +51,11 @@ class SpanDestination:
         if self._own is None:
             return
         thread = threading.Thread(target=self._own.shutdown, name="omni-metrics-flush", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter ends, and starts no more threads
+            self._own.shutdown()
+            return
         thread.join(_FLUSH_S)
         if thread.is_alive():
             log.warning("spans could not be sent in time, and are lost", seconds=_FLUSH_S)
