@@ -25,11 +25,11 @@ def plugins(*observers: Any) -> PluginRegistry:
 
 
 @contextlib.contextmanager
-def counted(**fields: Any) -> Iterator[tuple[DiffusionEngine, PrometheusObserver]]:
-    """Make an engine whose metrics are on a port."""
+def counted(*others: Any, **fields: Any) -> Iterator[tuple[DiffusionEngine, PrometheusObserver]]:
+    """Make an engine whose metrics are on a port, and which others observe besides."""
     observer = PrometheusObserver(MetricsOptions(port=0))
     config = OmniDiffusionConfig(**{"log_level": "error", **fields})
-    with DiffusionEngine(config, plugins=plugins(observer)) as engine:
+    with DiffusionEngine(config, plugins=plugins(observer, *others)) as engine:
         yield engine, observer
 
 

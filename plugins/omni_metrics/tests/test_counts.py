@@ -11,14 +11,27 @@ import pytest
 from engines import FAULTY, PATIENCE_S, ask, counted
 from scraping import needs_prometheus, prometheus, promtool, read
 
+from omni_core import hookimpl
 from omni_core.errors import PipelineError, RequestError, RequestTimeoutError, WorkerDiedError
 from omni_core.testing.injection import begun_file, fault
+
+
+class Started:
+    """Notes where each request began."""
+
+    def __init__(self) -> None:
+        self.replicas: dict[str, int] = {}
+
+    @hookimpl
+    def omni_request_started(self, request_id: str, replica: int) -> None:
+        self.replicas[request_id] = replica
 
 
 @needs_prometheus
 def test_each_count_is_what_happened(tmp_path: Path, wait_until: Any) -> None:
     config = {"executor_class": "multiproc", "data_parallel_size": 2, "model": FAULTY, "max_retries": 1}
-    with counted(**config, max_prompt_length=100) as (engine, observer):
+    started = Started()
+    with counted(started, **config, max_prompt_length=100) as (engine, observer):
         assert observer.address is not None
         target = observer.address.removeprefix("http://").removesuffix("/metrics")
         with prometheus(tmp_path, target) as server:
@@ -37,18 +50,23 @@ def test_each_count_is_what_happened(tmp_path: Path, wait_until: Any) -> None:
                 with pytest.raises(RequestError):
                     engine.submit(ask(12, prompt="a" * 200))
 
-            killed = 0
+            killed, retries, company = 0, 0, 4
             for number in range(2):
                 held = tmp_path / f"held-{number}"
                 waiting = fault("wait", once=tmp_path / f"once-{number}", file=held)
+                seeds = range(100 * number, 100 * number + company)
+                others = engine.submit_all([ask(seed, num_inference_steps=40) for seed in seeds])
                 handle = engine.submit(ask(20 + number, extra_args={"fault": waiting}))
                 wait_until(begun_file(held).exists, PATIENCE_S)
-                [busy] = [one for one in engine.executor.worker_stats() if one.state == "busy"]
-                assert busy.pid is not None
-                os.kill(busy.pid, signal.SIGKILL)
+                place = started.replicas[handle.request_id]
+                [worker] = [one for one in engine.executor.worker_stats() if one.replica == place]
+                assert worker.pid is not None
+                os.kill(worker.pid, signal.SIGKILL)
                 killed += 1
-                output = handle.result(PATIENCE_S).raise_for_error()
-                assert output.metrics.num_retries == 1
+                outputs = [one.result(PATIENCE_S).raise_for_error() for one in (handle, *others)]
+                assert outputs[0].metrics.num_retries == 1
+                retries += sum(output.metrics.num_retries for output in outputs)
+            finished = 8 + killed * (1 + company)
 
             poison = engine.step([ask(30, extra_args={"fault": fault("exit")})], PATIENCE_S)[0]
             assert isinstance(poison.error, WorkerDiedError)
@@ -56,8 +74,8 @@ def test_each_count_is_what_happened(tmp_path: Path, wait_until: Any) -> None:
 
             wait_until(lambda: all(one.state == "idle" for one in engine.executor.worker_stats()), PATIENCE_S)
             expected = {
-                "omni_requests_accepted_total": 14,
-                'omni_requests_total{reason="finished"}': 10,
+                "omni_requests_accepted_total": finished + 4,
+                'omni_requests_total{reason="finished"}': finished,
                 'omni_requests_total{reason="error"}': 2,
                 'omni_requests_total{reason="timeout"}': 1,
                 'omni_requests_total{reason="aborted"}': 1,
@@ -67,18 +85,18 @@ def test_each_count_is_what_happened(tmp_path: Path, wait_until: Any) -> None:
                 "omni_request_failures_total": 3,
                 'omni_requests_refused_total{error="RequestError"}': 3,
                 "omni_requests_refused_total": 3,
-                "omni_request_retries_total": killed + 1,
+                "omni_request_retries_total": retries + 1,
                 "omni_worker_deaths_total": deaths,
                 "omni_worker_starts_total": 2 + deaths,
                 "omni_worker_restarts_total": deaths,
                 "omni_worker_up": 2,
                 "omni_replica_ready": 2,
-                "omni_request_duration_seconds_count": 14,
-                "omni_request_queue_seconds_count": 14,
-                "omni_request_denoise_seconds_count": 10,
-                "omni_request_steps_sum": 10 * 6,
-                'omni_outputs_total{kind="image"}': 10,
-                "omni_output_pixels_count": 10,
+                "omni_request_duration_seconds_count": finished + 4,
+                "omni_request_queue_seconds_count": finished + 4,
+                "omni_request_denoise_seconds_count": finished,
+                "omni_request_steps_sum": (8 + killed) * 6 + killed * company * 40,
+                'omni_outputs_total{kind="image"}': finished,
+                "omni_output_pixels_count": finished,
                 "omni_requests_running": 0,
                 "omni_requests_waiting": 0,
                 "up": 1,
