@@ -1,14 +1,15 @@
-"""What the observers of omni-metrics cost: engines with and without them, side by side.
+"""What the observers of omni-metrics cost: the same engine with and without them, in turns.
 
     pip install './plugins/omni_metrics[prometheus,otel]'
-    python benchmarks/metrics.py [--rounds 200]
+    python benchmarks/metrics.py [--rounds 400]
 
-Two engines with the small model are in one process, and take turns at the same request, so that noise of the machine
-hits both. One has no observers. The other counts for Prometheus, is scraped once a second, and sends spans to a
-collector in a process of its own, which drops them. The ratio is that of each pair of turns, of the seconds and
-of the CPU time of the process, exporting and scraping included. Pairs without any observer show how exact that is.
+One engine with the small model does the same request again and again; in every other turn its observers are told
+nothing. Two engines would not do: they differ by some 3 % for where their weights happen to lie. A turn ends when the
+observers have taken note of the end of its requests. The ratio is that of each pair of turns, of the seconds and of the
+CPU time of the process. Pairs without any observer show how exact that is.
 
-Besides, what one call of each hook costs, without an engine.
+What is done at other times is measured by itself: a scrape, and sending the spans of a request to a collector in a
+process of its own, which drops them. So is one call of each hook.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ import os
 import statistics
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
 from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniDiffusionRequest, OmniRequestOutput, PluginRegistry
 from omni_core.outputs import ForwardReport, RequestMetrics
+from omni_metrics.options import MetricsOptions
+from omni_metrics.prometheus.plugin import PrometheusObserver
+from omni_metrics.tracing.plugin import TraceObserver
 
 _PATIENCE_S = 60.0
-_SCRAPE_EVERY_S = 1.0
 _CALLS = 5000
 
 
@@ -66,56 +72,42 @@ def collector() -> Iterator[str]:
         process.join(_PATIENCE_S)
 
 
-@contextlib.contextmanager
-def scraped(address: str) -> Iterator[None]:
-    """Read metrics as Prometheus does, but more often."""
-    over = threading.Event()
+class Switch(PluginRegistry):
+    """Plugins that are told of nothing while `is_on` is False."""
 
-    def scrape() -> None:
-        while not over.wait(_SCRAPE_EVERY_S):
-            with urllib.request.urlopen(address, timeout=_PATIENCE_S) as answer:
-                answer.read()
+    is_on = True
 
-    thread = threading.Thread(target=scrape)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(_PATIENCE_S)
+    def notify(self, hook_name: str, /, **kwargs: Any) -> None:
+        if self.is_on:
+            super().notify(hook_name, **kwargs)
 
 
 def compare(names: list[str], rounds: int, companions: int) -> None:
     """Print what requests take with some of the observers against without."""
-    from omni_metrics.options import MetricsOptions
-    from omni_metrics.prometheus.plugin import PrometheusObserver
-    from omni_metrics.tracing.plugin import TraceObserver
-
-    prometheus = PrometheusObserver(MetricsOptions(port=0))
-    plain, observed = (PluginRegistry(disabled="metrics,traces,log") for _ in range(2))
+    prometheus, provider = PrometheusObserver(MetricsOptions()), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), max_queue_size=1 << 16))
+    plugins = Switch(disabled="metrics,traces,log")
     if "prometheus" in names:
-        observed.register(prometheus)
+        plugins.register(prometheus)
     if "traces" in names:
-        observed.register(TraceObserver(MetricsOptions()))
-    config = OmniDiffusionConfig(log_level="error")
-    with contextlib.ExitStack() as ends:
-        without = ends.enter_context(DiffusionEngine(config, plugins=plain))
-        having = ends.enter_context(DiffusionEngine(config, plugins=observed))
-        if prometheus.address is not None:
-            ends.enter_context(scraped(prometheus.address))
-        for engine in (without, having) * 5:
+        plugins.register(TraceObserver(MetricsOptions(), provider))
+    with DiffusionEngine(OmniDiffusionConfig(log_level="error"), plugins=plugins) as engine:
+        for _ in range(10):
             run(engine, companions)
         wall, cpu = [], []
         for number in range(rounds):
             seconds, busy = {}, {}
-            for engine in (without, having) if number % 2 else (having, without):
+            for is_on in (False, True) if number % 2 else (True, False):
+                plugins.is_on = is_on
                 begun, begun_cpu = time.perf_counter(), time.process_time()
                 run(engine, companions)
-                seconds[engine], busy[engine] = time.perf_counter() - begun, time.process_time() - begun_cpu
-            wall.append(seconds[having] / seconds[without])
-            cpu.append(busy[having] / busy[without])
-    what = f"{' and '.join(names) or 'nothing'}, {companions} at a time"
-    print(f"{what:38}  with / without: {described(wall)}; CPU of the process {described(cpu)}", flush=True)
+                seconds[is_on], busy[is_on] = time.perf_counter() - begun, time.process_time() - begun_cpu
+            wall.append(seconds[True] / seconds[False])
+            cpu.append(busy[True] / busy[False])
+        plugins.is_on = True
+        what = f"{' and '.join(names) or 'nothing'}, {companions} at a time"
+        print(f"{what:38}  with / without: {described(wall)}; CPU of the process {described(cpu)}", flush=True)
+    provider.shutdown()
 
 
 def described(ratios: list[float]) -> str:
@@ -128,17 +120,43 @@ def described(ratios: list[float]) -> str:
 
 
 def run(engine: DiffusionEngine, companions: int) -> None:
-    requests = [OmniDiffusionRequest(prompt="a red seven", seed=seed) for seed in range(companions)]
-    for output in engine.step(requests, _PATIENCE_S):
-        output.raise_for_error()
+    """Run requests until the observers have taken note of the end of each: callbacks are called after them."""
+    noted = threading.Semaphore(0)
+    handles = engine.submit_all([OmniDiffusionRequest(prompt="a red seven", seed=seed) for seed in range(companions)])
+    for handle in handles:
+        handle.add_done_callback(lambda _: noted.release())
+    for handle in handles:
+        handle.result(_PATIENCE_S).raise_for_error()
+        if not noted.acquire(timeout=_PATIENCE_S):
+            raise RuntimeError("an observer does not return")
+
+
+def elsewhere() -> None:
+    """Print what is done at other times than while requests run."""
+    prometheus, provider = PrometheusObserver(MetricsOptions()), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=1e6))
+    plugins = PluginRegistry(disabled="metrics,traces,log")
+    plugins.register(prometheus)
+    plugins.register(TraceObserver(MetricsOptions(), provider))
+    with DiffusionEngine(OmniDiffusionConfig(log_level="error"), plugins=plugins) as engine:
+        run(engine, 8)
+        provider.force_flush()
+        scrapes, flushes = [], []
+        for _ in range(20):
+            begun = time.process_time()
+            prometheus.text()
+            scrapes.append(time.process_time() - begun)
+            run(engine, 1)
+            begun = time.process_time()
+            provider.force_flush()
+            flushes.append(time.process_time() - begun)
+        print(f"CPU of a scrape: {statistics.median(scrapes) * 1e3:.1f} ms")
+        print(f"CPU of sending the spans of one request by itself: {statistics.median(flushes) * 1e3:.1f} ms")
+    provider.shutdown()
 
 
 def hooks() -> None:
     """Print the microseconds that one call of each hook takes."""
-    from omni_metrics.options import MetricsOptions
-    from omni_metrics.prometheus.plugin import PrometheusObserver
-    from omni_metrics.tracing.plugin import TraceObserver
-
     for name, observer in (
         ("prometheus", PrometheusObserver(MetricsOptions())),
         ("traces", TraceObserver(MetricsOptions())),
@@ -170,12 +188,13 @@ def hook_arguments(engine_id: str) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=400)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with collector() as address:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = address
         hooks()
+        elsewhere()
         for companions, rounds in ((1, arguments.rounds), (8, max(1, arguments.rounds // 4))):
             for names in ([], ["prometheus"], ["traces"], ["prometheus", "traces"]):
                 compare(names, rounds, companions)
