@@ -23,7 +23,8 @@ nox.options.sessions = ["all"]
 MULTIPROC_FOLDER = "plugins/omni_exec_multiproc"
 TORCHRUN_FOLDER = "plugins/omni_exec_torchrun"
 SERVE_FOLDER = "plugins/omni_serve"
-PLUGINS = (f"./{MULTIPROC_FOLDER}", f"./{TORCHRUN_FOLDER}", f"./{SERVE_FOLDER}")
+METRICS_FOLDER = "plugins/omni_metrics"
+PLUGINS = (f"./{MULTIPROC_FOLDER}", f"./{TORCHRUN_FOLDER}", f"./{SERVE_FOLDER}", f"./{METRICS_FOLDER}[prometheus,otel]")
 
 CHECK = Environment("check", (".[check,docs,examples]", *PLUGINS, "nox"), editable=True)
 CORE = Environment("core", (".",))
@@ -31,6 +32,8 @@ EXTRAS = Environment("extras", (".[video,examples]",))
 MULTIPROC = Environment("multiproc", (".", PLUGINS[0]))
 TORCHRUN = Environment("torchrun", (".", PLUGINS[1]))
 SERVE = Environment("serve", (".[video]", f"./{SERVE_FOLDER}[test]"))
+# With a server and worker processes: what is counted and traced is what those do.
+METRICS = Environment("metrics", (".", PLUGINS[0], PLUGINS[2], f"./{METRICS_FOLDER}[test]"))
 DOCS = Environment("docs", (".[docs]", *PLUGINS, "openai", "httpx2"))
 
 
@@ -45,6 +48,8 @@ TORCHRUN_ALONE = pytest("torchrun, alone", TORCHRUN, folder=TORCHRUN_FOLDER, whi
 MULTIPROC_SUITE = pytest("multiproc: conformance", MULTIPROC, SUITE, folder=MULTIPROC_FOLDER)
 MULTIPROC_TESTS = pytest("multiproc", MULTIPROC, f"--ignore={SUITE}", folder=MULTIPROC_FOLDER)
 SERVE_TESTS = pytest("serve", SERVE, folder=SERVE_FOLDER)
+METRICS_TESTS = pytest("metrics", METRICS, folder=METRICS_FOLDER)
+METRICS_ALONE = pytest("metrics, alone", METRICS, folder=METRICS_FOLDER, which="alone")
 MULTIPROC_ALONE = pytest("multiproc, alone", MULTIPROC, folder=MULTIPROC_FOLDER, which="alone")
 
 ENGINE_FOLDERS = ("tests/engine", "tests/worker")
@@ -91,10 +96,10 @@ LIGHT = Job(
 CORE_JOBS = (CLI_TESTS, ENGINE_TESTS, OTHER_TESTS, EXTRA_TESTS)
 # The longest first, so that no long one is left for the end.
 JOBS = (TORCHRUN_SUITE, SERVE_TESTS, CLI_TESTS, TORCHRUN_TESTS, ENGINE_TESTS, MULTIPROC_TESTS, DOCS_TESTS, OTHER_TESTS)
-JOBS = (*JOBS, MULTIPROC_SUITE, EXTRA_TESTS, CHECKS)
+JOBS = (*JOBS, MULTIPROC_SUITE, METRICS_TESTS, EXTRA_TESTS, CHECKS)
 # What measures time, when nothing else runs. Those of torchrun by night: by day multiproc shows the same, on the same
 # replicas and wire.
-ALONE = (CORE_ALONE, MULTIPROC_ALONE)
+ALONE = (CORE_ALONE, MULTIPROC_ALONE, METRICS_ALONE)
 
 
 def run(session: nox.Session, *jobs: Job, alone: tuple[Job, ...] = (), more: tuple[str, ...] = ()) -> None:
@@ -171,6 +176,12 @@ def torchrun(session: nox.Session) -> None:
 def serve(session: nox.Session) -> None:
     """The tests of the server, with only it and the core installed. Those of its page need Chromium."""
     run(session, SERVE_TESTS)
+
+
+@nox.session(venv_backend="none", default=False)
+def metrics(session: nox.Session) -> None:
+    """The tests of the plugin for metrics and traces, with the server, multiproc and the core. They need Prometheus."""
+    run(session, METRICS_TESTS, alone=(METRICS_ALONE,))
 
 
 @nox.session(venv_backend="none", default=False)

@@ -2,8 +2,9 @@
 
     python examples/metrics_observer.py FOLDER
 
-It needs `pip install prometheus-client`. The observer is given to the engine in code, without packaging. The example
-runs requests that end in every way there is, reads its own /metrics as Prometheus would, and saves what it read.
+It needs `pip install prometheus-client`. The observer is given to the engine in code, without packaging: it shows how
+one is written. The one to install is `omni-metrics`, which counts much more. The example runs requests that end in
+every way there is, reads its own /metrics as Prometheus would, and saves what it read.
 """
 
 from __future__ import annotations

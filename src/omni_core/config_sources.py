@@ -22,7 +22,15 @@ DEFAULT_FILE = "omni.toml"
 ENV_PREFIX = "OMNI_"
 NESTED = "__"
 # Environment variables with our prefix that are no fields of the configuration.
-OTHER_ENVIRONMENT = frozenset({"OMNI_PLUGINS_DISABLE", "OMNI_SERVE_API_KEY"})
+OTHER_ENVIRONMENT = frozenset(
+    {
+        "OMNI_PLUGINS_DISABLE",
+        "OMNI_SERVE_API_KEY",
+        "OMNI_METRICS_PORT",
+        "OMNI_METRICS_FORWARDS",
+        "OMNI_METRICS_PROMPTS",
+    }
+)
 
 # The words of Python for what JSON writes true, false and null.
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}

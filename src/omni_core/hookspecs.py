@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from omni_core.config import OmniDiffusionConfig
     from omni_core.errors import OmniError
-    from omni_core.outputs import ForwardReport, OmniRequestOutput
+    from omni_core.outputs import ForwardReport, OmniRequestOutput, StackingStats
     from omni_core.request import OmniDiffusionRequest
 
 PROJECT_NAME = "omni_core"
@@ -193,6 +193,17 @@ def omni_step_done(replica: int, seconds: float, forwards: Sequence[ForwardRepor
 
 
 @hookspec
+def omni_stacking_changed(replica: int, stacking: StackingStats, engine_id: str) -> None:
+    """Observe that a replica has verified a kind of denoiser call for stacking, refused one, or looked at one again.
+
+    Args:
+        replica: Index of the replica.
+        stacking: All that its workers have come to know since they were started.
+        engine_id: The engine's.
+    """
+
+
+@hookspec
 def omni_worker_started(replica: int, rank: int, pid: int | None, engine_id: str) -> None:
     """Observe that a worker process has loaded the pipeline and is ready, for the first time or in place of another."""
 
@@ -221,6 +232,58 @@ def omni_replica_state(replica: int, state: str, reason: str, engine_id: str) ->
 
 
 @hookspec
+def omni_metrics(engine_id: str) -> str | None:
+    """Return the numbers of an engine for Prometheus, or None; and then the next plugin is asked.
+
+    A server that serves the engine shows them at `/metrics`. Called in a thread in which it may compute; it must not
+    wait for workers.
+
+    Args:
+        engine_id: The engine's.
+
+    Returns:
+        Text in Prometheus' text format, version 0.0.4.
+    """
+
+
+@hookspec
+def omni_http_request(route: str, method: str, status: int, seconds: float, engine_id: str) -> None:
+    """Observe that a server of the engine has answered an HTTP request. Called in the server's event loop.
+
+    Args:
+        route: Which endpoint: its template, such as `/v1/videos/{job_id}`, and never the path itself; `"other"` if
+            there is none.
+        method: `"GET"` and so on; `"other"` if HTTP has no such method.
+        status: Of the answer; 499 if the client went away before one.
+        seconds: Until the last byte of the answer was handed over.
+        engine_id: The engine's.
+    """
+
+
+@hookspec
+def omni_http_disconnect(route: str, engine_id: str) -> None:
+    """Observe that a client went away before it had its answer, whose making was then ended.
+
+    Args:
+        route: Which endpoint, as in `omni_http_request`, which is told as well.
+        engine_id: The engine's.
+    """
+
+
+@hookspec
+def omni_job_changed(job_id: str | None, status: str, jobs: Mapping[str, int], engine_id: str) -> None:
+    """Observe that a job of a server of the engine is in another state. Called in the server's event loop.
+
+    Args:
+        job_id: Which. None when the server starts, and tells which jobs it has found.
+        status: `"queued"`, `"in_progress"`, `"completed"`, `"failed"`, `"deleted"` or `"expired"`. After the last two
+            there is no such job. Empty if `job_id` is None.
+        jobs: How many jobs there are in each of the first four states.
+        engine_id: The engine's.
+    """
+
+
+@hookspec
 def omni_cli(app: click.Group) -> None:
     """Add commands to `omni`."""
 
@@ -241,10 +304,14 @@ OBSERVERS = frozenset(
         "omni_request_failed",
         "omni_output_suspect",
         "omni_step_done",
+        "omni_stacking_changed",
         "omni_worker_started",
         "omni_worker_died",
         "omni_worker_restarted",
         "omni_replica_state",
+        "omni_http_request",
+        "omni_http_disconnect",
+        "omni_job_changed",
     }
 )
 # Hooks that change what a worker computes. Plugins that have one must be found by every worker process.

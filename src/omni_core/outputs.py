@@ -148,6 +148,7 @@ class StepOutput:
         start_seconds: Seconds that each request that was started took to its first denoiser call.
         kinds: For each request that waits for a denoiser call, a number: calls of equal number run together.
         suspects: For requests that ended before, why their outputs may be wrong, as `RequestMetrics.suspect`.
+        stacking: What stacking did so far, if that is not what was told before; else None.
     """
 
     started: list[str] = field(default_factory=list)
@@ -157,6 +158,7 @@ class StepOutput:
     start_seconds: list[float] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
     suspects: dict[str, str] = field(default_factory=dict)
+    stacking: StackingStats | None = None
 
 
 @dataclass(slots=True)

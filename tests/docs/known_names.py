@@ -21,9 +21,10 @@ FROM_ELSEWHERE = {
     "--gpus all", "--read-only --tmpfs /tmp", "--stop-timeout", "--strict", "-e OMNI_DATA_PARALLEL_SIZE=4",
     "-e OMNI_MODEL=owner/name", "-g", "CUDA_VISIBLE_DEVICES", "ContextParallelConfig", "DiffusionPipeline",
     "DiffusionPipeline.from_pretrained", "Dockerfile", "Dockerfile.cuda", "FORWARDED_ALLOW_IPS",
-    "FirstBlockCacheConfig", "HF_HUB_OFFLINE", "Host", "MemoryDenyWriteExecute", "OMP_NUM_THREADS", "Origin",
-    "PYTHONPATH", "PrivateDevices", "Recreate", "TensorParallelConfig", "asyncio", "concurrent.futures.Future",
-    "enable_cache", "from_pretrained", "hatchling", "lint-imports", "model_class_name", "multiprocessing",
+    "FirstBlockCacheConfig", "HF_HUB_OFFLINE", "Host", "MemoryDenyWriteExecute", "OMP_NUM_THREADS", "OOMKilled",
+    "Origin", "PYTHONPATH", "PrivateDevices", "Recreate", "TensorParallelConfig", "asyncio",
+    "concurrent.futures.Future", "enable_cache", "from_pretrained", "gen_ai", "hatchling", "lint-imports",
+    "model_class_name", "multiprocessing",
     "multiprocessing.Pipe", "nox", "num_gpus", "pip", "pluggy", "psutil", "pytest", "stop_grace_period", "structlog",
     "sys.path", "sys.setprofile", "torch.compile", "torch.distributed", "torchrun", "vllm_omni",
 }  # fmt: skip
@@ -50,6 +51,16 @@ def words_of_the_code() -> frozenset[str]:
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 found.update(_words(node))
     return frozenset(found)
+
+
+@cache
+def monitoring_names() -> frozenset[str]:
+    """Return the families of metrics and the alerts. The tests of omni-metrics hold both against the plugin."""
+    page = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
+    alerts = (ROOT / "deploy" / "monitoring" / "alerts.yml").read_text(encoding="utf-8")
+    return frozenset(re.findall(r"^\| `(\w+)` \| (?:counter|gauge|histogram) ", page, re.MULTILINE)) | frozenset(
+        re.findall(r"- alert: (\w+)", alerts)
+    )
 
 
 def _words(node: ast.AST) -> Iterator[str]:
@@ -138,7 +149,12 @@ def commands() -> dict[str, set[str]]:
 def complaint(code: str, page: Path, blocks: list[Block]) -> str | None:
     """Return what is wrong with an inline code of a page; None if nothing is, or nothing can be told."""
     text = code.strip()
-    if text in FROM_ELSEWHERE or hasattr(builtins, text.split("(")[0]) or keyword.iskeyword(text):
+    if (
+        text in FROM_ELSEWHERE
+        or text in monitoring_names()
+        or hasattr(builtins, text.split("(")[0])
+        or keyword.iskeyword(text)
+    ):
         return None
     for pattern, check in _CHECKS:
         if re.fullmatch(pattern, text):
@@ -197,6 +213,7 @@ def _file(text: str, page: Path, blocks: list[Block]) -> str | None:
         ROOT / "examples",
         ROOT / "docs/diagrams",
         ROOT / "docs/images",
+        ROOT / "deploy/monitoring",
     ]
     found = any((place / text).exists() for place in places) or (text.startswith("/") and Path(text).exists())
     return None if found or text in _WRITTEN_BY_USERS or _is_made_on(blocks, text) else f"there is no file {text}"

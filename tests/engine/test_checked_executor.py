@@ -299,6 +299,7 @@ INSTEAD_OF_A_FUTURE: dict[str, tuple[Callable[[], Any], str]] = {
     "progress None": (lambda: done(StepOutput(progress=None)), "StepOutput.progress is None"),  # type: ignore[arg-type]
     "forwards None": (lambda: done(StepOutput(forwards=None)), "StepOutput.forwards is None"),  # type: ignore[arg-type]
     "kinds None": (lambda: done(StepOutput(kinds=None)), "StepOutput.kinds is None"),  # type: ignore[arg-type]
+    "stacking of numbers": (lambda: done(StepOutput(stacking=(1, 0))), "StepOutput.stacking is a tuple"),  # type: ignore[arg-type]
     "kinds of text": (lambda: done(StepOutput(kinds={"a": "x"})), "StepOutput.kinds holds 'x'"),  # type: ignore[dict-item]
     "a forward of nobody": (lambda: done(StepOutput(forwards=[ForwardReport((), 1, 0.1)])), "with an id at least"),
     "a forward of None": (lambda: done(StepOutput(forwards=[ForwardReport(None, 1, 0.1)])), "request_ids must be"),  # type: ignore[arg-type]

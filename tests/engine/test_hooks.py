@@ -31,7 +31,7 @@ PATIENCE_S = 30.0
 
 
 def ask(seed: int = 1, **fields: Any) -> OmniDiffusionRequest:
-    return OmniDiffusionRequest(prompt="a red seven", seed=seed, num_inference_steps=3, **fields)
+    return OmniDiffusionRequest(prompt="a red seven", seed=seed, **{"num_inference_steps": 3, **fields})
 
 
 def observer(names: frozenset[str] = OBSERVERS) -> Any:
@@ -106,6 +106,19 @@ def test_steps_are_told_with_their_forwards(seen: Any) -> None:
     for step in of(seen, "omni_step_done"):
         assert step["replica"] == 0
         assert step["seconds"] >= sum(forward.seconds for forward in step["forwards"])
+
+
+def test_verdicts_on_stacking_are_told_when_they_change(seen: Any) -> None:
+    with engine_with(seen, executor_class="inline") as engine:
+        engine.step([ask(1, num_inference_steps=20), ask(2, num_inference_steps=20)], PATIENCE_S)
+        known = engine.stats().stacking
+    told = of(seen, "omni_stacking_changed")
+    assert known is not None
+    assert known.verified == 1
+    assert {one["replica"] for one in told} == {0}
+    verdicts = [(one["stacking"].verified, one["stacking"].checks) for one in told]
+    assert verdicts[-1] == (known.verified, known.checks)
+    assert verdicts == sorted(set(verdicts)), "each was told once"
 
 
 def test_a_finished_and_a_failed_request_come_with_request_and_output(seen: Any) -> None:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import openai
 from PIL import Image
 
-from omni_core import OmniDiffusionConfig, OmniRequestOutput, PluginRegistry, hookimpl
+from omni_core import OmniDiffusionConfig, OmniDiffusionRequest, OmniRequestOutput, PluginRegistry, hookimpl
 from omni_serve.server import Server, address_of, bind, serve
 from omni_serve.settings import ServeSettings
 
@@ -29,10 +29,38 @@ FACTORIES = "omni_core.testing.pipelines"
 
 
 class Observer:
-    """A plugin that notes the outputs of requests by their ids."""
+    """A plugin that notes the outputs of requests by their ids, and what the server does."""
 
     def __init__(self) -> None:
         self.ended: dict[str, OmniRequestOutput] = {}
+        self.metadata: dict[str, dict[str, str]] = {}
+        self.http: list[tuple[str, str, int]] = []
+        self.seconds: list[float] = []
+        self.disconnects: list[str] = []
+        self.jobs: list[tuple[str | None, str, dict[str, int]]] = []
+        # What `/metrics` shows; None as if there were no plugin for it.
+        self.text: str | None = None
+
+    @hookimpl
+    def omni_metrics(self) -> str | None:
+        return self.text
+
+    @hookimpl
+    def omni_http_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        self.http.append((method, route, status))
+        self.seconds.append(seconds)
+
+    @hookimpl
+    def omni_http_disconnect(self, route: str) -> None:
+        self.disconnects.append(route)
+
+    @hookimpl
+    def omni_job_changed(self, job_id: str | None, status: str, jobs: Mapping[str, int]) -> None:
+        self.jobs.append((job_id, status, dict(jobs)))
+
+    @hookimpl
+    def omni_request_queued(self, request: OmniDiffusionRequest) -> None:
+        self.metadata[request.request_id] = request.metadata
 
     @hookimpl
     def omni_request_finished(self, output: OmniRequestOutput) -> None:
@@ -54,7 +82,7 @@ class ThreadServer:
 
     def __init__(self, config: OmniDiffusionConfig, settings: ServeSettings) -> None:
         self.observer = Observer()
-        plugins = PluginRegistry()
+        plugins = PluginRegistry(disabled=["omni-metrics"])  # which gives a text of `/metrics` where it is installed
         plugins.register(self.observer, name="observer")
         self._bound = bind("127.0.0.1", 0)
         self.url = address_of(self._bound)

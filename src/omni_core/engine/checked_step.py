@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omni_core.errors import ContractError, OmniError
-from omni_core.outputs import ForwardReport, OmniRequestOutput, RequestMetrics, StepOutput, StepProgress
+from omni_core.outputs import (
+    ForwardReport,
+    OmniRequestOutput,
+    RequestMetrics,
+    StackingStats,
+    StepOutput,
+    StepProgress,
+)
 from omni_core.request import OmniDiffusionRequest
 from omni_core.validation import described
 
@@ -130,6 +137,8 @@ class _Check:
             raise self._broken(f"StepOutput.kinds is {described(step_output.kinds)}, and must be a dict")
         if not isinstance(step_output.suspects, dict):
             raise self._broken(f"StepOutput.suspects is {described(step_output.suspects)}, and must be a dict")
+        if not isinstance(step_output.stacking, (StackingStats, type(None))):
+            raise self._broken(f"StepOutput.stacking is {described(step_output.stacking)}, and must be a StackingStats")
         for kind in step_output.kinds.values():
             if not isinstance(kind, int):
                 raise self._broken(f"StepOutput.kinds holds {described(kind)}, and must hold whole numbers")

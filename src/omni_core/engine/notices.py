@@ -81,6 +81,8 @@ class Notices:
     def step_done(self, replica: int, seconds: float, output: StepOutput) -> None:
         """A replica has finished a step."""
         self.notify("omni_step_done", replica=replica, seconds=seconds, forwards=tuple(output.forwards))
+        if output.stacking is not None:
+            self.notify("omni_stacking_changed", replica=replica, stacking=output.stacking)
 
     def suspected(self, request_id: str, reason: str) -> None:
         """An output that was returned may be wrong."""

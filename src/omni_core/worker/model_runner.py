@@ -77,6 +77,8 @@ class ModelRunner:
         self._tasks: dict[str, PipelineTask] = {}
         # In the call that runs: whether an early return was asked for while only autoencoders were at work.
         self._was_interrupted = False
+        # None: the first call tells, so that what was known of an earlier worker is forgotten.
+        self._told_verdicts: tuple[int, ...] | None = None
         # Whether the last call that had waves ran none of them, as it had ends to tell.
         self._has_left_out_waves = False
 
@@ -137,6 +139,9 @@ class ModelRunner:
         step_output.kinds = {
             request_id: self._kind_number(task) for request_id, task in self._tasks.items() if task.call is not None
         }
+        if (verdicts := _verdicts(self._stacking.stats)) != self._told_verdicts:
+            self._told_verdicts = verdicts
+            step_output.stacking = self._stacking.stats + StackingStats()  # a copy, which stays as it is
         return step_output
 
     def _execute_step(self, scheduler_output: SchedulerOutput, step_output: StepOutput) -> None:
@@ -340,3 +345,8 @@ class ModelRunner:
 
     def _kind_number(self, task: PipelineTask) -> int:
         return hash(self._group_key(task))
+
+
+def _verdicts(stats: StackingStats) -> tuple[int, ...]:
+    """Return the numbers of which the driver is told when they change: few of the calls change any."""
+    return (stats.verified, len(stats.refused), stats.checks, len(stats.mismatches))

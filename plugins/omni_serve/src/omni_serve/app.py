@@ -20,8 +20,9 @@ from omni_serve.api.jobs import SOUNDS, VIDEOS
 from omni_serve.errors import ApiError, answer_error
 from omni_serve.http.body_limit import BodyLimit
 from omni_serve.http.guard import Guard
+from omni_serve.http.reports import HttpReports
 from omni_serve.http.request_ids import RequestIds
-from omni_serve.http.streams import CLIENT_GONE, ClientGoneError
+from omni_serve.http.streams import CLIENT_GONE, IS_GONE, ClientGoneError
 from omni_serve.openapi import openapi_document
 from omni_serve.service import Service
 
@@ -71,6 +72,7 @@ def make_app(service: Service) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[
+            Middleware(HttpReports, observers=service.observers),
             Middleware(RequestIds),
             Middleware(Guard, settings=service.settings),
             Middleware(BodyLimit, service=service),
@@ -107,10 +109,14 @@ async def _openapi(request: Request) -> Response:
 
 
 async def _metrics(request: Request) -> Response:
+    service: Service = request.app.state.service
+    if (text := await service.metrics()) is not None:
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
     raise ApiError(404, "There are no metrics: pip install 'omni-metrics[prometheus]'.", code="not_installed")
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
+    setattr(request.state, IS_GONE, True)
     return Response(status_code=CLIENT_GONE)  # for the log
 
 

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from omni_serve.jobs.errors import JobNotFoundError
 from omni_serve.jobs.job import Job, JobKind
+from omni_serve.jobs.news import TellOfJob, tell_nobody
 from omni_serve.jobs.rows import Order
 from omni_serve.jobs.runner import Execute, JobRunner
 from omni_serve.jobs.store import JobStore
@@ -25,17 +26,20 @@ class KeptJobs(JobRunner):
         store: The store, which stays the caller's to close.
         execute: Makes the files of a job; see `JobRunner`.
         limit: How many run at a time.
+        on_change: Is told of changes; see `JobRunner`.
     """
 
-    def __init__(self, store: JobStore, execute: Execute, limit: int) -> None:
-        super().__init__(store, execute, limit)
+    def __init__(self, store: JobStore, execute: Execute, limit: int, on_change: TellOfJob = tell_nobody) -> None:
+        super().__init__(store, execute, limit, on_change=on_change)
         self._readers = thread_pool(_READERS, "omni-serve-jobs")
 
     async def keep(
         self, kind: JobKind, model: str, request: Mapping[str, Any], files: Mapping[str, tuple[str, bytes]]
     ) -> Job:
         """Keep files that are made already: see `JobStore.keep`."""
-        return await self._call(self._store.keep, kind, model, request, files)
+        job = await self._call(self._store.keep, kind, model, request, files)
+        self._news.note(job.id, job.status)
+        return job
 
     async def get(self, job_id: str) -> Job | None:
         """Return a job; None if there is none."""

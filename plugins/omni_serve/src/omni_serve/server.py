@@ -20,6 +20,7 @@ from omni_serve.http.connection import Connection
 from omni_serve.jobs.store import JobStore
 from omni_serve.kept_jobs import KeptJobs
 from omni_serve.making.jobs import JobMaker
+from omni_serve.observers import Observers
 from omni_serve.service import Service
 from omni_serve.settings import ServeSettings
 from omni_serve.tasks import end_tasks
@@ -174,24 +175,26 @@ async def serve(
     try:
         engine = await AsyncDiffusionEngine.create(config, plugins=plugins)
         try:
-            await _serve(engine, settings, bound, store, on_started)
+            observers = Observers(plugins, engine.engine.engine_id)
+            await _serve(engine, settings, bound, store, observers, on_started)
         finally:
             await engine.close()
     finally:
         store.close()
 
 
-async def _serve(
+async def _serve(  # noqa: PLR0917  # each is the caller's to close
     engine: AsyncDiffusionEngine,
     settings: ServeSettings,
     bound: socket.socket,
     store: JobStore,
+    observers: Observers,
     on_started: Callable[[Server], None],
 ) -> None:
     maker = JobMaker()
     places = engine.engine.config.max_num_seqs * engine.engine.config.data_parallel_size
-    jobs = KeptJobs(store, maker.make, places)
-    service = Service(engine, settings, jobs)
+    jobs = KeptJobs(store, maker.make, places, on_change=observers.job_changed)
+    service = Service(engine, settings, jobs, observers)
     maker.service = service
     try:
         await jobs.start()

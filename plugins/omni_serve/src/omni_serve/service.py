@@ -16,6 +16,7 @@ from omni_core.outputs import RequestEstimate
 from omni_core.pipeline_info import PipelineInfo
 from omni_serve.errors import ApiError, api_error, retry_after
 from omni_serve.kept_jobs import KeptJobs
+from omni_serve.observers import Observers
 from omni_serve.outputs import Encoder
 from omni_serve.requests.pictures import BYTES_OF_PIXEL, PictureRoom
 from omni_serve.settings import ServeSettings
@@ -41,6 +42,7 @@ class Service:
         engine: The engine. It stays the caller's to close.
         settings: What the operator says.
         jobs: Keeps and runs jobs. They stay the caller's to close.
+        observers: The plugins of the engine.
 
     Attributes:
         is_draining: Whether the server is to end: new work is refused.
@@ -49,15 +51,20 @@ class Service:
         started_at: Unix time in seconds.
     """
 
-    def __init__(self, engine: AsyncDiffusionEngine, settings: ServeSettings, jobs: KeptJobs) -> None:
+    def __init__(
+        self, engine: AsyncDiffusionEngine, settings: ServeSettings, jobs: KeptJobs, observers: Observers
+    ) -> None:
         self.engine = engine
         self.settings = settings
         self.jobs = jobs
+        self.observers = observers
         self.is_draining = False
         self.is_cut_off = False
         self.room = PictureRoom(_PICTURES_AT_ONCE * BYTES_OF_PIXEL * settings.max_upload_pixels)
         self.started_at = int(time.time())
         self._codecs = thread_pool(_CODEC_THREADS, "omni-serve-codec")
+        # Of its own: numbers are wanted the most while all others are busy.
+        self._scrapes = thread_pool(1, "omni-serve-metrics")
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -118,6 +125,14 @@ class Service:
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run something that computes, such as encoding a picture, beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._codecs, function, *args)
+
+    async def metrics(self) -> str | None:
+        """Return the text of `/metrics`; None if no plugin has any.
+
+        Raises:
+            PluginError: A plugin failed.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._scrapes, self.observers.metrics)
 
     def draining(self) -> ApiError:
         """Return the answer to what comes too late."""
@@ -231,7 +246,8 @@ class Service:
 
     def close(self) -> None:
         """End the threads."""
-        self._codecs.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._codecs, self._scrapes):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def estimate(self, request: OmniDiffusionRequest) -> RequestEstimate | None:
         """Return when a request that waits or runs will be done; None while that is not known."""

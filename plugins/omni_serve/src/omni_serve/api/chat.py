@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from omni_core import OmniRequestOutput
 from omni_serve.errors import ApiError
 from omni_serve.http.streams import unless_gone
+from omni_serve.http.trace_context import trace_context
 from omni_serve.making.pictures import metrics_of, prepare
 from omni_serve.requests.bodies import ImageBody, parse
 from omni_serve.requests.pictures import bytes_of_url
@@ -71,7 +72,13 @@ async def _make(
     service: Service = request.app.state.service
     files = {"image": await service.in_thread(lambda: [bytes_of_url(url, "messages") for url in urls])} if urls else {}
     making = await prepare(
-        service, body, files, request.state.request_id, str(request.base_url), needs_picture=bool(urls)
+        service,
+        body,
+        files,
+        request.state.request_id,
+        str(request.base_url),
+        needs_picture=bool(urls),
+        metadata=trace_context(request.headers),
     )
     outputs = await making.run()
     content: list[dict[str, Any]] = []

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from omni_serve.http.streams import EventStream, unless_gone
+from omni_serve.http.trace_context import trace_context
 from omni_serve.making.pictures import prepare
 from omni_serve.requests.bodies import ImageBody, parse
 from omni_serve.requests.reading import read_body
@@ -45,6 +46,7 @@ async def _answer(
             str(request.base_url),
             needs_picture=needs_picture,
             without_words=without_words,
+            metadata=trace_context(request.headers),
         )
         making = await unless_gone(request, preparing)
         if making.body.stream:

@@ -16,9 +16,10 @@ from starlette.responses import JSONResponse, Response
 from omni_core.media.videos import DEFAULT_FPS
 from omni_serve.errors import ApiError
 from omni_serve.http.opened_file import OpenedFile
+from omni_serve.http.trace_context import trace_context
 from omni_serve.jobs.job import Job
 from omni_serve.making.inputs import take_urls
-from omni_serve.making.jobs import files_of, job_request, upload_names
+from omni_serve.making.jobs import TRACE, files_of, job_request, upload_names
 from omni_serve.outputs import VARIANTS
 from omni_serve.requests.bodies import SoundBody, VideoBody, parse
 from omni_serve.requests.reading import read_body
@@ -77,7 +78,8 @@ class JobEndpoints:
             if not isinstance(read.fields, dict) or not isinstance(read.fields.get("prompt"), str):
                 raise ApiError(400, "prompt is needed.", param="prompt", code="invalid_value")
             files = files_of({name: await service.jobs.upload(old, name) for name in old.uploads})
-            return await self._add(request, {**old.request, "prompt": read.fields["prompt"]}, files, old.id)
+            fields = {name: value for name, value in old.request.items() if name != TRACE}
+            return await self._add(request, {**fields, "prompt": read.fields["prompt"]}, files, old.id)
 
     async def retrieve(self, request: Request) -> Response:
         """One job."""
@@ -143,10 +145,13 @@ class JobEndpoints:
         digest = await service.in_thread(_digest, fields, uploads)
         if body.seed is None:
             body.seed = secrets.randbelow(2**32)
+        asked = body.model_dump(mode="json", exclude_none=True)
+        if context := trace_context(request.headers):
+            asked[TRACE] = context
         job, _ = await service.jobs.add(
             self.kind,
             service.model_name,
-            body.model_dump(mode="json", exclude_none=True),
+            asked,
             uploads=uploads,
             idempotency=None if key is None else (key, digest),
             remixed_from=remixed_from,

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from omni_serve.errors import ApiError
 from omni_serve.http.streams import unless_gone
+from omni_serve.http.trace_context import trace_context
 from omni_serve.making.sound import make_sound
 from omni_serve.requests.bodies import SpeechBody, parse
 from omni_serve.requests.reading import read_body
@@ -24,5 +25,6 @@ async def create(request: Request) -> Response:
             raise ApiError(400, f"The model makes no sound: {service.model_name}.", code="wrong_kind")
         if body.prompt is None:
             body.prompt = body.input
-        file, seed = await unless_gone(request, make_sound(service, body, request.state.request_id))
+        making = make_sound(service, body, request.state.request_id, trace_context(request.headers))
+        file, seed = await unless_gone(request, making)
         return Response(file.content, media_type=file.media_type, headers={"x-omni-seed": str(seed)})

@@ -24,6 +24,8 @@ T = TypeVar("T")
 KEEP_ALIVE_S = 15.0
 # nginx's own number, for the log: the client has closed the connection.
 CLIENT_GONE = 499
+# In the state of a request whose client has closed the connection: the status of a stream was sent before.
+IS_GONE = "is_client_gone"
 
 
 class ClientGoneError(Exception):
@@ -84,8 +86,10 @@ class EventStream(Response):
         """Send the events."""
         async with self._resources:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            with contextlib.suppress(ClientGoneError):
+            try:
                 await _first(asyncio.ensure_future(self._send_all(send)), _wait_for_disconnect(receive))
+            except ClientGoneError:
+                scope.setdefault("state", {})[IS_GONE] = True
 
     async def _send_all(self, send: Send) -> None:
         async def write(text: str, more: bool = True) -> None:

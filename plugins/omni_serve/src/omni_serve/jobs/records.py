@@ -188,6 +188,15 @@ class JobRecords:
         with self._reading() as database:
             return rows.num_unfinished(database)
 
+    def counts(self) -> dict[str, int]:
+        """Return how many jobs there are in each state.
+
+        Raises:
+            JobStoreError: The database cannot be read.
+        """
+        with self._reading() as database:
+            return rows.counts(database)
+
     def close(self) -> None:
         """Close the database. May be called again; what is called afterwards raises `JobStoreError`."""
         with self._lock:

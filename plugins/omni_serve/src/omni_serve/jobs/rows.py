@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from typing import Literal
+from typing import Literal, get_args
 
-from omni_serve.jobs.job import Job, JobError, JobKind, StoredFile
+from omni_serve.jobs.job import Job, JobError, JobKind, JobStatus, StoredFile
 from omni_serve.jobs.progress import Progress
 
 Order = Literal["asc", "desc"]
@@ -141,6 +141,12 @@ def requeue(database: sqlite3.Connection, *, is_attempt: bool) -> int:
 def num_unfinished(database: sqlite3.Connection) -> int:
     """Return how many jobs are queued or in progress."""
     return int(database.execute(f"SELECT count(*) FROM jobs WHERE {UNFINISHED}").fetchone()[0])  # noqa: S608  # no value in it
+
+
+def counts(database: sqlite3.Connection) -> dict[str, int]:
+    """Return how many jobs there are in each state, those with none among them."""
+    found = database.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall()
+    return {**dict.fromkeys(get_args(JobStatus), 0), **{status: int(number) for status, number in found}}
 
 
 def complete(

@@ -14,6 +14,7 @@ from omni_core.serial_thread import SerialThread
 from omni_serve.jobs.errors import JobFailed, JobStoreError, StoreFullError
 from omni_serve.jobs.files import FileContent
 from omni_serve.jobs.job import Job, JobKind
+from omni_serve.jobs.news import JobNews, TellOfJob, tell_nobody
 from omni_serve.jobs.records import MOST_ATTEMPTS
 from omni_serve.jobs.store import JobStore
 from omni_serve.tasks import end_tasks
@@ -63,6 +64,8 @@ class JobRunner:
         limit: How many jobs run at a time.
         expire_every_s: Seconds between two looks for what has expired, and between two attempts where the disk fails.
         most_attempts: Times that a job is begun of which the server dies, before it fails.
+        on_change: Is told, in the event loop, of each job that is in another state: its id, the state, and the number
+            of jobs by state. The id is None when the server starts.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class JobRunner:
         *,
         expire_every_s: float = 60.0,
         most_attempts: int = MOST_ATTEMPTS,
+        on_change: TellOfJob = tell_nobody,
     ) -> None:
         if limit < 1:
             raise ValueError(f"limit = {limit}: at least one job has to run")
@@ -87,6 +91,7 @@ class JobRunner:
         self._unrecorded: dict[str, JobFailed] = {}  # failures that the disk did not take
         self._begins: tuple[asyncio.Task[None], ...] = ()
         self._keeps_house: tuple[asyncio.Task[None], ...] = ()
+        self._news = JobNews(lambda: self._call(store.counts), on_change)
 
     @property
     def num_running(self) -> int:
@@ -103,7 +108,8 @@ class JobRunner:
         if count:
             log.info("jobs that ran when the server ended begin again", count=count)
         self._begins = (asyncio.create_task(self._begin_jobs()),)
-        self._keeps_house = (asyncio.create_task(self._keep_house()),)
+        self._keeps_house = (asyncio.create_task(self._keep_house()), asyncio.create_task(self._news.run()))
+        self._news.note(None, "")
 
     async def add(
         self,
@@ -125,6 +131,8 @@ class JobRunner:
             job, is_new = await self._call(self._store.create, kind, model, request, **options)
         finally:
             self._wake.set()  # after a cancelled call too: the thread looks for jobs after that call
+        if is_new:
+            self._news.note(job.id, job.status)
         if is_new and uploads:
             await self._expire()  # they count for the cap
         return job, is_new
@@ -141,6 +149,8 @@ class JobRunner:
         # A job that the thread took before this call has been put into `_running` before this goes on.
         existed = await self._call(self._store.delete, job_id)
         self._unrecorded.pop(job_id, None)
+        if existed:
+            self._news.note(job_id, "deleted")
         if existed and (running := self._running.get(job_id)) is not None:
             running.cancel()
         return existed
@@ -180,6 +190,7 @@ class JobRunner:
                 log.error("no job can be begun; this is tried again", reason=str(error), after_s=self._expire_every_s)
                 continue
             for job in jobs:
+                self._news.note(job.id, job.status)
                 execution = asyncio.create_task(self._make(job))
                 self._running[job.id] = _Running(execution, asyncio.create_task(self._record(job.id, execution)))
 
@@ -217,17 +228,18 @@ class JobRunner:
     async def _complete(self, job_id: str, results: Results) -> JobFailed | None:
         """Store the results; return why that failed, or None."""
         try:
-            await self._call(self._store.complete, job_id, results)
+            job = await self._call(self._store.complete, job_id, results)
         except Exception as error:
             log.error("the result of a job could not be stored", job=job_id, reason=str(error))
             if isinstance(error, StoreFullError):
                 return _TOO_LARGE
             return _NOT_STORED if isinstance(error, JobStoreError) else _BROKEN
+        self._note(job)
         return None
 
     async def _fail(self, job_id: str, failure: JobFailed) -> None:
         try:
-            await self._call(self._store.fail, job_id, failure.code, failure.message)
+            self._note(await self._call(self._store.fail, job_id, failure.code, failure.message))
         except JobStoreError as error:
             log.error("the failure of a job could not be recorded; this is tried again", job=job_id, reason=str(error))
             self._unrecorded[job_id] = failure
@@ -244,9 +256,15 @@ class JobRunner:
 
     async def _expire(self) -> None:
         try:
-            await self._call(self._store.expire)
+            for job_id in await self._call(self._store.expire):
+                self._news.note(job_id, "expired")
         except JobStoreError as error:
             log.error("expired jobs could not be removed; this is tried again", reason=str(error))
+
+    def _note(self, job: Job | None) -> None:
+        """Tell of a job that has ended; None is one that was deleted meanwhile, of which was told."""
+        if job is not None:
+            self._news.note(job.id, job.status)
 
     async def _have_ended(self, timeout_s: float) -> bool:
         """Wait until no job runs, for so many seconds; return whether none does."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from omni_core import OmniDiffusionRequest, OmniRequestOutput, RequestEvent
 from omni_core.errors import OmniError
 from omni_serve.errors import OVERLOADED, ApiError, api_error
+from omni_serve.http.trace_context import trace_context
 from omni_serve.jobs.errors import JobFailed
 from omni_serve.jobs.job import Job
 from omni_serve.making.inputs import pipeline_arguments
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 # Of a form's files; which field each is, is in its name.
 _SEPARATOR = "."
+# Where a job's request has the context of the client's trace: no keyword of a pipeline has such a name.
+TRACE = "omni.trace"
 _FIELD = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
 
 
@@ -53,8 +56,11 @@ class JobMaker:
 
     async def _make(self, job: Job, note_progress: Callable[[int], None]) -> dict[str, tuple[str, bytes]]:
         service = self.service
+        fields = dict(job.request)
+        kept = fields.pop(TRACE, None)
+        metadata = trace_context(kept if isinstance(kept, dict) else {})
         body: VideoBody | SoundBody
-        body = parse(VideoBody, job.request) if job.kind == "video" else parse(SoundBody, job.request)
+        body = parse(VideoBody, fields) if job.kind == "video" else parse(SoundBody, fields)
         uploads = {name: await service.jobs.upload(job, name) for name in job.uploads}
 
         def note(_: int, event: RequestEvent) -> None:
@@ -62,7 +68,7 @@ class JobMaker:
                 note_progress(min(99, event.step * 100 // event.num_steps))
 
         async def run() -> tuple[OmniDiffusionRequest, OmniRequestOutput]:
-            requests = await job_request(service, body, files_of(uploads), job.id)
+            requests = await job_request(service, body, files_of(uploads), job.id, metadata)
             [output] = await service.run(requests, note)
             return requests[0], output
 
@@ -91,7 +97,11 @@ async def _encoded(
 
 
 async def job_request(
-    service: Service, body: VideoBody | SoundBody, files: dict[str, list[bytes]], request_id: str
+    service: Service,
+    body: VideoBody | SoundBody,
+    files: dict[str, list[bytes]],
+    request_id: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> list[OmniDiffusionRequest]:
     """Return the engine's request for a video or for sound, as the only one of a list.
 
@@ -100,13 +110,14 @@ async def job_request(
         body: What was asked for.
         files: The pictures that came with it, by field.
         request_id: Id of the request.
+        metadata: For plugins.
 
     Raises:
         ApiError: It does not fit the pipeline or the limits.
     """
     arguments, sides = await pipeline_arguments(service, body, files)
     arguments |= video_length(service, body) if isinstance(body, VideoBody) else sound_length(service, body)
-    return make_requests(body, service.engine.engine, request_id, sides=sides, arguments=arguments)
+    return make_requests(body, service.engine.engine, request_id, sides=sides, arguments=arguments, metadata=metadata)
 
 
 def files_of(uploads: dict[str, bytes]) -> dict[str, list[bytes]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -38,6 +38,7 @@ async def prepare(
     *,
     needs_picture: bool = False,
     without_words: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> PictureMaking:
     """Return what was asked for, checked, and not begun yet.
 
@@ -49,6 +50,7 @@ async def prepare(
         base_url: Of this server, as the client knows it.
         needs_picture: Whether a picture must have come with it.
         without_words: Whether a pipeline that takes a prompt gets an empty one.
+        metadata: For plugins.
 
     Raises:
         ApiError: It does not fit the pipeline or the limits.
@@ -71,6 +73,7 @@ async def prepare(
         previews=body.partial_images if body.stream else 0,
         sides=sides,
         arguments=arguments,
+        metadata=metadata,
     )
     return PictureMaking(service, body, requests, base_url)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omni_core import OmniDiffusionRequest, OmniRequestOutput
@@ -16,13 +17,16 @@ from omni_serve.service import Service
 _ASK_TIMEOUT_S = 10.0
 
 
-async def make_sound(service: Service, body: SpeechBody, request_id: str) -> tuple[EncodedFile, int]:
+async def make_sound(
+    service: Service, body: SpeechBody, request_id: str, metadata: Mapping[str, str] | None = None
+) -> tuple[EncodedFile, int]:
     """Make sound, and return the file and the seed that it was made with.
 
     Args:
         service: Which makes it.
         body: What was asked for.
         request_id: Id of the request.
+        metadata: For plugins.
 
     Raises:
         ApiError: It does not fit the pipeline, or is refused.
@@ -30,7 +34,9 @@ async def make_sound(service: Service, body: SpeechBody, request_id: str) -> tup
     """
     arguments, sides = await pipeline_arguments(service, body, await take_urls(service, body, {}))
     arguments |= sound_length(service, body)
-    requests = make_requests(body, service.engine.engine, request_id, sides=sides, arguments=arguments)
+    requests = make_requests(
+        body, service.engine.engine, request_id, sides=sides, arguments=arguments, metadata=metadata
+    )
     [output] = await service.run(requests)
     return await encoded_sound(service, requests[0], output), output.seed
 

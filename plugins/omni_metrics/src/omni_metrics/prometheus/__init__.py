@@ -1,0 +1,1 @@
+"""The half that counts: families of metrics, and how Prometheus reads them."""

@@ -1,0 +1,1 @@
+"""The half that traces: spans of each request, over OTLP."""
