@@ -11,8 +11,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,14 +256,31 @@ def test_a_file_that_may_not_grow(fast_path: Path) -> None:
     with_all.close()
 
 
-def test_a_full_disk(fast_path: Path) -> None:
-    disk = fast_path / "disk"
-    disk.mkdir()
+@contextlib.contextmanager
+def small_disk(path: Path, size: str) -> Iterator[Path]:
+    path.mkdir()
     mount = shutil.which("mount")
-    command = [mount or "", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    command = [mount or "", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path]
     if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("no file system can be mounted here")
     try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave no byte."""
+    with (disk / "filler").open("ab", buffering=0) as filler:
+        for size in (1 << 16, 1):
+            with pytest.raises(OSError, match="No space"):
+                while filler.write(b"x" * size) == size:
+                    pass
+                raise OSError(errno.ENOSPC, "No space left")
+
+
+def test_a_full_disk(fast_path: Path) -> None:
+    with small_disk(fast_path / "disk", "1280k") as disk:
         store = JobStore(disk)
         made = [store.create("video", "m", {}, uploads={"a": b"x"})[0] for _ in range(3)]
         store.take(3)
@@ -270,11 +288,7 @@ def test_a_full_disk(fast_path: Path) -> None:
             store.complete(job.id, {"a": ("a/b", b"x" * 300_000)})
         with pytest.raises(JobStoreError, match="No space left.*Free space"):
             store.complete(made[2].id, {"b": ("a/b", b"x"), "a": ("a/b", b"x" * 600_000)})
-        (disk / "filler").write_bytes(b"x" * 1000)
-        with pytest.raises(OSError, match="No space"), (disk / "filler").open("ab") as filler:
-            while True:
-                filler.write(b"x" * 4096)
-                filler.flush()
+        fill(disk)
         with pytest.raises(JobStoreError, match="Free space"):
             for _ in range(100):
                 store.create("video", "m", {"prompt": "x" * 4000})
@@ -286,5 +300,30 @@ def test_a_full_disk(fast_path: Path) -> None:
         store = JobStore(disk)
         assert [job.status for job in store.list(order="asc")[0][:2]] == ["completed", "completed"]
         store.close()
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("way", ["delete", "expire", "expire after a restart"])
+def test_jobs_are_removed_though_the_disk_is_full(fast_path: Path, way: str) -> None:
+    """SQLite has to write for that."""
+    with small_disk(fast_path / "disk", "2m") as disk:
+        store = JobStore(disk, expires_after_s=100)
+        for _ in range(20):
+            job, _ = store.create("video", "m", {"prompt": "x" * 4000})
+            store.begin(job.id)
+            store.complete(job.id, {"a": ("a/b", b"x" * 10_000)})
+        fill(disk)
+        with pytest.raises(JobStoreError, match="Free space"):
+            for _ in range(100):
+                store.create("video", "m", {"prompt": "x" * 4000})
+        if way == "expire after a restart":
+            store.close()
+            fill(disk)
+            store = JobStore(disk, expires_after_s=100)
+        if way == "delete":
+            assert all(store.delete(job.id) for job in store.list(limit=100)[0] if job.status == "completed")
+        else:
+            assert len(store.expire(time.time() + 1000)) == 20
+        assert store.create("video", "m", {"prompt": "x" * 4000})[1]
+        store.expire()
+        assert (disk / "jobs" / "reserve").stat().st_size > 0, "it is there for the next time"
+        store.close()

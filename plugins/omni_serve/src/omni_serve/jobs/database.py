@@ -85,6 +85,15 @@ def open_database(path: Path | None) -> sqlite3.Connection:
     return connection
 
 
+def empty_log(connection: sqlite3.Connection) -> None:
+    """Move what the log holds into the database, and free its space.
+
+    Raises:
+        sqlite3.Error: There is no room even for that.
+    """
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """Commit what the block does, or nothing of it if it or the commit raises."""

@@ -67,16 +67,28 @@ def storage_errors(folder: Path) -> Iterator[None]:
         raise JobStoreError(_explain(error, folder)) from error
 
 
+def is_full(error: JobStoreError) -> bool:
+    """Return whether an error means that the disk is full."""
+    cause = error.__cause__
+    return isinstance(cause, (OSError, sqlite3.Error)) and _is_full(cause)
+
+
+def _is_full(error: OSError | sqlite3.Error) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return "disk is full" in str(error) or "disk I/O error" in str(error)
+
+
 def _explain(error: OSError | sqlite3.Error, folder: Path) -> str:
     what = f"jobs cannot be kept in {folder}: {error}"
     if isinstance(error, OSError):
-        if error.errno in _FULL:
+        if _is_full(error):
             return f"{what}. Free space there, delete jobs, or lower the cap in bytes."
         if error.errno in _FORBIDDEN:
             return f"{what}. Let this user write there, or name another folder (--data-dir)."
         return f"{what}. Name a folder on a local disk that this user can write (--data-dir)."
     text = str(error)
-    if "disk is full" in text or "disk I/O error" in text:
+    if _is_full(error):
         return f"{what}. Free space there, or look at the system's log if there is enough."
     if "readonly" in text or "unable to open" in text:
         return f"{what}. Let this user write there, or name another folder (--data-dir)."

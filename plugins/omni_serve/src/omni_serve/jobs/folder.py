@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from omni_serve.jobs.errors import JobStoreError, storage_errors
+from omni_serve.jobs.reserve import RESERVE_NAME
 
 DATABASE_NAME = "jobs.sqlite3"
 _LOCK_NAME = "lock"
@@ -105,7 +106,11 @@ def _make_private(path: Path) -> None:
 def _refuse_foreign(path: Path) -> None:
     """Refuse a folder in which somebody else keeps something: what has no row in the database would be removed."""
     names = {entry.name for entry in path.iterdir()}
-    others = {name for name in names if name not in (_LOCK_NAME, _FILES_NAME) and not name.startswith(DATABASE_NAME)}
+    others = {
+        name
+        for name in names
+        if name not in (_LOCK_NAME, _FILES_NAME, RESERVE_NAME) and not name.startswith(DATABASE_NAME)
+    }
     if others and DATABASE_NAME not in names:
         raise JobStoreError(
             f"{path} holds no jobs but other things, such as {min(others)}. Name another folder (--data-dir)."

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omni_serve.jobs import idempotency as keys
 from omni_serve.jobs import rows
 from omni_serve.jobs.capacity import check_room, take_expired
-from omni_serve.jobs.database import open_database
-from omni_serve.jobs.errors import JobNotFoundError, JobStoreError, QueueFullError, storage_errors
+from omni_serve.jobs.database import empty_log, open_database
+from omni_serve.jobs.errors import JobNotFoundError, JobStoreError, QueueFullError, is_full, storage_errors
 from omni_serve.jobs.files import FileContent, JobFiles, size_of
 from omni_serve.jobs.folder import JobFolder
 from omni_serve.jobs.idempotency import IdempotencyKey
 from omni_serve.jobs.job import Job, JobKind, StoredFile, new_id
 from omni_serve.jobs.records import JobRecords
 from omni_serve.jobs.recovery import recover
+from omni_serve.jobs.reserve import Reserve
+
+T = TypeVar("T")
 
 DAY_S = 24 * 3600
 
@@ -57,17 +61,18 @@ class JobStore(JobRecords):
         self._max_unfinished = max_unfinished
         self._files = JobFiles(self._folder.files, self._folder.is_durable)
         self._completing: set[str] = set()
+        self._is_open = False
+        self._reserve = Reserve(self._folder.path if self._folder.is_durable else None)
         try:
-            with storage_errors(self._folder.path):
-                database = open_database(self._folder.database if self._folder.is_durable else None)
+            database = self._though_full(self._open)
         except BaseException:
             self._folder.close()
             raise
         super().__init__(database, self._folder.path, expires_after_s, clock)
+        self._is_open = True
         try:
-            now = int(clock())
-            with self._reading():
-                recover(database, self._files, now, self._expiry(now))
+            self._though_full(self._recover)
+            self._reserve.renew()
         except BaseException:
             self.close()
             raise
@@ -172,8 +177,7 @@ class JobStore(JobRecords):
         Raises:
             JobStoreError: It could not be removed.
         """
-        with self._writing() as database:
-            existed = rows.delete(database, job_id)
+        existed = self._though_full(lambda: self._delete(job_id))
         self._progress.end(job_id)
         if existed:
             self._files.remove(job_id)
@@ -222,12 +226,11 @@ class JobStore(JobRecords):
         Raises:
             JobStoreError: They could not be removed.
         """
-        now = self._clock() if now is None else now
-        with self._writing() as database:
-            keys.forget_old(database, now)
-            expired = take_expired(database, now, self._max_bytes)
+        at = self._clock() if now is None else now
+        expired = self._though_full(lambda: self._take_expired(at))
         for job_id in expired:
             self._files.remove(job_id)
+        self._reserve.renew()
         return tuple(expired)
 
     def path_of(self, job: Job, name: str) -> Path:
@@ -256,6 +259,37 @@ class JobStore(JobRecords):
             super().close()
         finally:
             self._folder.close()
+
+    def _though_full(self, change: Callable[[], T]) -> T:
+        """Do what makes space free, or begins to, also where the disk is too full to write that down."""
+        try:
+            return change()
+        except JobStoreError as error:
+            if not is_full(error):
+                raise
+        self._reserve.release()
+        if self._is_open:
+            with contextlib.suppress(JobStoreError), self._reading() as database:
+                empty_log(database)
+        return change()
+
+    def _open(self) -> sqlite3.Connection:
+        with storage_errors(self._folder.path):
+            return open_database(self._folder.database if self._folder.is_durable else None)
+
+    def _recover(self) -> None:
+        now = int(self._clock())
+        with self._reading() as database:
+            recover(database, self._files, now, self._expiry(now))
+
+    def _delete(self, job_id: str) -> bool:
+        with self._writing() as database:
+            return rows.delete(database, job_id)
+
+    def _take_expired(self, now: float) -> list[str]:
+        with self._writing() as database:
+            keys.forget_old(database, now)
+            return take_expired(database, now, self._max_bytes)
 
     def _complete(self, job_id: str, files: Mapping[str, tuple[str, FileContent]]) -> Job | None:
         stored = self._write_results(job_id, files)
