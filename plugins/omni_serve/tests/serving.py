@@ -82,7 +82,7 @@ class ThreadServer:
 
     def __init__(self, config: OmniDiffusionConfig, settings: ServeSettings) -> None:
         self.observer = Observer()
-        plugins = PluginRegistry()
+        plugins = PluginRegistry(disabled="omni-metrics")  # which may be installed or not
         plugins.register(self.observer, name="observer")
         self._bound = bind("127.0.0.1", 0)
         self.url = address_of(self._bound)
