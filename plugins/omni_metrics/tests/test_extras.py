@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from engines import PATIENCE_S, ask, counted, plugins, traced
 
-from omni_core import DiffusionEngine, OmniDiffusionConfig, hookimpl
+from omni_core import DiffusionEngine, OmniDiffusionConfig, OmniRequestOutput, hookimpl
 from omni_core.errors import ConfigError
 from omni_core.testing.warm_python import WarmPython
 from omni_metrics.options import MetricsOptions
-from omni_metrics.outputs import made_by
+from omni_metrics.outputs import Made, made_by
 from omni_metrics.prometheus.plugin import PrometheusObserver
 from omni_metrics.tracing.plugin import TraceObserver
 
@@ -185,3 +185,30 @@ def test_what_was_made(model: str, fields: dict[str, Any], kind: str, number: in
         made = made_by(output.raise_for_error())
         assert (made.kind, made.number, made.pixels) == (kind, number, pixels)
         assert f'omni_outputs_total{{engine="{engine.engine_id}",kind="{kind}"}} {number}.0' in observer.text()
+
+
+def endless() -> list[Any]:
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "number"),
+    [
+        ({"images": ["text"]}, "image", 1),
+        ({"images": "text"}, "image", 4),
+        ({"images": []}, "image", 0),
+        ({"images": [[]]}, "image", 1),
+        ({"images": 3}, "image", 1),
+        ({"images": endless()}, "image", 1),
+        ({"frames": [[["deep"]]]}, "video", 1),
+        ({"images": None, "audios": [1, 2]}, "audio", 2),
+        ({}, "other", 1),
+        ({"depth": [1]}, "other", 1),
+    ],
+)
+def test_what_no_pipeline_of_diffusers_makes_is_counted_all_the_same(
+    made: dict[str, Any], kind: str, number: int
+) -> None:
+    assert made_by(OmniRequestOutput("a", 1, "finished", made)) == Made(kind, number, 0)  # type: ignore[arg-type]

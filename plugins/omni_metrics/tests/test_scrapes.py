@@ -65,6 +65,7 @@ def test_promtool_finds_nothing_to_mend(executor: str) -> None:
     assert value(text, "process_resident_memory_bytes") > 1e6
 
 
+@pytest.mark.alone
 def test_a_scrape_while_every_worker_is_stopped(record_property: Any, wait_until: Any) -> None:
     with counted(executor_class="multiproc", data_parallel_size=2) as (engine, observer):
         engine.step([ask(1), ask(2)], PATIENCE_S)

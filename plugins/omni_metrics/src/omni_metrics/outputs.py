@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +12,8 @@ KINDS: tuple[Kind, ...] = ("image", "video", "audio", "other")
 # Under which name a pipeline's output has them.
 _NAMES: tuple[tuple[str, Kind], ...] = (("images", "image"), ("frames", "video"), ("audios", "audio"))
 _WITHOUT_PIXELS = 0
+# Lists of videos of frames.
+_DEEPEST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,9 @@ def _number(value: Any) -> int:
 
 def _pixels(value: Any) -> int:
     """Return the pixels of the first picture that a value has, as pictures, arrays or tensors in lists."""
-    while isinstance(value, Sequence) and len(value):
-        value = value[0]
+    for _ in range(_DEEPEST):
+        if isinstance(value, (list, tuple)) and value:  # no other sequence: the first of a text is a text again
+            value = value[0]
     size = getattr(value, "size", None)
     if isinstance(size, tuple) and len(size) == 2:  # of PIL
         return int(size[0] * size[1])
