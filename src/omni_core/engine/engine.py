@@ -18,12 +18,7 @@ from omni_core.engine.make_executor import close_quietly, make_executor
 from omni_core.engine.sleeping import Sleeping
 from omni_core.engine.worker_calls import ask_stacking, begin_call, make_call
 from omni_core.engine_place import check_engine_place
-from omni_core.errors import (
-    ConfigError,
-    EngineClosedError,
-    EngineOverloadedError,
-    RequestError,
-)
+from omni_core.errors import ConfigError, EngineClosedError, EngineOverloadedError, RequestError
 from omni_core.executor import DiffusionExecutor, ExecutorContext
 from omni_core.log import get_logger, set_level
 from omni_core.outputs import EngineStats, OmniRequestOutput, RequestEstimate
