@@ -65,6 +65,8 @@ def make_requests(
         if name.startswith("callback"):
             raise ApiError(400, f"{name!r} is a function, which cannot be sent.", param=name, code="invalid_value")
         own = _SERVERS_OWN.get(name) or _own_name(FIELD_OF_ARGUMENT.get(name))
+        if own == "n" and own not in type(body).model_fields:
+            raise ApiError(400, f"{name!r}: a job makes one; ask several times.", param=name, code="invalid_value")
         if own is not None:
             raise ApiError(400, f"{name!r} is not set by clients; use {own}.", param=name, code="invalid_value")
     _check_numbers(keywords, info)
