@@ -39,6 +39,7 @@ class KeptJobs(JobRunner):
         """Keep files that are made already: see `JobStore.keep`."""
         job = await self._call(self._store.keep, kind, model, request, files)
         self._news.note(job.id, job.status)
+        await self._expire()  # they count for the cap
         return job
 
     async def get(self, job_id: str) -> Job | None:

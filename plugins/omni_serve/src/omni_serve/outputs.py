@@ -97,10 +97,13 @@ class Encoder:
         Raises:
             ApiError: There is none.
         """
-        found = next((artifact for artifact in _artifacts(output) if artifact.kind == "video"), None)
-        if found is None:
+        artifacts = _artifacts(output)
+        found = next((artifact.data for artifact in artifacts if artifact.kind == "video"), None)
+        if found is None:  # some pipelines call frames pictures
+            found = [artifact.data for artifact in artifacts if artifact.kind == "picture"]
+        if len(found) < 1:
             raise _nothing("videos", output)
-        frames = [pictures.as_picture(frame) for frame in found.data]
+        frames = [pictures.as_picture(frame) for frame in found]
         made = self._provenance(request, 1)
         ending = videos.default_ending()
         content = _written(ending, lambda file: videos.write_video(file, frames, fps or _fps_of(request), made))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import signal
 import socket
 import time
@@ -118,7 +119,8 @@ class Server(uvicorn.Server):
     def request_stop(self) -> None:
         """Begin to end. From any thread."""
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self.stop)
+        # In a context of its own: that of a signal is of whatever it interrupts, with the id of its request.
+        self._loop.call_soon_threadsafe(self.stop, context=contextvars.Context())
 
     def stop(self) -> None:
         """Begin to end, or, if that has begun, end at once. In the loop's thread."""
@@ -166,11 +168,12 @@ async def serve(
     Raises:
         OmniError: The pipeline cannot be loaded, or the data folder not be used.
     """
+    places = config.max_num_seqs * config.data_parallel_size
     store = JobStore(
         settings.data_dir,
         expires_after_s=settings.job_expiry_s,
         max_bytes=settings.max_job_bytes,
-        max_unfinished=config.max_waiting,
+        max_unfinished=None if config.max_waiting is None else config.max_waiting + places,
     )
     try:
         engine = await AsyncDiffusionEngine.create(config, plugins=plugins)

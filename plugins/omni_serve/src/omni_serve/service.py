@@ -18,6 +18,7 @@ from omni_serve.errors import ApiError, api_error, retry_after
 from omni_serve.kept_jobs import KeptJobs
 from omni_serve.observers import Observers
 from omni_serve.outputs import Encoder
+from omni_serve.requests.making import LENGTHS_OF_SOUND
 from omni_serve.requests.pictures import BYTES_OF_PIXEL, PictureRoom
 from omni_serve.settings import ServeSettings
 from omni_serve.threads import thread_pool
@@ -29,8 +30,8 @@ _CODEC_THREADS = 2
 # So many of the largest pictures may be held at a time.
 _PICTURES_AT_ONCE = 4
 # Keywords that tell what a pipeline makes, since its class does not.
-_OF_VIDEO = frozenset({"num_frames", "video_length", "num_videos_per_prompt", "fps", "frame_rate"})
-_OF_SOUND = frozenset({"audio_length_in_s", "audio_end_in_s", "num_waveforms_per_prompt"})
+_OF_VIDEO = frozenset({"num_frames", "video_length", "num_videos_per_prompt", "fps", "frame_rate", "video"})
+_OF_SOUND = frozenset({*LENGTHS_OF_SOUND, "num_waveforms_per_prompt"})
 # Seconds after which clients of a server that is ending may find another.
 _DRAINING_RETRY_S = 5.0
 
@@ -113,6 +114,21 @@ class Service:
                 code="model_not_found",
             )
 
+    def check_makes(self, kind: Literal["image", "video", "audio"]) -> None:
+        """Return unless the model is known to make something else.
+
+        Raises:
+            ApiError: It does; the message says where to ask for that.
+        """
+        if self.kind == kind or (self.kind == "image" and "num_images_per_prompt" not in self.takes):
+            return  # or nothing in its signature says what it makes
+        where = {
+            "image": "pictures: use /v1/images/generations",
+            "video": "videos: use /v1/videos",
+            "audio": "sound: use /v1/audio/speech or /v1/audio/generations",
+        }
+        raise ApiError(400, f"The model makes {where[self.kind]}.", code="wrong_kind")
+
     def check_takes(self, keyword: str, field: str) -> None:
         """Return if the pipeline has the keyword that a field of a body stands for.
 
@@ -161,13 +177,16 @@ class Service:
             if not self._in_flight:
                 self._idle.set()
 
-    async def events(self, requests: list[OmniDiffusionRequest]) -> AsyncGenerator[tuple[int, RequestEvent], None]:
+    async def events(
+        self, requests: list[OmniDiffusionRequest], *, of_job: bool = False
+    ) -> AsyncGenerator[tuple[int, RequestEvent], None]:
         """Submit requests, all or none, and yield their events with the number of the request, until all have ended.
 
         Leaving the loop aborts those that have not.
 
         Args:
             requests: Which. One whose id another has that runs is replaced by one with a longer id.
+            of_job: Whether they are those of a job, whose runner says when they are to end.
 
         Raises:
             ApiError: They are refused.
@@ -180,7 +199,8 @@ class Service:
         except EngineOverloadedError as error:
             raise api_error(error, self._seconds_until_room(requests[0])) from error
         for handle in handles:
-            self._running.add(handle.request_id)
+            if not of_job:
+                self._running.add(handle.request_id)
             self._used_ids.add(handle.request_id)
             handle.add_done_callback(self._free_id)
         try:
@@ -213,19 +233,22 @@ class Service:
         self,
         requests: list[OmniDiffusionRequest],
         on_event: Callable[[int, RequestEvent], None] = lambda number, event: None,
+        *,
+        of_job: bool = False,
     ) -> list[OmniRequestOutput]:
         """Run requests, and return their outputs in order.
 
         Args:
             requests: Which.
             on_event: Called with each event.
+            of_job: See `events`.
 
         Raises:
             ApiError: They are refused.
             OmniError: One of them failed; the others are aborted.
         """
         outputs: dict[int, OmniRequestOutput] = {}
-        async with contextlib.aclosing(self.events(requests)) as events:
+        async with contextlib.aclosing(self.events(requests, of_job=of_job)) as events:
             async for number, event in events:
                 on_event(number, event)
                 if event.output is not None:

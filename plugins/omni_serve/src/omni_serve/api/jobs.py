@@ -135,7 +135,7 @@ class JobEndpoints:
         self, request: Request, fields: Any, files: dict[str, list[bytes]], remixed_from: str | None
     ) -> Response:
         service: Service = request.app.state.service
-        self._check_kind(service)
+        service.check_makes(self.kind)
         key = _idempotency_key(request)
         body = parse(self.body, _with_plain_names(fields))
         service.check_model(body.model)
@@ -157,16 +157,6 @@ class JobEndpoints:
             remixed_from=remixed_from,
         )
         return self._answer(job)
-
-    def _check_kind(self, service: Service) -> None:
-        """Refuse what the model is known not to make."""
-        if service.kind == self.kind:
-            return
-        if service.kind == "image" and "num_images_per_prompt" not in service.takes:
-            return  # nothing in its signature says what it makes
-        made = {"image": "pictures: use /v1/images/generations", "video": "videos: use /v1/videos"}
-        made["audio"] = "sound: use /v1/audio/speech or /v1/audio/generations"
-        raise ApiError(400, f"The model makes {made[service.kind]}.", code="wrong_kind")
 
     async def _job(self, request: Request) -> Job:
         service: Service = request.app.state.service

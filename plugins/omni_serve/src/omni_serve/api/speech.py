@@ -5,7 +5,6 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omni_serve.errors import ApiError
 from omni_serve.http.streams import unless_gone
 from omni_serve.http.trace_context import trace_context
 from omni_serve.making.sound import make_sound
@@ -21,8 +20,7 @@ async def create(request: Request) -> Response:
         read = await read_body(request, 0)
         body = parse(SpeechBody, read.fields)
         service.check_model(body.model)
-        if service.kind != "audio":
-            raise ApiError(400, f"The model makes no sound: {service.model_name}.", code="wrong_kind")
+        service.check_makes("audio")
         if body.prompt is None:
             body.prompt = body.input
         making = make_sound(service, body, request.state.request_id, trace_context(request.headers))

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from omni_serve.errors import ApiError
-from omni_serve.requests.bodies import Body
+from omni_serve.requests.bodies import Body, is_words
 from omni_serve.requests.pictures import bytes_of_url, decode_picture, edit_mask, is_url
 from omni_serve.service import Service
 
@@ -22,7 +22,11 @@ async def take_urls(service: Service, body: Body, files: dict[str, list[bytes]])
         ApiError: One is another URL or malformed, is there as a file too, or there are too many.
     """
     extra = body.model_extra or {}
-    found = {name: value if isinstance(value, list) else [value] for name, value in extra.items() if _has_url(value)}
+    found = {
+        name: value if isinstance(value, list) else [value]
+        for name, value in extra.items()
+        if not is_words(name) and _has_url(value)
+    }
     for name in found:
         if name in files:
             raise ApiError(400, f"{name} is there as a file and as a URL.", param=name, code="invalid_value")

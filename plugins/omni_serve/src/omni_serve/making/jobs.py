@@ -69,7 +69,7 @@ class JobMaker:
 
         async def run() -> tuple[OmniDiffusionRequest, OmniRequestOutput]:
             requests = await job_request(service, body, files_of(uploads), job.id, metadata)
-            [output] = await service.run(requests, note)
+            [output] = await service.run(requests, note, of_job=True)
             return requests[0], output
 
         found = await _encoded(service, body, *await _when_there_is_room(run))

@@ -62,6 +62,7 @@ async def prepare(
     files = await take_urls(service, body, files)
     if needs_picture and not files.get("image"):
         raise ApiError(400, "A picture is needed: the file `image`.", param="image", code="missing_file")
+    service.check_makes("image")
     arguments, sides = await pipeline_arguments(service, body, files)
     if without_words and body.prompt is None and "prompt" in service.takes:
         body.prompt = ""

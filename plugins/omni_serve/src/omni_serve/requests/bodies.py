@@ -6,6 +6,7 @@ what `/openapi.json` shows.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
@@ -20,6 +21,7 @@ _MOST_FIELDS = 200
 _LONGEST_NAME = 128
 # As vLLM-Omni and SGLang call a table of further fields.
 _TABLES = ("extra_params", "diffusers_kwargs")
+_WORDS = re.compile(r"(?!num_)(.*_)?(prompt|lyrics)(_\d+)?")
 # Of a video or of sound, in seconds.
 MOST_SECONDS = 3600
 SIZE_PATTERN = r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$"
@@ -122,6 +124,11 @@ class SpeechBody(SoundBody):
     speed: OptionalFloat = Field(None, description="Has no effect; leave it out or 1.")
 
 
+def is_words(name: str) -> bool:
+    """Return whether a keyword of a pipeline holds words, which may look like numbers or addresses."""
+    return _WORDS.fullmatch(name) is not None
+
+
 def parse(model: type[BodyT], fields: Any) -> BodyT:
     """Return a body that was checked.
 
@@ -150,8 +157,8 @@ def parse(model: type[BodyT], fields: Any) -> BodyT:
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return fields with those of the tables at the top level."""
-    flat = {name: value for name, value in fields.items() if name not in _TABLES}
+    """Return fields with those of the tables at the top level. Null is what is not there: OpenAI's clients send it."""
+    flat = {name: value for name, value in fields.items() if name not in _TABLES and value is not None}
     for table in _TABLES:
         inner = fields.get(table)
         if not isinstance(inner, dict):
@@ -161,5 +168,6 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
         for name, value in inner.items():
             if name in flat or name in _TABLES:
                 raise ApiError(400, f"{name!r} stands in {table} and elsewhere.", param=name, code="invalid_value")
-            flat[name] = value
+            if value is not None:
+                flat[name] = value
     return flat

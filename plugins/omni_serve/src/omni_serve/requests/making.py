@@ -13,11 +13,12 @@ from omni_core.pipeline_info import PipelineInfo
 from omni_core.request import FIELD_OF_ARGUMENT
 from omni_serve.errors import ApiError
 from omni_serve.requests.bodies import MOST_SECONDS, Body
+from omni_serve.requests.places import refuse_places
 
 # Fields of a body that a request of the engine has under the same name.
 _SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "priority", "timeout_s")
 # What pipelines call the length of sound in seconds.
-LENGTHS_OF_SOUND = ("audio_length_in_s", "audio_end_in_s")
+LENGTHS_OF_SOUND = ("audio_length_in_s", "audio_end_in_s", "audio_duration", "audio_duration_s")
 # What the server sets by itself, and under what name a body has it.
 _SERVERS_OWN = {
     "output_type": "output_format",
@@ -61,6 +62,7 @@ def make_requests(
     """
     info = engine.pipeline_info
     keywords = {**body.keywords(), **(arguments or {})}
+    refuse_places(body.keywords())
     for name in keywords:
         if name.startswith("callback"):
             raise ApiError(400, f"{name!r} is a function, which cannot be sent.", param=name, code="invalid_value")

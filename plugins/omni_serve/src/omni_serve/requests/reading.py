@@ -15,6 +15,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from omni_serve.errors import ApiError
+from omni_serve.requests.bodies import is_words
 
 MAX_FIELDS = 100
 MAX_PART_BYTES = 1 << 20
@@ -31,7 +32,7 @@ _KEY = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 _MOST_LEVELS = 8
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Text that is not to be taken for a number.
-_TEXTS = frozenset({"prompt", "negative_prompt", "model", "user", "size", "input"})
+_TEXTS = frozenset({"model", "user", "size", "input"})
 
 
 @dataclass(slots=True)
@@ -151,7 +152,8 @@ def _put(fields: dict[str, Any], key: str, text: str) -> None:
     levels = re.findall(r"\[([^\[\]]*)\]", matched[2])
     if len(levels) > _MOST_LEVELS:
         raise ApiError(400, f"{key!r} has too many levels.", param=name, code="invalid_form")
-    value: Any = text if name in _TEXTS else _plain(key, text)
+    innermost = levels[-1] if levels and levels[-1] else name
+    value: Any = text if innermost in _TEXTS or is_words(innermost) else _plain(key, text)
     place: Any = fields
     for level, following in zip([name, *levels], [*levels, None], strict=True):
         last = following is None
