@@ -17,8 +17,9 @@ from omni_core.wire.worker import WireWorker
 from omni_exec_multiproc.options import MultiprocOptions
 from omni_exec_multiproc.worker_process import MultiprocWorkerSetup
 
-# Seconds to wait for the exit code of a dead worker, which is only used in the message.
-_EXIT_CODE_WAIT_S = 0.05
+# Seconds to wait for the exit code of a dead worker, which is only used in the message: it says what killed it. The
+# process that forks workers tells it, which takes longer where all cores compute.
+_EXIT_CODE_WAIT_S = 0.5
 
 
 class ProcessWorker(WireWorker):
