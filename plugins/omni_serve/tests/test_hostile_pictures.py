@@ -17,6 +17,7 @@ from PIL import Image
 
 from omni_serve.errors import ApiError
 from omni_serve.requests.pictures import BYTES_OF_PIXEL, PictureRoom, decode_picture
+from omni_serve.requests.places import refuse_places
 from omni_serve.settings import ServeSettings
 from serving import FACTORIES, PATIENCE_S, ThreadServer, picture_of, png, thread_server
 
@@ -173,6 +174,53 @@ def test_a_picture_as_a_url_is_one_as_a_file(editing: ThreadServer, kind: str) -
 )
 def test_what_is_no_picture_as_a_url(editing: ThreadServer, value: Any) -> None:
     assert edit(editing, json={"image": value}).status_code == 400
+
+
+PLACES = ["http://127.0.0.1/x.png", "/etc/hostname", "x.png", "data:image/png;base64,AA=="]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda place: [[place]],
+        lambda place: {"url": place},
+        lambda place: [{"image_url": {"url": place}}],
+        lambda place: [[[[place]]]],
+        lambda place: {place: 1},
+    ],
+    ids=["lists", "a table", "as in a chat", "many lists", "a key"],
+)
+def test_nothing_is_opened_however_deep_it_stands(editing: ThreadServer, place: str, wrap: Any) -> None:
+    """transformers' processors fetch addresses and open paths in lists of any depth."""
+    for name in ("image", "mask_image", "ip_adapter_image", "input_images"):
+        answer = edit(editing, json={"image": url_of(png(RED)), name: wrap(place)})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize("place", ["/etc/hostname", "x.png"])
+def test_a_path_is_no_picture(editing: ThreadServer, place: str) -> None:
+    for value in (place, [place], [url_of(png(RED)), place]):
+        assert edit(editing, json={"image": value}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("keywords", "is_refused"),
+    [
+        ({"cross_attention_kwargs": {"scale": 1, "adapter": ["http://127.0.0.1/x"]}}, True),
+        ({"cross_attention_kwargs": {"scale": 1, "mode": "strong: very"}}, False),
+        ({"prompt_2": "https://example.org is a site"}, False),
+        ({"lyrics": "// la la"}, False),
+        ({"video": [["/etc/passwd"]]}, True),
+        ({"num_frames": 5, "image_guidance_scale": 1.5, "frame_rate": 8}, False),
+    ],
+)
+def test_what_is_a_place(keywords: dict[str, Any], is_refused: bool) -> None:
+    if is_refused:
+        with pytest.raises(ApiError, match="nothing is fetched"):
+            refuse_places(keywords)
+    else:
+        refuse_places(keywords)
 
 
 def test_pictures_are_bounded_together(editing: ThreadServer, wait_until: Any) -> None:

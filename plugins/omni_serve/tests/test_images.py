@@ -340,3 +340,21 @@ def test_a_client_that_goes_away_frees_its_place_within_two_steps(
     assert (stats.running, stats.waiting) == (0, 0)
     with client_of(gated) as client:
         assert client.images.generate(prompt="a red seven", extra_body=STEPS).data
+
+
+def test_null_is_what_is_left_out(running: ThreadServer) -> None:
+    """OpenAI's client sends it for what it types as optional."""
+    with client_of(running) as client:
+        names = ("n", "output_format", "partial_images", "response_format", "output_compression", "size")
+        answer: Any = client.images.generate(
+            prompt="a red seven", **dict.fromkeys(names), extra_body={"seed": 1, **STEPS, "priority": None}
+        )
+    assert len(answer.data) == 1
+
+
+def test_words_in_a_form_are_words(editing: ThreadServer) -> None:
+    """Also where they look like numbers."""
+    fields = {"prompt": "1984", "negative_prompt": "true", "num_inference_steps": "2", "extra_params[strength]": "1"}
+    files = {"image": png(square())}
+    answer = httpx2.post(f"{editing.url}v1/images/edits", data=fields, files=files, timeout=PATIENCE_S)
+    assert answer.status_code == 200, answer.text

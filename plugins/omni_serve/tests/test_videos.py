@@ -242,6 +242,36 @@ def test_jobs_of_a_server_that_was_asked_to_end_go_on_later(
         assert [finished(client, one.id).status for one in (long, short)] == ["completed"] * 2
 
 
+def test_a_second_signal_ends_no_job_for_ever(serve_process: ServeProcess, tmp_path: Path, wait_until: Any) -> None:
+    arguments = ("--model", MODEL, "--data-dir", str(tmp_path / "data"), "--max-num-seqs", "2")
+    with serve_process(tmp_path, *arguments) as first, client_of(first) as client:
+        made = [client.videos.create(prompt="waves", extra_body={**BODY, "num_inference_steps": 300}) for _ in range(3)]
+        wait_until(lambda: client.videos.retrieve(made[1].id).status == "in_progress", PATIENCE_S)
+        for _ in range(2):
+            first.signal(signal.SIGINT)
+            wait_until(lambda: "shutting down" in first.log.read_text(), PATIENCE_S)
+        assert first.wait() == 0
+        assert "ending at once" in first.log.read_text()
+    with serve_process(tmp_path, *arguments) as second, client_of(second) as client:
+        assert [finished(client, one.id).status for one in made] == ["completed"] * 3
+
+
+def test_a_larger_priority_goes_first(client: openai.OpenAI, running: ThreadServer) -> None:
+    places = running.service.engine.engine.config.max_num_seqs
+    for seed in range(places):
+        create(client, seed, num_inference_steps=300)
+    late = [create(client, number, priority=number).id for number in range(3)]
+    ended = [finished(client, one) for one in late]
+    assert [one.status for one in ended] == ["completed"] * 3
+    begun = running.service.jobs._store
+    assert [job.id for job in begun.list(limit=3)[0]] == late[::-1]
+
+
+def test_a_job_holds_no_more_than_it_needs(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="at most"):
+        create(client, attention_kwargs={"x": "y" * 300_000})
+
+
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
     with thread_server(ServeSettings(port=0, data_dir=tmp_path / "data"), model=MODEL):
         with pytest.raises(Exception, match="another|in use"):

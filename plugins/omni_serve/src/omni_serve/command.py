@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,9 @@ from omni_serve.settings import ServeSettings
 
 # Where the configuration says nothing; without a limit, a queue grows until memory is full.
 _MAX_WAITING = 100
+# As long as a time-out may be.
+_LONGEST_S = 2_000_000.0
+_LONGEST_JOB_S = 10 * 365 * 86_400.0
 
 HELP = """Serve the model over HTTP: an OpenAI-compatible API, and a page at the address that is printed.
 
@@ -109,6 +113,12 @@ def _refuse_open_server(settings: ServeSettings, no_auth: bool) -> None:
     )
 
 
+def _a_number(context: click.Context, option: click.Parameter, value: float) -> float:
+    if math.isnan(value):  # which no range refuses
+        raise click.BadParameter("it is not a number", context, option)
+    return value
+
+
 def _options() -> list[click.Parameter]:
     def option(*names: str, **settings: Any) -> click.Option:
         return SectionOption(list(names), section="Options", **settings)
@@ -132,7 +142,8 @@ def _options() -> list[click.Parameter]:
         option("--allowed-host", multiple=True, help="Another name of this server, for browsers. May be repeated."),
         option(
             "--drain-timeout-s",
-            type=click.FloatRange(0),
+            type=click.FloatRange(0, _LONGEST_S),
+            callback=_a_number,
             default=30.0,
             show_default=True,
             help="Seconds that running requests may take once the server is to end.",
@@ -146,7 +157,8 @@ def _options() -> list[click.Parameter]:
         ),
         option(
             "--job-expiry-s",
-            type=click.FloatRange(1),
+            type=click.FloatRange(1, _LONGEST_JOB_S),
+            callback=_a_number,
             default=86_400.0,
             show_default=True,
             help="Seconds for which the result of a job is kept.",

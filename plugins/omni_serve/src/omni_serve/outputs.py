@@ -45,9 +45,8 @@ class EncodedFile:
     content: bytes
     size: tuple[int, int] | None = None
 
-    @property
     def base64(self) -> str:
-        """Its content as text."""
+        """Return its content as text. This takes a while: it is called in a thread."""
         return base64.b64encode(self.content).decode()
 
 

@@ -50,6 +50,7 @@ class Service:
         is_cut_off: Whether what was accepted is ended too.
         room: For the pictures that clients have sent.
         started_at: Unix time in seconds.
+        sampling_rate: Samples a second of what the pipeline makes, None if it does not say; None until it was asked.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Service:
         self.is_cut_off = False
         self.room = PictureRoom(_PICTURES_AT_ONCE * BYTES_OF_PIXEL * settings.max_upload_pixels)
         self.started_at = int(time.time())
+        self.sampling_rate: tuple[int | None] | None = None
         self._codecs = thread_pool(_CODEC_THREADS, "omni-serve-codec")
         # Of its own: numbers are wanted the most while all others are busy.
         self._scrapes = thread_pool(1, "omni-serve-metrics")

@@ -24,7 +24,7 @@ class ServeSettings:
         max_body_bytes: Most bytes of a request's body.
         max_files: Most files in one form.
         max_outputs: Most pictures of one request (`n`).
-        max_upload_pixels: Most pixels of an uploaded picture.
+        max_upload_pixels: Most pixels of the pictures of a request together.
         drain_timeout_s: Seconds that running requests may take once the server is to end.
         job_expiry_s: Seconds for which the result of a job is kept.
         max_job_bytes: Most bytes of the results that are kept; the oldest go first.

@@ -83,10 +83,9 @@ async def _make(
     outputs = await making.run()
     content: list[dict[str, Any]] = []
     for number, output in enumerate(outputs):
-        content += [
-            {"type": "image_url", "image_url": {"url": f"data:{file.media_type};base64,{file.base64}"}}
-            for file in await making.encode(number, output)
-        ]
+        for file in await making.encode(number, output):
+            url = f"data:{file.media_type};base64,{await service.in_thread(file.base64)}"
+            content.append({"type": "image_url", "image_url": {"url": url}})
     return outputs, content
 
 

@@ -28,6 +28,8 @@ from omni_serve.service import Service
 # Milliseconds after which a client that polls should ask again.
 _POLL_MS = "500"
 _LONGEST_PAGE = 100
+# Of its fields as JSON, without files: they are kept, and read for each list.
+_MOST_JOB_BYTES = 256 << 10
 _LONGEST_KEY = 255
 # What is more is no number of frames.
 _MOST_FRAMES = 10**9
@@ -146,6 +148,8 @@ class JobEndpoints:
         if body.seed is None:
             body.seed = secrets.randbelow(2**32)
         asked = body.model_dump(mode="json", exclude_none=True)
+        if await service.in_thread(lambda: len(json.dumps(asked))) > _MOST_JOB_BYTES:
+            raise ApiError(400, f"The fields of a job have at most {_MOST_JOB_BYTES} bytes.", code="invalid_value")
         if context := trace_context(request.headers):
             asked[TRACE] = context
         job, _ = await service.jobs.add(

@@ -67,7 +67,7 @@ class BodyLimit:
             if self._held > max(read, _BODIES_AT_ONCE * self._max_bytes):
                 raise ApiError(
                     429,
-                    "The server reads too many large bodies now.",
+                    "The server holds too many large bodies now, of requests that have not been answered.",
                     code=OVERLOADED,
                     headers=retry_after(_FULL_RETRY_S),
                 )

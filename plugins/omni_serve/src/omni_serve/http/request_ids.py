@@ -24,7 +24,7 @@ _QUIET_PATHS = frozenset({"/live", "/ready", "/health", "/metrics", "/v1/omni/st
 
 
 class RequestIds:
-    """The outermost middleware. What nobody has caught becomes an answer here."""
+    """Gives each request its id, and turns what nobody has caught into an answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -105,8 +105,12 @@ def page(
 
 
 def oldest_queued(database: sqlite3.Connection, count: int) -> list[str]:
-    """Return the ids of the jobs that are next, at most `count`."""
-    rows = database.execute("SELECT id FROM jobs WHERE status = 'queued' ORDER BY seq LIMIT ?", (count,))
+    """Return the ids of the jobs that are next, at most `count`: those of a larger priority first."""
+    priority = "coalesce(json_extract(request, '$.priority'), 0)"
+    rows = database.execute(
+        f"SELECT id FROM jobs WHERE status = 'queued' ORDER BY {priority} DESC, seq LIMIT ?",  # noqa: S608  # no value in it
+        (count,),
+    )
     return [row["id"] for row in rows]
 
 

@@ -240,7 +240,7 @@ class JobRunner:
     async def _fail(self, job_id: str, failure: JobFailed) -> None:
         try:
             self._note(await self._call(self._store.fail, job_id, failure.code, failure.message))
-        except JobStoreError as error:
+        except Exception as error:
             log.error("the failure of a job could not be recorded; this is tried again", job=job_id, reason=str(error))
             self._unrecorded[job_id] = failure
 

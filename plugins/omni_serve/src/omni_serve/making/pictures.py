@@ -145,7 +145,8 @@ class PictureMaking:
                     )
                     kind = f"{events}.partial_image"
                     about = {"partial_image_index": partials[number], "step": event.step, "num_steps": event.num_steps}
-                    yield kind, {"type": kind, "b64_json": file.base64, **about, **common, **self._about(file)}
+                    content = {"b64_json": await self._service.in_thread(file.base64)}
+                    yield kind, {"type": kind, **content, **about, **common, **self._about(file)}
                     partials[number] += 1
                 if event.output is not None:
                     output = event.output.raise_for_error()
@@ -164,7 +165,7 @@ class PictureMaking:
 
     async def _content(self, file: EncodedFile, number: int) -> dict[str, Any]:
         if self.body.response_format == "b64_json":
-            return {"b64_json": file.base64}
+            return {"b64_json": await self._service.in_thread(file.base64)}
         job = await self._service.jobs.keep(
             "image",
             self._service.model_name,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from omni_core import OmniDiffusionRequest, OmniRequestOutput
-from omni_core.errors import OmniError
+from omni_core.errors import RPCError, RPCTimeoutError, WorkerDiedError
 from omni_core.media.sound import find_sampling_rate
 from omni_serve.making.inputs import pipeline_arguments, take_urls
 from omni_serve.outputs import EncodedFile
@@ -14,7 +14,8 @@ from omni_serve.requests.bodies import SoundBody, SpeechBody
 from omni_serve.requests.making import LENGTHS_OF_SOUND, make_requests
 from omni_serve.service import Service
 
-_ASK_TIMEOUT_S = 10.0
+# A call waits for the end of a step.
+_ASK_TIMEOUT_S = 120.0
 
 
 async def make_sound(
@@ -64,9 +65,17 @@ async def encoded_sound(service: Service, request: OmniDiffusionRequest, output:
 
 
 async def _sampling_rate(service: Service) -> int | None:
-    """Return how many samples a second the pipeline makes, if it says so."""
-    try:
-        rate: int | None = await service.engine.collective_rpc(find_sampling_rate, _ASK_TIMEOUT_S, unique_reply_rank=0)
-    except OmniError:  # an executor whose workers are none of ours
-        return None
-    return rate
+    """Return how many samples a second the pipeline makes, if it says so. It is asked once.
+
+    Raises:
+        OmniError: It cannot be asked now. A usual rate could be another, and the sound too fast or too slow.
+    """
+    if service.sampling_rate is None:
+        try:
+            rate = await service.engine.collective_rpc(find_sampling_rate, _ASK_TIMEOUT_S, unique_reply_rank=0)
+        except (RPCTimeoutError, WorkerDiedError):
+            raise
+        except RPCError:  # an executor whose workers are none of ours
+            rate = None
+        service.sampling_rate = (rate,)
+    return service.sampling_rate[0]

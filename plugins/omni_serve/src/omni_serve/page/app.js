@@ -51,13 +51,13 @@ async function start() {
     if (ask) make(ask);
   };
   connect({ form, gallery, maker, actions, generate });
-  invite(form.control("prompt") ? ideasFor(about) : [], ofKind(about.kind), async (prompt) => {
+  invite(form.control("prompt") ? ideasFor(about) : [], whereKept(about), async (prompt) => {
     form.control("prompt").write(prompt);
     generate();
   });
   const tabs = new Tabs(() => maker.runningIds);
   await jobs.look();
-  await gallery.load(tabs);
+  await gallery.load(tabs, jobs);
   byId("generate").disabled = false;
   document.body.dataset.ready = "true";
 }
@@ -81,6 +81,12 @@ function describe(about) {
   byId("settings").open = WIDE.matches;
 }
 
+function whereKept({ kind, jobs_are_kept: areKept }) {
+  const first = `Each ${ofKind(kind)} appears here as it is made`;
+  if (kind === "image") return `${first}, and stays in this browser with its settings.`;
+  return areKept ? `${first}, and goes on without this page.` : `${first}. The server keeps it until it ends: it has no --data-dir.`;
+}
+
 function ideasFor(about) {
   return about.model === "omni/digits" ? IDEAS.digits : IDEAS[about.kind];
 }
@@ -99,6 +105,7 @@ function actionsOf({ api, form, gallery, maker, viewer, jobs, make }) {
     remove: (...entries) => gallery.remove(entries, (one) => one.jobId && jobs.delete(one)),
     again: (entry) => {
       gallery.forget(entry.id);
+      if (entry.jobId) jobs.delete(entry);
       make({ settings: entry.settings, inputs: entry.inputs, n: 1 });
     },
     reuse: async (entry) => {

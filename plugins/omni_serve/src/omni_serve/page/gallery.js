@@ -22,12 +22,12 @@ export class Gallery {
   }
 
   /** Show what was kept. What ran when the page was left, in no other tab, was stopped by that. */
-  async load(tabs) {
+  async load(tabs, jobs) {
     const records = await this._store.all();
     const isOpen = records.some((record) => record.status === "running" && !record.jobId);
     const elsewhere = isOpen ? await tabs.othersRun() : new Set();
     for (const record of records) {
-      if (record.jobId) this._loadJob(record);
+      if (record.jobId) await this._loadJob(record, jobs);
       else if (record.status !== "running") this.add(record);
       else if (!elsewhere.has(record.id)) this.add({ ...record, status: "interrupted" });
     }
@@ -35,10 +35,9 @@ export class Gallery {
   }
 
   /** Jobs are the server's, and shown by now; the record knows more of how they were asked for. */
-  _loadJob(record) {
+  async _loadJob(record, jobs) {
     const { settings, inputs, id } = record;
-    if (this.update(id, { settings, inputs })) return;
-    this.add({ ...record, status: "failed", message: "The server no longer has it: it was restarted, or this has expired." });
+    if (!this.update(id, { settings, inputs })) await jobs.restore(record);
   }
 
   get(id) {
@@ -85,7 +84,7 @@ export class Gallery {
 
   /** Keep an entry that is done. */
   async keep(entry) {
-    for (const id of await this._store.put(recordOf(entry))) this.forget(id);
+    for (const id of [...await this._store.put(recordOf(entry)), ...await this._store.prune()]) this.forget(id);
   }
 
   async unkeep(entries) {
@@ -159,10 +158,10 @@ function recordOf(entry) {
 }
 
 /** Fill the place of the gallery while there is nothing in it. */
-export function invite(prompts, kind, onChoose) {
+export function invite(prompts, hint, onChoose) {
   byId("empty").replaceChildren(
     el("div", { class: "sample grain", "aria-hidden": "true" }),
     el("p", { class: "empty-title", text: prompts.length ? "Nothing here yet. Try one of these:" : "Nothing here yet. Press Generate." }),
     el("div", { class: "chips" }, ...prompts.map((prompt) => el("button", { type: "button", class: "chip", text: prompt, on: { click: () => onChoose(prompt) } }))),
-    el("p", { class: "hint", text: `Each ${kind} appears here as it is made, and stays in this browser with its settings.` }));
+    el("p", { class: "hint", text: hint }));
 }

@@ -5,6 +5,7 @@ import { announce, toast } from "./dom.js";
 import { ofKind, shortened } from "./words.js";
 
 const POLL_S = 1;
+const RETRY_S = 5;
 const MOST = 100;
 const PARTS = { queued: "queued", in_progress: "running", completed: "done", failed: "failed" };
 
@@ -63,22 +64,32 @@ export class Jobs {
     try {
       jobs = (await this._api.get(`${this._path}?limit=${MOST}`)).data;
     } catch {
-      return;  // the server's state tells, and its return begins this anew
+      this._plan(RETRY_S);  // the server's state tells why
+      return;
     }
     const queued = jobs.filter((job) => job.status === "queued").sort((one, other) => one.created_at - other.created_at);
     for (const job of jobs) this._show(job, queued.indexOf(job));
     const known = new Set(jobs.map((job) => job.id));
-    for (const entry of this._gallery.active()) {
-      if (entry.jobId && !known.has(entry.jobId) && jobs.length < MOST) {
-        this._gallery.update(entry.id, { status: "failed", message: "The server no longer has it: it was restarted, or this was deleted elsewhere." });
-      }
-    }
-    if (jobs.some((job) => ["queued", "in_progress"].includes(job.status))) this._plan();
+    for (const entry of this._gallery.active()) if (entry.jobId && !known.has(entry.jobId)) await this.restore(entry);
+    if (this._gallery.active().some((entry) => entry.jobId) || jobs.some((job) => ["queued", "in_progress"].includes(job.status))) this._plan();
   }
 
-  _plan() {
+  /** Ask for the job of a record that is not among the newest, and show what has become of it. */
+  async restore(record) {
+    const { id, settings, inputs } = record;
+    try {
+      this._show(await this._api.get(`${PATHS[record.kind]}/${record.jobId}`), -1);
+    } catch (problem) {
+      const gone = { status: "failed", message: "The server no longer has it: it was restarted, or this was deleted or has expired." };
+      if (problem.status === 404 && !this._gallery.update(id, gone)) this._gallery.add({ ...record, ...gone });
+      else if (problem.status !== 404) this._gallery.add(record);
+    }
+    this._gallery.update(id, { settings, inputs });
+  }
+
+  _plan(seconds = POLL_S) {
     clearTimeout(this._timer);
-    this._timer = setTimeout(() => { if (!document.hidden) this.look(); }, POLL_S * 1000);
+    this._timer = setTimeout(() => { if (!document.hidden) this.look(); }, seconds * 1000);
   }
 
   _show(job, position) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import json
 import math
@@ -17,6 +18,8 @@ from starlette.requests import Request
 from omni_serve.errors import ApiError
 from omni_serve.requests.bodies import is_words
 
+# Bytes of a JSON body from which it is decoded beside the event loop.
+_LARGE = 256 << 10
 MAX_FIELDS = 100
 MAX_PART_BYTES = 1 << 20
 # Of forms that hold no files.
@@ -68,7 +71,7 @@ async def read_body(request: Request, max_files: int) -> ReadBody:
         raise _unsupported(f"A body that is compressed ({encoding}) is not read: send it as it is.")
     if kind == _FORMS[1] and len(await request.body()) > _MAX_PLAIN_FORM_BYTES:
         raise ApiError(413, "The form is too large: send multipart/form-data or JSON.", code="body_too_large")
-    return await _read_form(request, max_files) if is_form else ReadBody(_decoded(await request.body()))
+    return await _read_form(request, max_files) if is_form else ReadBody(await _of_bytes(await request.body()))
 
 
 def _content_type(request: Request) -> tuple[str, str]:
@@ -79,6 +82,10 @@ def _content_type(request: Request) -> tuple[str, str]:
 
 def _unsupported(message: str) -> ApiError:
     return ApiError(415, message, code="unsupported_media_type")
+
+
+async def _of_bytes(body: bytes) -> Any:
+    return _decoded(body) if len(body) < _LARGE else await asyncio.to_thread(_decoded, body)
 
 
 def _decoded(body: bytes) -> Any:
