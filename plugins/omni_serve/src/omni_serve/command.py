@@ -23,8 +23,8 @@ from omni_serve.settings import ServeSettings
 # Where the configuration says nothing; without a limit, a queue grows until memory is full.
 _MAX_WAITING = 100
 # As long as a time-out may be.
-_LONGEST_S = 2_000_000.0
-_LONGEST_JOB_S = 10 * 365 * 86_400.0
+_LONGEST_OPTION = 2_000_000.0
+_LONGEST_KEPT = 10 * 365 * 86_400.0
 
 HELP = """Serve the model over HTTP: an OpenAI-compatible API, and a page at the address that is printed.
 
@@ -142,7 +142,7 @@ def _options() -> list[click.Parameter]:
         option("--allowed-host", multiple=True, help="Another name of this server, for browsers. May be repeated."),
         option(
             "--drain-timeout-s",
-            type=click.FloatRange(0, _LONGEST_S),
+            type=click.FloatRange(0, _LONGEST_OPTION),
             callback=_a_number,
             default=30.0,
             show_default=True,
@@ -157,7 +157,7 @@ def _options() -> list[click.Parameter]:
         ),
         option(
             "--job-expiry-s",
-            type=click.FloatRange(1, _LONGEST_JOB_S),
+            type=click.FloatRange(1, _LONGEST_KEPT),
             callback=_a_number,
             default=86_400.0,
             show_default=True,
