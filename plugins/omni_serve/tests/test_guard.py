@@ -138,3 +138,10 @@ def test_keys_of_a_file_and_flags_of_the_configuration(serve_process: ServeProce
         with client_of(running, api_key=KEYS[1]) as client:
             assert [model.id for model in client.models.list().data] == ["letters"]
         assert httpx2.get(f"{running.url}v1/models").status_code == 401
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e19", "-1"])
+@pytest.mark.parametrize("option", ["--job-expiry-s", "--drain-timeout-s"])
+def test_seconds_that_are_none(option: str, value: str) -> None:
+    result = CliRunner().invoke(make_app(), ["serve", option, value])
+    assert (result.exit_code, f"'{option}'" in result.output) == (2, True)

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -277,6 +278,25 @@ def fill(disk: Path) -> None:
                 while filler.write(b"x" * size) == size:
                     pass
                 raise OSError(errno.ENOSPC, "No space left")
+
+
+def test_the_temporary_folder_of_a_server_that_was_killed_is_removed_by_the_next(
+    fast_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(fast_path))
+
+    def die() -> None:
+        JobStore()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    living = JobStore()
+    assert child(die) == -signal.SIGKILL
+    assert len(list(fast_path.glob("omni-serve-jobs-*"))) == 2
+    another = JobStore()
+    assert set(fast_path.glob("omni-serve-jobs-*")) == {living.folder, another.folder}
+    for store in (living, another):
+        store.close()
+    assert not list(fast_path.glob("omni-serve-jobs-*"))
 
 
 def test_a_full_disk(fast_path: Path) -> None:

@@ -18,6 +18,7 @@ from omni_serve.jobs.reserve import RESERVE_NAME
 DATABASE_NAME = "jobs.sqlite3"
 _LOCK_NAME = "lock"
 _FILES_NAME = "files"
+_TEMPORARY = "omni-serve-jobs-"
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
 
@@ -46,8 +47,10 @@ class JobFolder:
         self._close: Callable[[], object]
         if data_dir is None:
             with storage_errors(Path(tempfile.gettempdir())):
-                self.path = Path(tempfile.mkdtemp(prefix="omni-serve-jobs-"))
-            self._close = weakref.finalize(self, _remove, self.path, os.getpid())
+                _remove_ownerless(Path(tempfile.gettempdir()))
+                self.path = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+                self._lock = _take_lock(self.path)
+            self._close = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
         else:
             self.path = data_dir.absolute() / "jobs"
             with storage_errors(self.path):
@@ -56,7 +59,7 @@ class JobFolder:
                 _refuse_foreign(self.path)
                 self._lock = _take_lock(self.path)
             self._close = weakref.finalize(self, _release, self._lock, os.getpid())
-            _locked.add(self)
+        _locked.add(self)
         self.files = self.path / _FILES_NAME
         try:
             with storage_errors(self.path):
@@ -140,9 +143,23 @@ def _release(lock: int, owner: int) -> None:
         os.close(lock)
 
 
-def _remove(path: Path, owner: int) -> None:
+def _remove(path: Path, lock: int, owner: int) -> None:
     if os.getpid() == owner:
         shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_ownerless(parent: Path) -> None:
+    """Remove the temporary folders of servers that were killed: nobody has their locks any more."""
+    for path in parent.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):  # it is another user's, or in use, or has no lock yet
+            lock = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.stat().st_uid == os.getuid():
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 # A lock of flock(2) lives as long as any copy of its descriptor: a child that is forked and outlives a killed server
