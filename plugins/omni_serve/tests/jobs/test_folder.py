@@ -286,8 +286,9 @@ def test_the_temporary_folder_of_a_server_that_was_killed_is_removed_by_the_next
     monkeypatch.setattr(tempfile, "tempdir", str(fast_path))
 
     def die() -> None:
-        JobStore()
+        store = JobStore()
         os.kill(os.getpid(), signal.SIGKILL)
+        store.close()
 
     living = JobStore()
     assert child(die) == -signal.SIGKILL
