@@ -18,7 +18,7 @@ from omni_serve.errors import ApiError, api_error, retry_after
 from omni_serve.kept_jobs import KeptJobs
 from omni_serve.observers import Observers
 from omni_serve.outputs import Encoder
-from omni_serve.requests.making import LENGTHS_OF_SOUND
+from omni_serve.requests.engine_requests import LENGTHS_OF_SOUND
 from omni_serve.requests.pictures import BYTES_OF_PIXEL, PictureRoom
 from omni_serve.settings import ServeSettings
 from omni_serve.threads import thread_pool

@@ -89,8 +89,8 @@ class JobRunner:
         self._wake = asyncio.Event()
         self._running: dict[str, _Running] = {}
         self._unrecorded: dict[str, JobFailed] = {}  # failures that the disk did not take
-        self._begins: tuple[asyncio.Task[None], ...] = ()
-        self._keeps_house: tuple[asyncio.Task[None], ...] = ()
+        self._begin_tasks: tuple[asyncio.Task[None], ...] = ()
+        self._house_tasks: tuple[asyncio.Task[None], ...] = ()
         self._news = JobNews(lambda: self._call(store.counts), on_change)
 
     @property
@@ -107,8 +107,8 @@ class JobRunner:
         count = await self._call(self._store.requeue_unfinished, self._most_attempts)
         if count:
             log.info("jobs that ran when the server ended begin again", count=count)
-        self._begins = (asyncio.create_task(self._begin_jobs()),)
-        self._keeps_house = (asyncio.create_task(self._keep_house()), asyncio.create_task(self._news.run()))
+        self._begin_tasks = (asyncio.create_task(self._begin_jobs()),)
+        self._house_tasks = (asyncio.create_task(self._keep_house()), asyncio.create_task(self._news.run()))
         self._news.note(None, "")
 
     async def add(
@@ -162,7 +162,7 @@ class JobRunner:
             timeout_s: Seconds to wait before they are cancelled.
         """
         # A job that is taken at this moment is in progress, and begins at the next start.
-        await end_tasks(*self._begins)
+        await end_tasks(*self._begin_tasks)
         if await self._have_ended(timeout_s):
             return
         for running in self._running.values():
@@ -173,7 +173,7 @@ class JobRunner:
     async def aclose(self) -> None:
         """Cancel what still runs, and end all tasks and the thread. May be called again."""
         await self.drain(0)
-        await end_tasks(*self._keeps_house, *(running.task for running in self._running.values()))
+        await end_tasks(*self._house_tasks, *(running.task for running in self._running.values()))
         if self._thread.is_alive:
             with contextlib.suppress(JobStoreError):  # the next start queues them
                 await self._call(self._store.give_back)

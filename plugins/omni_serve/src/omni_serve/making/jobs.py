@@ -18,7 +18,7 @@ from omni_serve.making.sound import encoded_sound, sound_length
 from omni_serve.making.videos import encoded_video, video_length
 from omni_serve.outputs import EncodedFile
 from omni_serve.requests.bodies import SoundBody, VideoBody, parse
-from omni_serve.requests.making import make_requests
+from omni_serve.requests.engine_requests import make_requests
 from omni_serve.service import Service
 
 T = TypeVar("T")

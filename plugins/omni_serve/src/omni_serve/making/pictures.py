@@ -15,7 +15,7 @@ from omni_serve.making.inputs import pipeline_arguments, take_urls
 from omni_serve.making.progress import Progress
 from omni_serve.outputs import EncodedFile
 from omni_serve.requests.bodies import ImageBody
-from omni_serve.requests.making import make_requests
+from omni_serve.requests.engine_requests import make_requests
 from omni_serve.service import Service
 
 # After which those that wait are told again when their turn will come.

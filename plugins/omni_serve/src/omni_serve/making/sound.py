@@ -11,7 +11,7 @@ from omni_core.media.sound import find_sampling_rate
 from omni_serve.making.inputs import pipeline_arguments, take_urls
 from omni_serve.outputs import EncodedFile
 from omni_serve.requests.bodies import SoundBody, SpeechBody
-from omni_serve.requests.making import LENGTHS_OF_SOUND, make_requests
+from omni_serve.requests.engine_requests import LENGTHS_OF_SOUND, make_requests
 from omni_serve.service import Service
 
 # A call waits for the end of a step.
