@@ -73,6 +73,7 @@ def test_create_and_poll(client: openai.OpenAI, wanted: list[np.ndarray[Any, Any
     video = client.videos.create_and_poll(prompt="waves", extra_body={"seed": 3, **BODY})
     assert (video.status, video.progress, video.object, video.prompt) == ("completed", 100, "video", "waves")
     assert video.seed == 3  # type: ignore[attr-defined]
+    assert video.fields == BODY  # type: ignore[attr-defined]
     assert video.completed_at is not None
     assert video.expires_at is not None
     assert video.completed_at >= video.created_at

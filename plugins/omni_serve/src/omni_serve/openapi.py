@@ -62,6 +62,7 @@ def _job_answers(kind: str, **more: Any) -> dict[str, Any]:
             prompt=_TEXT_OR_NULL,
             seconds=_TEXT,
             seed={**_SEED, "type": ["integer", "null"]},
+            fields=_ANY,
             created_at=_TIME,
             completed_at=_TIME_OR_NULL,
             expires_at=_TIME_OR_NULL,

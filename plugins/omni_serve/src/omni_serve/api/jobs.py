@@ -31,6 +31,8 @@ _LONGEST_PAGE = 100
 # Of its fields as JSON, without files: they are kept, and read for each list.
 _MOST_JOB_BYTES = 256 << 10
 _LONGEST_KEY = 255
+# Of the fields that a job was asked for with: what is not for other clients, or stands elsewhere in the answer.
+_NOT_SHOWN = frozenset({TRACE, "user", "model", "prompt", "priority", "seed", "size"})
 # What is more is no number of frames.
 _MOST_FRAMES = 10**9
 # Other names of the picture that a video begins with.
@@ -189,6 +191,7 @@ class JobEndpoints:
             "prompt": asked.get("prompt"),
             "seconds": _seconds_of(asked),
             "seed": asked.get("seed"),
+            "fields": {name: value for name, value in asked.items() if name not in _NOT_SHOWN},
             "created_at": job.created_at,
             "completed_at": job.completed_at,
             "expires_at": job.expires_at,

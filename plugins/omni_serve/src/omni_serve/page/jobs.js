@@ -110,7 +110,7 @@ export class Jobs {
 
   _entryOf(job) {
     const [width, height] = (job.size || "x").split("x").map(Number);
-    const settings = { ...(job.prompt ? { prompt: job.prompt } : {}), ...(job.seed === null ? {} : { seed: job.seed }), ...(width ? { width, height } : {}) };
+    const settings = { ...job.fields, ...(job.prompt ? { prompt: job.prompt } : {}), ...(job.seed === null ? {} : { seed: job.seed }), ...(width ? { width, height } : {}) };
     return {
       id: job.id, jobId: job.id, group: job.id, of: 1, kind: this._kind, model: job.model, status: PARTS[job.status] ?? job.status,
       progress: job.progress, settings, inputs: {}, created: job.created_at * 1000, message: withoutId(job.error?.message),
