@@ -19,6 +19,7 @@ from serving import process_server
 from .conftest import OpenPage
 
 _HERE = Path(__file__).parent
+_JOBS = re.compile(r"/v1/.*[?]limit=")
 _DROP = """
 ([target, data]) => {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -163,6 +164,10 @@ def test_a_job_goes_on_without_the_page(
     page.wait_for_selector("body[data-ready]")
     expect(watched.cards("running")).to_have_count(1)
     expect(page.locator(".card-says")).to_contain_text("% done")
+    watched.may_fail.append("ERR_FAILED")
+    page.route(_JOBS, lambda route: route.abort(), times=1)
+    with page.expect_event("requestfailed"):  # which is no reason not to ask again
+        pass
     let_go_on()
     expect(watched.cards("done")).to_have_count(1)
     expect(page.locator(".card audio, .card .shown")).to_be_visible()
@@ -182,3 +187,9 @@ def test_a_job_goes_on_without_the_page(
     page.wait_for_selector("body[data-ready]")
     expect(watched.cards("done")).to_have_count(1)
     expect(watched.cards()).to_have_count(1)
+    # As where a hundred others have been made since.
+    page.route(_JOBS, lambda route: route.fulfill(json={"data": []}))
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    expect(watched.cards("done")).to_have_count(1)
+    expect(page.locator(".card audio, .card .shown")).to_be_visible()
