@@ -187,12 +187,90 @@ def test_numbers_without_measure_do_no_harm() -> None:
 works = st.builds(
     Work,
     kind=st.builds(
-        CostKind, height=st.sampled_from([64, 512]), width=st.just(512), outputs=st.integers(1, 2), frames=st.none()
+        CostKind,
+        height=st.sampled_from([64, 512]),
+        width=st.just(512),
+        outputs=st.integers(1, 2),
+        frames=st.none(),
+        seconds=st.sampled_from([None, 1, 47]),
     ),
     priority=st.integers(-1, 1),
     steps=st.one_of(st.none(), st.integers(1, 50)),
     done=st.integers(0, 20),
 )
+
+
+def test_lengths_are_part_of_the_kind() -> None:
+    kinds = [
+        kind_of(OmniDiffusionRequest(prompt="x", seed=1, extra_args=extra), None)[0]
+        for extra in ({}, {"num_frames": 8}, {"video_length": 16}, {"audio_end_in_s": 1.0}, {"audio_duration": 46.5})
+    ]
+    assert [(kind.frames, kind.seconds) for kind in kinds] == [
+        (None, None),
+        (8, None),
+        (16, None),
+        (None, 1),
+        (None, 47),
+    ]
+
+
+def test_more_together_than_are_told_apart() -> None:
+    costs = Costs()
+    costs.add_round(KIND, 256, 1.0)
+    assert cost_of(costs, KIND).round_seconds(256) == 1.0
+
+
+def test_a_request_that_is_begun_again_has_all_its_steps_to_do() -> None:
+    """As after a sleep of level 2, when its replica keeps it."""
+    estimates = Estimates(None, 1, 1)
+    request = OmniDiffusionRequest(prompt="x", seed=1, request_id="a", num_inference_steps=20)
+    estimates.add([request])
+    estimates.note_ready(0, is_ready=True)
+    estimates.step_begins(0, [request], 0.0)
+    for step in range(11):
+        started = ["a"] if step == 0 else []
+        progress = [StepProgress("a", step, 20)] if step else []
+        estimates.step_done(0, 1.0, StepOutput(started=started, progress=progress))
+    estimates.step_begins(0, [], time.monotonic())
+    before = estimates.estimate(request)
+    estimates.step_done(0, 1.0, StepOutput(started=["a"]))
+    estimates.step_begins(0, [], time.monotonic())
+    after = estimates.estimate(request)
+    assert before is not None
+    assert after is not None
+    assert 8 <= before.seconds <= 12
+    assert 18 <= after.seconds <= 23
+
+
+def test_what_happens_while_one_asks_changes_nothing_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's thread goes on: replicas are lost, and a signal handler may submit."""
+    estimates = Estimates(None, 4, 1)
+    requests = [OmniDiffusionRequest(prompt="x", seed=1, request_id=str(n), num_inference_steps=20) for n in range(12)]
+    estimates.add(requests)
+    for replica in range(4):
+        estimates.note_ready(replica, is_ready=True)
+        estimates.step_begins(replica, [requests[replica]], math.inf)  # so that no time passes
+        estimates.step_done(replica, 1.0, StepOutput(started=[str(replica)]))
+        estimates.step_done(replica, 1.0, StepOutput(progress=[StepProgress(str(replica), 1 + replica, 20)]))
+    cost_of = estimates._cost_of
+
+    def meanwhile(kind: CostKind) -> Cost | None:
+        for replica in range(4):
+            estimates.lost(replica)
+        estimates.add([OmniDiffusionRequest(prompt="x", seed=1)])
+        return cost_of(kind)
+
+    for request in requests:
+        before = estimates.estimate(request)
+        with monkeypatch.context() as patched:
+            patched.setattr(estimates, "_cost_of", meanwhile)
+            assert estimates.estimate(request) == before
+        for replica in range(4):
+            estimates.step_begins(replica, [requests[replica]], math.inf)
+            estimates.step_done(replica, 1.0, StepOutput(started=[str(replica)]))
+            estimates.step_done(replica, 1.0, StepOutput(progress=[StepProgress(str(replica), 1 + replica, 20)]))
+
+
 measured = st.dictionaries(st.integers(1, 8), st.floats(0, 10), min_size=1).map(learned)
 
 

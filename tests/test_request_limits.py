@@ -54,6 +54,9 @@ def test_texts_among_the_arguments_have_the_limit_of_prompts() -> None:
         {"height": 16, "width": 16, "extra_args": {"num_frames": 10**9}},
         {"extra_args": {"video_length": 10**400}},
         {"extra_args": {"max_sequence_length": 10**9}},
+        {"extra_args": {"num_frames": np.int64(10**9)}},
+        {"extra_args": {"num_frames": 1e8}},
+        {"extra_args": {"image": [*range(1_000_001), bytes(8)]}},
     ],
 )
 def test_a_side_or_a_place_that_is_not_the_usual_one_is_no_way_round(fields: dict[str, Any]) -> None:
@@ -80,3 +83,8 @@ def test_measuring_runs_no_code_that_could_fail_or_not_end() -> None:
 
     for name, make in ODD_VALUES.items():
         assert size_of({"x": make()}, 10**7) >= 0, name
+
+
+def test_what_the_pipeline_has_by_default_is_not_the_requests_to_ask_less_of() -> None:
+    request = OmniDiffusionRequest(prompt="hi", request_id="r")
+    check_size(request, OmniDiffusionConfig(max_prompt_length=300), {"prompt": "hi", "max_sequence_length": 512})

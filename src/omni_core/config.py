@@ -184,7 +184,7 @@ class OmniDiffusionConfig(BaseSettings):
         description="Most pixels of all outputs of a request, those of one frame each; all frames of a video have at "
         "most ten times as many. None: no limit.",
     )
-    max_steps: PositiveInt | None = Field(100_000, description="Most denoising steps of a request. None: no limit.")
+    max_steps: PositiveInt | None = Field(100_000, description="Most denoising steps of a request. None: 100,000.")
     max_argument_bytes: PositiveInt | None = Field(
         1_000_000_000,
         description="Most bytes of pictures, arrays and texts in the extra_args of a request. None: no limit.",

@@ -1,9 +1,9 @@
 """What requests cost, learned from those that ran. Pure Python: no torch, no threads, no clock of its own.
 
-Requests of one *kind* cost the same for each step: of the same size, with the same number of outputs and frames, with
-or without guidance. How long a step takes depends on how many requests a replica works on, and on how well their calls
-can be stacked, so it is learned for each number of them, as a whole: nothing is assumed of stacking. Only what was
-never measured is guessed, from the nearest number or the nearest kinds that were.
+Requests of one *kind* cost the same for each step: of the same size, with the same number of outputs, frames and
+seconds, with or without guidance. How long a step takes depends on how many requests a replica works on, and on how
+well their calls can be stacked, so it is learned for each number of them, as a whole: nothing is assumed of stacking.
+Only what was never measured is guessed, from the nearest number or the nearest kinds that were.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from omni_core.pipeline_info import PipelineInfo
+from omni_core.pipeline_info import DURATION_ARGUMENTS, FRAME_ARGUMENTS, USUAL_SIDE, PipelineInfo, is_number
 from omni_core.request import PASSED_BY_NAME, OmniDiffusionRequest
 
 # Kinds that are remembered; of more, those that were not seen for longest are forgotten.
 _MOST_KINDS = 256
-# Requests at work on one replica that are told apart; more count as so many.
+# Requests at work on one replica that are told apart one by one; more, by the next power of two.
 _MOST_TOGETHER = 64
 # Steps that a running mean goes back.
 _WINDOW_STEPS = 200.0
@@ -32,8 +32,6 @@ _FIRST_KEEPS = 0.1
 _MOST_SECONDS = 1e7
 # A number of frames, steps and so on from which on it is none.
 _MOST_NUMBER = 1e9
-# Pixels of a side that neither the request nor the pipeline's defaults give.
-_USUAL_SIDE = 512
 # How much more a step costs with guidance, where only steps without it were measured: rows for both.
 _GUIDED = 2
 
@@ -47,6 +45,7 @@ class CostKind(NamedTuple):
         outputs: Outputs that it makes.
         frames: Frames of each; None for what has none.
         is_guided: Whether it is run with classifier-free guidance.
+        seconds: Length of what is sound, in whole seconds; None for what is none.
     """
 
     height: int | None = None
@@ -54,12 +53,14 @@ class CostKind(NamedTuple):
     outputs: int = 1
     frames: int | None = None
     is_guided: bool = False
+    seconds: int | None = None
 
     @property
     def size(self) -> float:
         """What costs of kinds that were not measured are scaled by."""
-        sides = (self.height or _USUAL_SIDE) * (self.width or _USUAL_SIDE)
-        return float(sides * self.outputs * (self.frames or 1) * (_GUIDED if self.is_guided else 1))
+        sides = (self.height or USUAL_SIDE) * (self.width or USUAL_SIDE)
+        length = (self.frames or 1) * (self.seconds or 1)
+        return float(sides * self.outputs * length * (_GUIDED if self.is_guided else 1))
 
 
 def kind_of(request: OmniDiffusionRequest, info: PipelineInfo | None) -> tuple[CostKind, int | None]:
@@ -78,8 +79,9 @@ def kind_of(request: OmniDiffusionRequest, info: PipelineInfo | None) -> tuple[C
         _whole(values, "height"),
         _whole(values, "width"),
         request.num_outputs_per_prompt,
-        _whole(values, "num_frames"),
+        _first(values, FRAME_ARGUMENTS),
         is_guided,
+        _first(values, DURATION_ARGUMENTS),
     )
     return kind, _num_steps(values, info)
 
@@ -93,6 +95,12 @@ def _num_steps(values: Mapping[str, Any], info: PipelineInfo | None) -> int | No
     return max(1, rule.steps(steps, strength)) if 0 < strength <= 1 else steps
 
 
+def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """Return the first of some numbers that is there, as a whole one of at least 1."""
+    number = next((found for name in names if (found := _number(values, name)) > 0), 0.0)
+    return math.ceil(number) if number > 0 else None
+
+
 def _whole(values: Mapping[str, Any], name: str) -> int | None:
     number = _number(values, name)
     return int(number) if number >= 1 else None
@@ -101,7 +109,7 @@ def _whole(values: Mapping[str, Any], name: str) -> int | None:
 def _number(values: Mapping[str, Any], name: str) -> float:
     value = values.get(name)
     # Nothing else is compared: what it would do then is not known.
-    return float(value) if isinstance(value, (int, float)) and 0 <= value < _MOST_NUMBER else 0.0
+    return float(value) if is_number(value) and 0 <= value < _MOST_NUMBER else 0.0
 
 
 @dataclass(slots=True)
@@ -221,7 +229,9 @@ class Costs:
         learned = self._of(kind)
         if not learned.rounds:
             self._by_size = None
-        together = min(max(1, together), _MOST_TOGETHER)
+        together = max(1, together)
+        if together > _MOST_TOGETHER:
+            together = 1 << (together - 1).bit_length()
         learned.newest = together
         learned.rounds.setdefault(together, _Rounds()).add(seconds, steps)
 

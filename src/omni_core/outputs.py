@@ -148,7 +148,8 @@ class StepOutput:
         start_seconds: Seconds that each request that was started took to its first denoiser call.
         kinds: For each request that waits for a denoiser call, a number: calls of equal number run together.
         suspects: For requests that ended before, why their outputs may be wrong, as `RequestMetrics.suspect`.
-        stacking: What stacking did so far, if that is not what was told before; else None.
+        stacking: What stacking did so far, if it has verified, refused or checked a kind since the last call, else
+            None.
     """
 
     started: list[str] = field(default_factory=list)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from omni_core.errors import ConfigError, RequestError, did_you_mean
 from omni_core.request import FIELD_OF_ARGUMENT, PASSED_BY_NAME, OmniDiffusionRequest, checked_defaults
@@ -14,6 +14,13 @@ from omni_core.validation import nearest_option
 
 # What pipelines call the number of outputs, in the order of preference where one has several.
 _NUMBER_OF_OUTPUTS = tuple(argument for argument, name in FIELD_OF_ARGUMENT.items() if name == "num_outputs_per_prompt")
+
+
+# What pipelines call the number of pictures of a video, and the length of sound in seconds.
+FRAME_ARGUMENTS = ("num_frames", "video_length")
+DURATION_ARGUMENTS = ("audio_length_in_s", "audio_end_in_s", "audio_duration", "audio_duration_s")
+# Pixels of a side that neither a request nor the pipeline's defaults give.
+USUAL_SIDE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +192,8 @@ class PipelineInfo:
             f"submit {request.num_outputs_per_prompt} requests instead of num_outputs_per_prompt="
             f"{request.num_outputs_per_prompt}."
         )
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a number, one of numpy's included; nothing else is compared or reckoned with."""
+    return isinstance(value, Real)

@@ -11,15 +11,13 @@ from typing import Any
 
 from omni_core.config import OmniDiffusionConfig
 from omni_core.errors import RequestError
+from omni_core.pipeline_info import FRAME_ARGUMENTS, USUAL_SIDE, is_number
 from omni_core.request import OmniDiffusionRequest
 from omni_core.validation import described
 
 # Parts of an argument that are looked at; what has more is not measured to its end.
 _MOST_PARTS = 1_000_000
-# Pixels of a side that a request does not give.
-_USUAL_SIDE = 512
-# What pipelines call the number of pictures of a video, and how many pictures' pixels a video may have.
-_FRAMES = ("num_frames", "video_length")
+# So many pictures' pixels a video may have.
 _PICTURES_OF_A_VIDEO = 10
 _CONTAINERS = (list, tuple, set, frozenset)
 
@@ -41,21 +39,22 @@ def check_size(request: OmniDiffusionRequest, config: OmniDiffusionConfig, argum
                 length = str.__len__(text)
                 _refuse_above(request, f"{name} has {length} characters", length, config, "max_prompt_length")
     steps = arguments.get("num_inference_steps")
-    if isinstance(steps, int):
+    if is_number(steps):
         _refuse_above(request, f"num_inference_steps is {steps}", steps, config, "max_steps")
     height, width, number = arguments.get("height"), arguments.get("width"), request.num_outputs_per_prompt
     # What the pipeline makes of a side that is not given is not known.
-    sides = [side if isinstance(side, int) else _USUAL_SIDE for side in (width, height)]
+    sides = [side if is_number(side) else USUAL_SIDE for side in (width, height)]
     pixels = sides[0] * sides[1] * number
     what = f"{number} outputs of {sides[0]} x {sides[1]} are {pixels} pixels"
     _refuse_above(request, what, pixels, config, "max_pixels")
-    for name in _FRAMES:
+    for name in FRAME_ARGUMENTS:
         frames = arguments.get(name)
-        if isinstance(frames, int):
+        if is_number(frames):
             what = f"{name} is {described(frames)}, and a video may have {_PICTURES_OF_A_VIDEO} times max_pixels"
             _refuse_above(request, what, -(-frames * pixels // _PICTURES_OF_A_VIDEO), config, "max_pixels")
-    tokens = arguments.get("max_sequence_length")  # so many are encoded, however short the prompt
-    if isinstance(tokens, int):
+    # So many tokens are encoded, however short the prompt. The pipeline's own number is its owner's choice.
+    tokens = request.extra_args.get("max_sequence_length")
+    if is_number(tokens):
         _refuse_above(request, f"max_sequence_length is {described(tokens)}", tokens, config, "max_prompt_length")
     if config.max_argument_bytes is not None:
         size = size_of(request.extra_args, config.max_argument_bytes)
@@ -84,7 +83,7 @@ def size_of(value: Any, enough: int) -> int:
             left.extend(part)
         else:
             size += _own_size(part)
-    return size
+    return enough + 1 if left else size  # what is not measured to its end is too much
 
 
 def _own_size(part: Any) -> int:
@@ -100,7 +99,7 @@ def _own_size(part: Any) -> int:
 
 
 def _refuse_above(
-    request: OmniDiffusionRequest, what: str, value: int, config: OmniDiffusionConfig, limit: str
+    request: OmniDiffusionRequest, what: str, value: Any, config: OmniDiffusionConfig, limit: str
 ) -> None:
     most = getattr(config, limit)
     if most is not None and value > most:

@@ -49,7 +49,7 @@ def test_fresh_ones_differ() -> None:
     assert check_secret(new_secret(), "here")
 
 
-@pytest.mark.parametrize("owner", [0, 65534])
+@pytest.mark.parametrize("owner", sorted({os.getuid(), 0, 65534}))
 @pytest.mark.parametrize("mode", [0o600, 0o440, 0o640, 0o604, 0o620, 0o602, 0o660, 0o444])
 def test_a_file_that_others_can_read(tmp_path: Path, mode: int, owner: int) -> None:
     if owner != os.getuid() and os.getuid() != 0:

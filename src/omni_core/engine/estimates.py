@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Iterable
@@ -117,8 +118,10 @@ class Estimates:
     def estimate(self, request: OmniDiffusionRequest) -> RequestEstimate | None:
         """Return when a request will be done, or would be if it were submitted now; None if that is not known yet."""
         with self._lock:
-            target = self._works.get(request.request_id)
-            others = [work for work in self._works.values() if not work.is_made]
+            # Copies: the engine's thread goes on. The list first, at a stroke: a signal handler may submit meanwhile.
+            works = {request_id: copy.copy(work) for request_id, work in list(self._works.items())}
+        target = works.get(request.request_id)
+        others = [work for work in works.values() if not work.is_made]
         if target is None:
             target = self._work(request)
         elif target.is_made:
@@ -178,7 +181,8 @@ class Estimates:
         times = output.start_seconds if len(output.start_seconds) == len(output.started) else ()
         for request_id in output.started:
             if (work := placed.get(request_id)) is not None:
-                work.is_started = True
+                # From the beginning, also where it was begun before: as after a sleep of level 2.
+                work.is_started, work.done, work.round_s, work.together = True, 0, 0.0, 0
         for request_id, seconds in zip(output.started, times, strict=False):
             if (work := placed.get(request_id)) is not None:
                 self._costs.add_start(work.kind, seconds)

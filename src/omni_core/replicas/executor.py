@@ -86,9 +86,12 @@ class ReplicaExecutor(DiffusionExecutor, Generic[LoopT]):
     def _wait_for_first_start(self, replica: Replica) -> None:
         """Wait until a replica is ready. The replica itself enforces `startup_timeout_s`."""
         assert self._loop is not None
+        # Since when it was seen to be late: a program that stood still, which puts the loop's timers off, is not.
+        late_since: float | None = None
         while not is_done_within(replica.first_start, _LOOK_S):
-            due = replica.start_clock.due
-            if due is not None and self._loop.time() > due + _KILL_S:  # the loop's thread is blocked
+            due, now = replica.start_clock.due, self._loop.time()
+            late_since = None if due is None or now < due else late_since or now
+            if late_since is not None and now - late_since > _KILL_S:  # the loop's thread is blocked
                 raise StartupError(f"Replica {replica.index} did not start in time.")
         replica.first_start.result()
 

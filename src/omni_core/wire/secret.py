@@ -36,7 +36,7 @@ def load_secret(
     if file is None:
         text = environment.get(variable)
         if text:
-            return check_secret(text.strip().encode(), variable)
+            return check_secret(os.fsencode(text.strip()), variable)
         file = environment.get(file_variable) or None
     if file is None:
         return None
@@ -85,7 +85,7 @@ def check_secret(secret: bytes, source: str) -> bytes:
 def read_private(path: Path, what: str, most_bytes: int) -> bytes:
     """Return the contents of a file that others must not be able to read.
 
-    The group may read a file that belongs to root: systemd and Kubernetes hand secrets over with mode 0440.
+    The group may read a file that belongs to root: systemd hands secrets over so, and Kubernetes with `fsGroup`.
 
     Args:
         path: Path of the file.
@@ -106,7 +106,10 @@ def read_private(path: Path, what: str, most_bytes: int) -> bytes:
             if status.st_uid == 0:
                 forbidden &= ~stat.S_IRGRP
             if status.st_mode & forbidden:
-                raise ConfigError(f"others may read or write {path}, which holds {what}: chmod 600 {path}")
+                mode = "600"
+                if status.st_uid == 0 != os.geteuid():
+                    mode = "440, with a group of your own (in Kubernetes: defaultMode 0400, and fsGroup)"
+                raise ConfigError(f"others may read or write {path}, which holds {what}: chmod {mode} {path}")
             return os.read(fd, most_bytes)
         finally:
             os.close(fd)

@@ -273,10 +273,8 @@ class _TaskGreenlet(greenlet.greenlet):
         self._task = weakref.ref(task)
 
     @property
-    def task(self) -> PipelineTask:
-        task = self._task()
-        assert task is not None, "it runs in this greenlet"
-        return task
+    def task(self) -> PipelineTask | None:
+        return self._task()  # which lives as long as its code runs in this greenlet
 
 
 def suspend_denoiser_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
