@@ -119,3 +119,16 @@ def test_a_client_that_does_not_read_is_given_up(
     with send(editing, request) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         wait_until(lambda: not editing.server.server_state.connections, 30)
+
+
+def test_trailers_are_no_headers_and_are_bounded(running: ThreadServer) -> None:
+    chunked = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    connection = send(running, chunked + b"X-Request-Id: of-a-trailer\r\nConnection: close\r\n\r\n")
+    assert b"of-a-trailer" not in connection.recv(1 << 16)
+    connection.close()
+    connection = send(running, chunked)
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        for _ in range(2000):
+            connection.sendall(b"a:b\r\n" * 1000)
+    connection.close()
+    assert httpx2.get(f"{running.url}live").status_code == 200

@@ -70,6 +70,7 @@ def test_the_other_endpoints_of_jobs(client: httpx2.Client, wait_until: Any) -> 
         ("v1/videos", {}, "makes sound"),
         ("v1/audio/generations", {"num_frames": 5}, "num_frames"),
         ("v1/audio/generations", {"seconds": 1e9}, "seconds"),
+        ("v1/audio/generations", {"seconds": 0.1, "audio_start_in_s": 10**400}, "audio_start_in_s"),
         ("v1/audio/generations", {"num_waveforms_per_prompt": 2}, "several times"),
         ("v1/audio/generations", {"num_inference_steps": 1001}, "max_steps"),
         ("v1/audio/generations", {"prompt": "x" * 300_000}, "max_prompt_length"),

@@ -215,7 +215,10 @@ def _seconds_of(asked: dict[str, Any]) -> str:
         seconds = None
     if seconds is None and isinstance(frames, int) and 0 < frames < _MOST_FRAMES:
         seconds = frames / (asked.get("fps") or DEFAULT_FPS)
-    return "" if seconds is None else f"{seconds:g}"
+    try:
+        return "" if seconds is None else f"{seconds:g}"
+    except OverflowError:  # more digits than a float holds: one job must not spoil the list
+        return ""
 
 
 def _idempotency_key(request: Request) -> str | None:

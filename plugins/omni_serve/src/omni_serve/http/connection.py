@@ -55,6 +55,15 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._expect_headers()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header. What follows a chunked body is none (RFC 9110, 6.5.1), and is only counted."""
+        if self._deadline is not None:
+            super().on_header(name, value)
+            return
+        self._header_bytes += len(name) + len(value) + 4
+        if self._header_bytes > _MOST_HEADER_BYTES:
+            self.transport.abort()
+
     def on_headers_complete(self) -> None:
         """Begin to answer a request, or queue it behind earlier ones."""
         self._have_headers()

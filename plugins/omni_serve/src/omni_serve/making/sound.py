@@ -8,9 +8,10 @@ from typing import Any
 from omni_core import OmniDiffusionRequest, OmniRequestOutput
 from omni_core.errors import RPCError, RPCTimeoutError, WorkerDiedError
 from omni_core.media.sound import find_sampling_rate
+from omni_serve.errors import ApiError
 from omni_serve.making.inputs import pipeline_arguments, take_urls
 from omni_serve.outputs import EncodedFile
-from omni_serve.requests.bodies import SoundBody, SpeechBody
+from omni_serve.requests.bodies import MOST_SECONDS, SoundBody, SpeechBody
 from omni_serve.requests.engine_requests import LENGTHS_OF_SOUND, make_requests
 from omni_serve.service import Service
 
@@ -55,6 +56,8 @@ def sound_length(service: Service, body: SoundBody) -> dict[str, Any]:
         return {}
     service.check_takes(name, "seconds")
     start = body.keywords().get("audio_start_in_s") if name == "audio_end_in_s" else None
+    if isinstance(start, (int, float)) and not 0 <= start <= MOST_SECONDS:
+        raise ApiError(400, f"audio_start_in_s is from 0 to {MOST_SECONDS}.", param="audio_start_in_s")
     return {name: body.seconds + (start if isinstance(start, (int, float)) else 0)}
 
 
