@@ -132,3 +132,15 @@ def test_trailers_are_no_headers_and_are_bounded(running: ThreadServer) -> None:
             connection.sendall(b"a:b\r\n" * 1000)
     connection.close()
     assert httpx2.get(f"{running.url}live").status_code == 200
+
+
+def test_a_body_with_an_upgrade_is_not_taken_for_a_further_request(running: ThreadServer) -> None:
+    inner = GET + b"\r\n"
+    asked = head(IMAGES, len(inner), "Connection: Upgrade", "Upgrade: h2c")
+    connection = send(running, asked)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(inner)
+    answer = connection.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    connection.close()

@@ -67,6 +67,12 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin to answer a request, or queue it behind earlier ones."""
         self._have_headers()
+        if self.parser.should_upgrade() and any(
+            name in (b"content-length", b"transfer-encoding") and value != b"0" for name, value in self.headers
+        ):
+            # The parser would take the body for what follows the upgrade, or for a further request.
+            self._refuse(400, "A request with a body cannot ask for an upgrade: send it without the header Upgrade.")
+            return
         super().on_headers_complete()
         self._cycles = (*(one for one in self._cycles if not one.response_complete), self.cycle)
         if len(self._cycles) > _MOST_PIPELINED:
